@@ -1,0 +1,57 @@
+"""What the scheduler hands to the runner for one step, and what the runner hands back.
+
+Plain ordered data: every rank gets the same ``ScheduledBatch`` and must do the same work. No torch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mmx.config import SamplingParams
+from mmx.protocol import TokenLogprobs
+
+
+class ScheduledSeq(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence's part of a step.
+
+    ``token_ids`` are the tokens to compute, at positions ``start .. start + len(token_ids) - 1``;
+    ``block_ids`` is the whole block table, covering every position up to the last computed one.
+    ``samples`` says whether a token is sampled after the last of them (false for a prompt chunk that
+    is not the last). ``num_output_tokens`` counts tokens generated before this step (it numbers the
+    random draw). ``history`` (prompt then output ids) and ``num_prompt_tokens`` are given only where
+    ``params`` has a penalty; ``banned_token_ids`` are ids that may not be sampled in this step
+    (end tokens below ``min_tokens``).
+    """
+
+    request_id: str
+    token_ids: list[int]
+    start: int
+    block_ids: list[int]
+    samples: bool
+    params: SamplingParams
+    seed: int
+    num_output_tokens: int
+    num_prompt_tokens: int
+    history: list[int] | None = None
+    banned_token_ids: list[int] = []
+
+
+class ScheduledBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """The sequences of one step in a fixed order: decodes (one token, sampling) before prompt chunks."""
+
+    step: int
+    seqs: list[ScheduledSeq]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(seq.token_ids) for seq in self.seqs)
+
+
+class SampledToken(msgspec.Struct, frozen=True, kw_only=True):
+    """Result for one sampling sequence of the batch; ``error`` replaces the token when its logits were
+    not finite."""
+
+    request_id: str
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None

@@ -1,0 +1,97 @@
+"""Settings that users give: sampling parameters of a request and the configuration of an engine.
+
+Pure data without torch, so that the server, the scheduler and the tests can import it cheaply.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_LOGPROBS = 20
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one sequence is sampled and when it stops; names and meanings as in the OpenAI and vLLM APIs.
+
+    ``temperature`` below 1e-5 is greedy. ``top_k`` 0 or -1 is off. ``logprobs`` is the number of
+    alternatives reported beside each sampled token (0 = the sampled token only, None = none).
+    ``stop`` strings are found by the front end, which sees text; the engine stops on token ids.
+    ``n`` is expanded by the front end into independent sequences.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, field: str, expected: str) -> None:
+            if not ok:
+                raise ValueError(f"{field} must be {expected}, got {getattr(self, field)!r}")
+
+        check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
+        check(self.min_tokens >= 0, "min_tokens", "at least 0")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}")
+        check(0.0 <= self.temperature <= 2.0, "temperature", "between 0 and 2")
+        check(self.top_k >= -1, "top_k", "-1, 0 or positive")
+        check(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
+        check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
+        check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a signed 64-bit integer")
+        check(all(self.stop), "stop", "non-empty strings")
+        check(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}")
+        check(0.0 < self.repetition_penalty <= 2.0, "repetition_penalty", "above 0 and at most 2")
+        check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2")
+        check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2")
+        check(all(-100.0 <= b <= 100.0 for b in self.logit_bias.values()), "logit_bias", "within [-100, 100]")
+        check(1 <= self.n <= 128, "n", "between 1 and 128")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-5
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one engine needs to know; None means "derive it from the model and the machine".
+
+    ``model`` is a checkpoint folder. ``kv_cache_bytes`` bounds the page pool (None: 25 % of the free
+    memory on a CPU). ``max_num_batched_tokens`` bounds the tokens of one step.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_num_queued_reqs: int | None = None
+    enable_prefix_caching: bool = True
+    kv_cache_bytes: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def choice(field: str, allowed: tuple[str, ...]) -> None:
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
+
+        choice("device", ("auto", "cpu", "cuda", "npu"))
+        choice("dtype", ("auto", "bfloat16", "float32"))
+        choice("load_format", ("auto", "safetensors", "dummy"))
+        for field in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} must be at least 1, got {value}")

@@ -1,0 +1,171 @@
+"""Messages between the front end (server or ``mmx.LLM``) and the engine.
+
+Plain data, encoded as tagged msgpack maps: one frame is a little-endian u32 length and the message.
+The same messages are passed as objects when engine and front end share a process.
+
+Life of a request: ``Submit`` -> any number of ``TokenOut`` inside ``StepOutput`` -> the last one has a
+``finish_reason``; or one ``Failed``. ``Abort`` ends a request without further messages.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Literal
+
+import msgspec
+
+from mmx.config import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all messages; the wire carries the class name as tag."""
+
+
+# ---- front end -> engine -------------------------------------------------------------------------
+
+
+class Submit(Message, frozen=True, kw_only=True):
+    """Start one sequence. ``deadline_s`` counts seconds from arrival at the engine; ``cache_salt``
+    separates prefix reuse between callers."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0
+    deadline_s: float | None = None
+    cache_salt: str = ""
+
+
+class Abort(Message, frozen=True, kw_only=True):
+    """Stop these requests at the next step boundary and free their pages; unknown ids are ignored."""
+
+    request_ids: list[str]
+
+
+class ResetPrefixCache(Message, frozen=True, kw_only=True):
+    """Forget all cached pages that no running request uses."""
+
+
+class Shutdown(Message, frozen=True, kw_only=True):
+    """Finish nothing more, release everything and exit."""
+
+
+# ---- engine -> front end -------------------------------------------------------------------------
+
+
+class Loading(Message, frozen=True, kw_only=True):
+    """Progress before the engine is ready; ``progress`` runs from 0 to 1 within ``phase``."""
+
+    phase: str
+    progress: float
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """The engine serves from now on. ``max_model_len`` and its reason are printed by the front end."""
+
+    model_family: str
+    device: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    max_model_len_reason: str
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_num_queued_reqs: int
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probabilities of one position: of the sampled token and of the best alternatives,
+    best first; ``rank`` is the 1-based rank of the sampled token."""
+
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class TokenOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """New tokens of one request after one step. ``num_cached_tokens`` is set with the first token.
+    ``stop_reason`` is the stop token id that ended the sequence, if one did."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    num_cached_tokens: int | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Gauges and cumulative counters, for /metrics and /load."""
+
+    num_running: int
+    num_waiting: int
+    num_waiting_tokens: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    prompt_tokens: int
+    generation_tokens: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    num_preemptions: int
+    num_steps: int
+
+
+class StepOutput(Message, frozen=True, kw_only=True):
+    """Everything one engine step produced; ``step_tokens`` is the number of tokens computed."""
+
+    outputs: list[TokenOut]
+    stats: EngineStats
+    step_tokens: int
+    step_seconds: float
+
+
+class Failed(Message, frozen=True, kw_only=True):
+    """One request ended without a result. ``code`` is the slug of the error table, ``status`` the HTTP
+    status a server answers with, ``param`` the field at fault."""
+
+    request_id: str
+    message: str
+    code: str
+    status: int
+    param: str | None = None
+
+
+class EngineDead(Message, frozen=True, kw_only=True):
+    """The engine can not go on (or never became ready); its process ends after this message.
+    ``exit_code`` is the code a server process should end with."""
+
+    message: str
+    exit_code: int = 1
+
+
+ToEngine = Submit | Abort | ResetPrefixCache | Shutdown
+FromEngine = Loading | Ready | StepOutput | Failed | EngineDead
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+HEADER = struct.Struct("<I")
+
+
+def encode_frame(message: ToEngine | FromEngine) -> bytes:
+    """The message as bytes on the wire, length header included."""
+    payload = _encoder.encode(message)
+    return HEADER.pack(len(payload)) + payload
+
+
+def decode_to_engine(payload: bytes) -> ToEngine:
+    """Inverse of ``encode_frame`` without the header, on the engine's side."""
+    return _to_engine.decode(payload)
+
+
+def decode_from_engine(payload: bytes) -> FromEngine:
+    """Inverse of ``encode_frame`` without the header, on the front end's side."""
+    return _from_engine.decode(payload)

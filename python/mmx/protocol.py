@@ -161,11 +161,11 @@ def encode_frame(message: ToEngine | FromEngine) -> bytes:
     return HEADER.pack(len(payload)) + payload
 
 
-def decode_to_engine(payload: bytes) -> ToEngine:
+def decode_to_engine(payload: bytes | memoryview) -> ToEngine:
     """Inverse of ``encode_frame`` without the header, on the engine's side."""
     return _to_engine.decode(payload)
 
 
-def decode_from_engine(payload: bytes) -> FromEngine:
+def decode_from_engine(payload: bytes | memoryview) -> FromEngine:
     """Inverse of ``encode_frame`` without the header, on the front end's side."""
     return _from_engine.decode(payload)

@@ -1,0 +1,28 @@
+"""Exceptions that end a start-up, each with the exit code of the process that could not start."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A configuration (flags, ``config.json``, a combination of them) is refused."""
+
+    exit_code = 3
+
+
+class WeightsError(ValueError):
+    """A checkpoint is refused: a tensor is missing, unexpected, mis-shaped or unreadable."""
+
+    exit_code = 4
+
+
+class MemoryPlanError(ValueError):
+    """Weights, page pool and workspace do not fit into the memory that may be used."""
+
+    exit_code = 5
+
+
+class DeviceLostError(RuntimeError):
+    """The device can not run anything any more, so failing single requests would be a lie: the engine
+    ends."""
+
+    exit_code = 1

@@ -1,0 +1,5 @@
+"""Which tokens of which requests are computed in the next step, and on which pages. No torch."""
+
+from mmx.scheduler.scheduler import Scheduler
+
+__all__ = ["Scheduler"]

@@ -1,0 +1,54 @@
+"""State of one sequence inside the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mmx.config import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A sequence from submission to its last token.
+
+    ``tokens`` is the prompt followed by what was generated. Positions below ``num_planned`` have been
+    handed to the runner; pages below ``num_keyed_pages`` are in the prefix cache under
+    ``page_keys[i + 1]`` (``page_keys[0]`` is the root). A preempted request keeps its tokens and keys
+    and loses its pages.
+    """
+
+    request_id: str
+    tokens: list[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    priority: int
+    arrival: int
+    seed: int
+    max_total_tokens: int
+    stop_ids: frozenset[int]
+    banned_ids: list[int]
+    deadline: float | None
+    page_keys: list[bytes]
+    num_planned: int = 0
+    num_keyed_pages: int = 0
+    num_cached_tokens: int | None = None
+    block_ids: list[int] = field(default_factory=list)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sort key: lower goes first, the highest is preempted first."""
+        return (self.priority, self.arrival)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def num_unplanned(self) -> int:
+        """Tokens still to be computed before the next one can be sampled."""
+        return len(self.tokens) - self.num_planned
+
+    @property
+    def needs_history(self) -> bool:
+        p = self.params
+        return p.repetition_penalty != 1.0 or p.frequency_penalty != 0.0 or p.presence_penalty != 0.0

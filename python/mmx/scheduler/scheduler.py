@@ -1,0 +1,407 @@
+"""Continuous batching with chunked prefill, prefix reuse and preemption by recompute.
+
+One step is ``schedule`` (plan), the runner, ``commit`` (results). Planning never looks at a token that
+is not yet known: ``schedule`` advances ``num_planned``, ``commit`` works from the batch it is given.
+Everything is kept in insertion order, so that schedulers fed the same events emit the same batches.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from heapq import heappop, heappush
+from operator import attrgetter
+
+from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
+from mmx.config import EngineConfig
+from mmx.protocol import EngineStats, Failed, FinishReason, Submit, TokenOut
+from mmx.scheduler.admission import Limits, refusal
+from mmx.scheduler.block_manager import BlockManager
+from mmx.scheduler.prefix_cache import page_hash, root_hash
+from mmx.scheduler.request import Request
+
+_order = attrgetter("order")
+
+
+class Scheduler:
+    """Decides what each step computes. Times are seconds of any one monotonic clock."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self.limits = Limits(max_model_len, num_blocks * block_size, vocab_size)
+        self.blocks = BlockManager(num_blocks, block_size)
+        self.block_size = block_size
+        self.max_num_seqs = config.max_num_seqs
+        self.max_num_batched_tokens = config.max_num_batched_tokens
+        self.max_num_queued_reqs = queue_limit(config)
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._caching = config.enable_prefix_caching
+        self._seed = config.seed
+
+        self._requests: dict[str, Request] = {}
+        self._waiting: list[Request] = []  # both lists sorted by Request.order
+        self._running: list[Request] = []
+        self._deadlines: list[tuple[float, int, str]] = []  # heap; entries of ended requests are skipped
+        self._num_arrivals = 0
+        self._num_steps = 0
+        self._num_waiting_tokens = 0
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
+        self._num_cache_queries = 0
+        self._num_cache_hits = 0
+        self._num_preemptions = 0
+
+    # ---- events ----------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def submit(self, message: Submit, now: float) -> Failed | None:
+        """Queue a request, or say why not."""
+        request_id = message.request_id
+        if request_id in self._requests:
+            text = f"request_id {request_id[:64]!r} is in use by a live request"
+            return Failed(
+                request_id=request_id,
+                message=text,
+                code="duplicate_request_id",
+                status=409,
+                param="request_id",
+            )
+        if (failed := refusal(message, self.limits)) is not None:
+            return failed
+        room = self.max_num_queued_reqs + max(0, self.max_num_seqs - len(self._running))
+        if len(self._waiting) >= room:
+            text = f"the queue is full ({len(self._waiting)} requests are waiting); try again later"
+            return Failed(request_id=request_id, message=text, code="queue_full", status=429)
+
+        params, prompt = message.params, message.prompt_token_ids
+        eos_ids = () if params.ignore_eos else self._eos_token_ids
+        stop_ids = frozenset((*eos_ids, *params.stop_token_ids))
+        longest = self.limits.max_total_tokens
+        if params.max_tokens is not None:
+            longest = min(longest, len(prompt) + params.max_tokens)
+        req = Request(
+            request_id=request_id,
+            tokens=list(prompt),
+            num_prompt_tokens=len(prompt),
+            params=params,
+            priority=message.priority,
+            arrival=self._num_arrivals,
+            seed=self._draw_seed() if params.seed is None else params.seed,
+            max_total_tokens=longest,
+            stop_ids=stop_ids,
+            banned_ids=sorted(stop_ids) if params.min_tokens else [],
+            deadline=None if message.deadline_s is None else now + message.deadline_s,
+            page_keys=[root_hash(message.cache_salt)] if self._caching else [],
+        )
+        self._num_arrivals += 1
+        self._requests[request_id] = req
+        self._enqueue(req)
+        if req.deadline is not None:
+            heappush(self._deadlines, (req.deadline, req.arrival, request_id))
+        return None
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """End these requests and free their pages; unknown ids are ignored."""
+        for request_id in request_ids:
+            if (req := self._requests.get(request_id)) is not None:
+                self._end(req)
+
+    def abort_all(self) -> None:
+        """End every request."""
+        self.abort(list(self._requests))
+
+    def expire(self, now: float) -> list[Failed]:
+        """End the requests whose deadline has passed."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, arrival, request_id = heappop(self._deadlines)
+            req = self._requests.get(request_id)
+            if req is not None and req.arrival == arrival:
+                self._end(req)
+                text = "the deadline of the request passed before it was finished"
+                failed = Failed(
+                    request_id=request_id,
+                    message=text,
+                    code="deadline_exceeded",
+                    status=504,
+                    param="timeout",
+                )
+                expired.append(failed)
+        return expired
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached pages that no running request uses."""
+        self.blocks.reset_cache()
+
+    # ---- one step --------------------------------------------------------------------------------
+
+    def schedule(self) -> ScheduledBatch | None:
+        """Plan the next step; None when there is nothing to do.
+
+        Decodes go first, then chunks of running prompts, then new requests, each in order of priority
+        and arrival, until ``max_num_batched_tokens`` are planned.
+        """
+        budget = self.max_num_batched_tokens
+        num_preemptions = self._num_preemptions
+        decodes: list[ScheduledSeq] = []
+        chunks: list[ScheduledSeq] = []
+
+        i = 0
+        while i < len(self._running) and budget > 0:
+            req = self._running[i]
+            if req.num_unplanned == 1 and self._grow(req):
+                decodes.append(self._plan(req, 1))
+                budget -= 1
+            i += 1
+        for req in self._running:
+            if req.num_unplanned > 1 and budget > 0:
+                num_tokens = min(budget, req.num_unplanned)
+                chunks.append(self._plan(req, num_tokens))
+                budget -= num_tokens
+        # Why not after a preemption: the freed pages belong to those who keep running.
+        if self._num_preemptions == num_preemptions:
+            while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
+                req = self._waiting[0]
+                if not self._admit(req):
+                    break
+                num_tokens = min(budget, req.num_unplanned)
+                is_decode = req.num_unplanned == 1
+                (decodes if is_decode else chunks).append(self._plan(req, num_tokens))
+                budget -= num_tokens
+
+        if not decodes and not chunks:
+            return None
+        self._num_steps += 1
+        return ScheduledBatch(step=self._num_steps, seqs=decodes + chunks)
+
+    def commit(self, batch: ScheduledBatch, sampled: Sequence[SampledToken]) -> list[TokenOut | Failed]:
+        """Take over the results of a step: one sampled token per sampling sequence, in batch order."""
+        sampling = [seq.request_id for seq in batch.seqs if seq.samples]
+        if [token.request_id for token in sampled] != sampling:
+            raise ValueError(f"sampled must hold one token for each of {len(sampling)} sampling sequences")
+        outputs: list[TokenOut | Failed] = []
+        results = iter(sampled)
+        for seq in batch.seqs:
+            token = next(results) if seq.samples else None
+            req = self._requests.get(seq.request_id)
+            if req is None:
+                continue
+            if token is not None and token.error is not None:
+                # Why: what made the logits bad may sit in the pages, and must not spread by a hit.
+                self.blocks.forget(req.block_ids)
+                self._end(req)
+                failed = Failed(
+                    request_id=req.request_id,
+                    message=f"request {req.request_id[:64]}: {token.error}",
+                    code="numerical_error",
+                    status=500,
+                )
+                outputs.append(failed)
+                continue
+            if self._caching:
+                self._remember_pages(req, seq.start + len(seq.token_ids))
+            if token is not None:
+                outputs.append(self._accept(req, token))
+        return outputs
+
+    def fail(self, batch: ScheduledBatch, message: str, code: str, status: int) -> list[Failed]:
+        """End every request of a step that could not be computed."""
+        failures = []
+        for seq in batch.seqs:
+            if (req := self._requests.get(seq.request_id)) is not None:
+                self._end(req)
+                text = f"request {req.request_id[:64]}: {message}"
+                failures.append(Failed(request_id=req.request_id, message=text, code=code, status=status))
+        return failures
+
+    # ---- facts -----------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_waiting_tokens=self._num_waiting_tokens,
+            num_blocks=self.blocks.num_blocks,
+            num_free_blocks=self.blocks.num_available,
+            num_cached_blocks=self.blocks.num_reusable,
+            prompt_tokens=self._num_prompt_tokens,
+            generation_tokens=self._num_output_tokens,
+            prefix_cache_queries=self._num_cache_queries,
+            prefix_cache_hits=self._num_cache_hits,
+            num_preemptions=self._num_preemptions,
+            num_steps=self._num_steps,
+        )
+
+    def assert_consistent(self) -> None:
+        """Check every invariant between requests, queues and pages; for tests."""
+        self.blocks.assert_consistent(req.block_ids for req in self._running)
+        for queue in (self._waiting, self._running):
+            assert queue == sorted(queue, key=_order), "queue is out of order"
+        queued = sorted(req.arrival for req in (*self._waiting, *self._running))
+        assert queued == sorted(req.arrival for req in self._requests.values()), "a request is lost"
+        assert all(not req.block_ids and req.num_planned == 0 for req in self._waiting), "waiting with pages"
+        assert self._num_waiting_tokens == sum(len(req.tokens) for req in self._waiting)
+        for req in self._running:
+            assert len(req.block_ids) >= self.blocks.num_blocks_for(req.num_planned), "positions without page"
+
+    # ---- parts -----------------------------------------------------------------------------------
+
+    def _draw_seed(self) -> int:
+        """A seed for a request without one, from the engine's seed and the order of arrival."""
+        text = f"{self._seed}/{self._num_arrivals}".encode()
+        return int.from_bytes(blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+    def _enqueue(self, req: Request) -> None:
+        insort(self._waiting, req, key=_order)
+        self._num_waiting_tokens += len(req.tokens)
+
+    def _remove(self, queue: list[Request], req: Request) -> bool:
+        i = bisect_left(queue, req.order, key=_order)
+        if i < len(queue) and queue[i] is req:
+            del queue[i]
+            return True
+        return False
+
+    def _end(self, req: Request) -> None:
+        """Forget a request, wherever it is."""
+        del self._requests[req.request_id]
+        if not self._remove(self._running, req):
+            self._remove(self._waiting, req)
+            self._num_waiting_tokens -= len(req.tokens)
+        self._free_pages(req)
+
+    def _free_pages(self, req: Request) -> None:
+        self.blocks.release(req.block_ids)
+        req.block_ids = []
+
+    def _plan(self, req: Request, num_tokens: int) -> ScheduledSeq:
+        start, end = req.num_planned, req.num_planned + num_tokens
+        req.num_planned = end
+        num_outputs = req.num_output_tokens
+        return ScheduledSeq(
+            request_id=req.request_id,
+            token_ids=req.tokens[start:end],
+            start=start,
+            block_ids=req.block_ids[: self.blocks.num_blocks_for(end)],
+            samples=end == len(req.tokens),
+            params=req.params,
+            seed=req.seed,
+            num_output_tokens=num_outputs,
+            num_prompt_tokens=req.num_prompt_tokens,
+            history=list(req.tokens) if req.needs_history else None,
+            banned_token_ids=req.banned_ids if num_outputs < req.params.min_tokens else [],
+        )
+
+    def _grow(self, req: Request) -> bool:
+        """Give a decoding request the page of its next position; false if it was itself preempted.
+
+        The victim is the last in order, which this step has not planned yet.
+        """
+        if req.num_planned < len(req.block_ids) * self.block_size:
+            return True
+        while self.blocks.num_available == 0:
+            victim = self._running.pop()
+            self._preempt(victim)
+            if victim is req:
+                return False
+        req.block_ids += self.blocks.allocate(1)
+        return True
+
+    def _preempt(self, req: Request) -> None:
+        self._free_pages(req)
+        req.num_planned = 0
+        req.num_keyed_pages = 0
+        self._num_preemptions += 1
+        self._enqueue(req)
+
+    def _admit(self, req: Request) -> bool:
+        """Start the first waiting request if all pages of its known tokens are available.
+
+        Why all at once: prompts that grow chunk by chunk could fill the pool with none complete.
+        Why the reserve: a request that starts on the last page is preempted as soon as another decodes
+        past a page border.
+        """
+        hits = self._find_prefix(req) if self._caching else []
+        num_new = self.blocks.num_blocks_for(len(req.tokens)) - len(hits)
+        reserve = -(-len(self._running) // 8)
+        if num_new + self.blocks.num_unused(hits) + reserve > self.blocks.num_available:
+            return False
+        self.blocks.share(hits)
+        req.block_ids = hits + self.blocks.allocate(num_new)
+        req.num_planned = len(hits) * self.block_size
+        req.num_keyed_pages = len(hits)
+        if req.num_cached_tokens is None:
+            req.num_cached_tokens = req.num_planned
+            if self._caching:
+                self._num_cache_queries += req.num_prompt_tokens
+                self._num_cache_hits += req.num_planned
+        del self._waiting[0]
+        self._num_waiting_tokens -= len(req.tokens)
+        insort(self._running, req, key=_order)
+        return True
+
+    def _find_prefix(self, req: Request) -> list[int]:
+        """Pages of the longest cached prefix that leaves at least the last token to compute."""
+        hits: list[int] = []
+        for i in range((len(req.tokens) - 1) // self.block_size):
+            page = self.blocks.cache.get(self._page_key(req, i))
+            if page is None:
+                break
+            hits.append(page)
+        return hits
+
+    def _page_key(self, req: Request, i: int) -> bytes:
+        """Key of the request's i-th page, whose tokens are all known."""
+        keys = req.page_keys
+        while len(keys) <= i + 1:
+            start = (len(keys) - 1) * self.block_size
+            keys.append(page_hash(keys[-1], req.tokens[start : start + self.block_size]))
+        return keys[i + 1]
+
+    def _remember_pages(self, req: Request, num_computed: int) -> None:
+        """Put pages that are full of computed tokens into the prefix cache."""
+        for i in range(req.num_keyed_pages, num_computed // self.block_size):
+            self.blocks.cache.insert(self._page_key(req, i), req.block_ids[i])
+            req.num_keyed_pages = i + 1
+
+    def _accept(self, req: Request, token: SampledToken) -> TokenOut:
+        """Append a sampled token and end the request if it was the last one."""
+        is_first = req.num_output_tokens == 0
+        req.tokens.append(token.token_id)
+        self._num_output_tokens += 1
+        if is_first:
+            self._num_prompt_tokens += req.num_prompt_tokens
+        finish: FinishReason | None = None
+        stop_reason: int | None = None
+        if token.token_id in req.stop_ids and req.num_output_tokens > req.params.min_tokens:
+            finish, stop_reason = "stop", token.token_id
+        elif len(req.tokens) >= req.max_total_tokens:
+            finish = "length"
+        if finish is not None:
+            self._end(req)
+        return TokenOut(
+            request_id=req.request_id,
+            token_ids=[token.token_id],
+            logprobs=None if token.logprobs is None else [token.logprobs],
+            finish_reason=finish,
+            stop_reason=stop_reason,
+            num_cached_tokens=req.num_cached_tokens if is_first else None,
+        )
+
+
+def queue_limit(config: EngineConfig) -> int:
+    """Requests that may wait beyond the free running slots; by default four times the running ones."""
+    given = config.max_num_queued_reqs
+    return 4 * config.max_num_seqs if given is None else given

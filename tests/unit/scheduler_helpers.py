@@ -1,0 +1,141 @@
+"""A fake model for scheduler tests: its next token is a hash of what the pages really hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from mmx.batch import SampledToken, ScheduledBatch
+from mmx.config import EngineConfig, SamplingParams
+from mmx.protocol import Failed, Submit, TokenOut
+from mmx.scheduler import Scheduler
+
+VOCAB = 50
+EOS = 7
+
+
+def next_token(history: Sequence[int], banned: Sequence[int] = ()) -> int:
+    digest = blake2b(repr(list(history)).encode(), digest_size=8).digest()
+    token_id = int.from_bytes(digest, "little") % VOCAB
+    while token_id in banned:
+        token_id = (token_id + 1) % VOCAB
+    return token_id
+
+
+class FakeRunner:
+    """Keeps (token, position) in page slots and reads the whole history back through the block table."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: list[list[tuple[int, int] | None]] = [[None] * block_size for _ in range(num_blocks)]
+
+    def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
+        written: set[tuple[int, int]] = set()
+        for seq in batch.seqs:
+            assert seq.token_ids, "empty chunk"
+            for position, token_id in enumerate(seq.token_ids, seq.start):
+                block = seq.block_ids[position // self.block_size]
+                slot = (block, position % self.block_size)
+                assert slot not in written, "two sequences write one slot"
+                written.add(slot)
+                self.slots[block][slot[1]] = (token_id, position)
+        sampled = []
+        for seq in batch.seqs:
+            end = seq.start + len(seq.token_ids)
+            assert len(seq.block_ids) == -(-end // self.block_size)
+            history = []
+            for position in range(end):
+                slot_value = self.slots[seq.block_ids[position // self.block_size]][
+                    position % self.block_size
+                ]
+                assert slot_value is not None and slot_value[1] == position, "stale or wrong page"
+                history.append(slot_value[0])
+            if seq.samples:
+                token_id = next_token(history, seq.banned_token_ids)
+                sampled.append(SampledToken(request_id=seq.request_id, token_id=token_id))
+        return sampled
+
+
+def make_scheduler(
+    *,
+    num_blocks: int = 16,
+    block_size: int = 4,
+    max_model_len: int = 64,
+    max_num_seqs: int = 4,
+    max_num_batched_tokens: int = 16,
+    max_num_queued_reqs: int | None = None,
+    enable_prefix_caching: bool = True,
+) -> Scheduler:
+    config = EngineConfig(
+        model="fake",
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_queued_reqs=max_num_queued_reqs,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    return Scheduler(
+        config,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_model_len=max_model_len,
+        vocab_size=VOCAB,
+        eos_token_ids=[EOS],
+    )
+
+
+def make_submit(request_id: str, prompt: Sequence[int], **fields: object) -> Submit:
+    """A greedy request; ``priority``, ``deadline_s`` and ``cache_salt`` go to Submit, the rest to
+    SamplingParams."""
+    outer = {k: fields.pop(k) for k in ("priority", "deadline_s", "cache_salt") if k in fields}
+    params = SamplingParams(temperature=0.0, **fields)  # type: ignore[arg-type]
+    return Submit(request_id=request_id, prompt_token_ids=list(prompt), params=params, **outer)  # type: ignore[arg-type]
+
+
+def expected_output(submit: Submit, max_total_tokens: int) -> tuple[list[int], str]:
+    """Tokens and finish reason of a request by definition, without pages, chunks or neighbours."""
+    params = submit.params
+    stop_ids = [*params.stop_token_ids, *([] if params.ignore_eos else [EOS])]
+    tokens = list(submit.prompt_token_ids)
+    outputs: list[int] = []
+    while True:
+        banned = stop_ids if len(outputs) < params.min_tokens else []
+        outputs.append(next_token(tokens, banned))
+        tokens.append(outputs[-1])
+        if outputs[-1] in stop_ids:
+            return outputs, "stop"
+        if len(tokens) >= max_total_tokens or len(outputs) == params.max_tokens:
+            return outputs, "length"
+
+
+class Collector:
+    """Gathers what a scheduler says about each request."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        self.finish: dict[str, str] = {}
+        self.failed: dict[str, Failed] = {}
+        self.cached: dict[str, int] = {}
+
+    def add(self, results: Sequence[TokenOut | Failed]) -> None:
+        for result in results:
+            assert result.request_id not in self.finish and result.request_id not in self.failed
+            if isinstance(result, Failed):
+                self.failed[result.request_id] = result
+                continue
+            if result.request_id not in self.tokens:
+                assert result.num_cached_tokens is not None
+                self.cached[result.request_id] = result.num_cached_tokens
+            self.tokens.setdefault(result.request_id, []).extend(result.token_ids)
+            if result.finish_reason is not None:
+                self.finish[result.request_id] = result.finish_reason
+
+
+def run_until_idle(scheduler: Scheduler, runner: FakeRunner, collector: Collector | None = None) -> Collector:
+    collector = collector or Collector()
+    while scheduler.has_work:
+        batch = scheduler.schedule()
+        assert batch is not None, "work but no step"
+        collector.add(scheduler.commit(batch, runner.execute(batch)))
+        scheduler.assert_consistent()
+    assert scheduler.blocks.num_available == scheduler.blocks.num_blocks, "pages leaked"
+    return collector

@@ -68,7 +68,7 @@ def test_the_last_in_order_is_preempted_and_comes_back_with_the_same_tokens() ->
         assert scheduler.submit(message, now=0.0) is None
     run_until_idle(scheduler, runner, collector)
     assert scheduler.stats().num_preemptions > 0
-    assert list(collector.finish)[0] == "r0"
+    assert next(iter(collector.finish)) == "r0"
     for message in submits:
         assert collector.tokens[message.request_id] == expected_output(message, 64)[0]
 

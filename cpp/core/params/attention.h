@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cpp/core/dtype.h"
+
+namespace mmx {
+
+/// Causal grouped-query attention over paged K and V; query token i of sequence s sits at position
+/// t = seq_lens[s] - q_len[s] + i and sees keys j <= t; query head h uses KV head h / (num_heads / num_kv_heads).
+/// Scores, softmax and sums in fp32.
+struct PagedAttentionParams {
+    void* out;                    // [num_tokens, num_heads, head_dim]
+    const void* q;                // [num_tokens, num_heads, head_dim]
+    const void* k_cache;          // [num_blocks, num_kv_heads, block_size, head_dim]
+    const void* v_cache;          // [num_blocks, num_kv_heads, block_size, head_dim]
+    const int32_t* block_table;   // [num_seqs, max_blocks_per_seq]
+    const int32_t* cu_seqlens_q;  // [num_seqs + 1]
+    const int32_t* seq_lens;      // [num_seqs] length of the context including this step's tokens
+    void* workspace;              // [workspace_bytes] scratch, or null when workspace_bytes is 0
+    int64_t workspace_bytes;
+    int64_t num_tokens, num_seqs, num_heads, num_kv_heads, head_dim;
+    int64_t num_blocks, block_size, max_blocks_per_seq;
+    int64_t max_seqlen_q;  // an upper bound of q_len known to the host
+    int64_t out_token_stride, out_head_stride;
+    int64_t q_token_stride, q_head_stride;
+    int64_t k_cache_block_stride, v_cache_block_stride;  // within a block: dense [num_kv_heads, block_size, head_dim]
+    int64_t block_table_stride;
+    float scale;
+    DType dtype;        // of out and q
+    DType cache_dtype;  // of k_cache and v_cache
+};
+
+/// The same restricted to the blocks chosen per (token, KV head).
+struct SparseAttentionParams {
+    PagedAttentionParams base;
+    const int32_t* block_ids;  // [num_tokens, num_kv_heads, topk] logical ids, ascending, -1 at the tail
+    int64_t topk;
+};
+
+}  // namespace mmx

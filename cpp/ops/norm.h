@@ -1,0 +1,68 @@
+#pragma once
+
+#include "cpp/ops/backend.h"
+
+namespace mmx::ops {
+
+template <class B>
+void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, double eps, bool gemma) {
+    Matcher m("rms_norm");
+    const bool heads = x.dim() == 3;
+    if (heads)
+        m.shape("x", x, {"num_tokens", "num_heads", "hidden"}).shape("out", out, {"num_tokens", "num_heads", "hidden"});
+    else
+        m.shape("x", x, {"num_tokens", "hidden"}).shape("out", out, {"num_tokens", "hidden"});
+    m.shape("weight", weight, {"hidden"});
+    const DType dtype = m.dtype("x", x, kFloat);
+    m.same_dtype("out", out, dtype);
+    const RmsNormParams p{
+        .out = ptr(out),
+        .x = ptr(x),
+        .weight = ptr(weight),
+        .num_tokens = m["num_tokens"],
+        .num_heads = heads ? m["num_heads"] : 1,
+        .hidden = m["hidden"],
+        .out_token_stride = out.stride(0),
+        .out_head_stride = heads ? out.stride(1) : 0,
+        .x_token_stride = x.stride(0),
+        .x_head_stride = heads ? x.stride(1) : 0,
+        .eps = static_cast<float>(eps),
+        .gemma = gemma,
+        .dtype = dtype,
+        .weight_dtype = m.dtype("weight", weight, kFloat),
+    };
+    if (p.num_tokens == 0 || p.num_heads == 0 || p.hidden == 0) return;
+    B::enqueue(m.device_index(), &B::rms_norm, p);
+}
+
+template <class B>
+void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, const Tensor& weight, double eps,
+                  bool gemma) {
+    Matcher m("add_rms_norm");
+    m.shape("x", x, {"num_tokens", "hidden"})
+        .shape("residual", residual, {"num_tokens", "hidden"})
+        .shape("out", out, {"num_tokens", "hidden"})
+        .shape("weight", weight, {"hidden"});
+    const DType dtype = m.dtype("x", x, kFloat);
+    m.same_dtype("residual", residual, dtype);
+    m.same_dtype("out", out, dtype);
+    const AddRmsNormParams p{
+        .out = ptr(out),
+        .residual = ptr(residual),
+        .x = ptr(x),
+        .weight = ptr(weight),
+        .num_tokens = m["num_tokens"],
+        .hidden = m["hidden"],
+        .out_stride = out.stride(0),
+        .residual_stride = residual.stride(0),
+        .x_stride = x.stride(0),
+        .eps = static_cast<float>(eps),
+        .gemma = gemma,
+        .dtype = dtype,
+        .weight_dtype = m.dtype("weight", weight, kFloat),
+    };
+    if (p.num_tokens == 0 || p.hidden == 0) return;
+    B::enqueue(m.device_index(), &B::add_rms_norm, p);
+}
+
+}  // namespace mmx::ops

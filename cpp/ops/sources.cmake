@@ -1,0 +1,51 @@
+# libmmx_ops.so (schemas + CPU), libmmx_cuda.so, and the pybind11 module _C.
+find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
+
+# Why not find_package(Torch): on a CUDA wheel it insists on a toolkit of its own liking. Headers and
+# libtorch_cpu are all that the stable ABI needs.
+if(NOT DEFINED MMX_TORCH_DIR)
+    execute_process(
+        COMMAND ${Python_EXECUTABLE} -c
+            "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
+        OUTPUT_VARIABLE MMX_TORCH_DIR OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+endif()
+if(NOT MMX_TORCH_DIR)
+    message(FATAL_ERROR "torch is not importable by ${Python_EXECUTABLE}: install torch >= 2.10 "
+                        "or configure with -DMMX_TORCH=OFF")
+endif()
+
+function(mmx_torch_library target)
+    add_library(${target} SHARED ${ARGN})
+    mmx_warnings(${target})
+    # Why 2.10: the oldest torch whose stable ABI has all that is used; a library built so runs on every later one.
+    target_compile_definitions(${target} PRIVATE TORCH_TARGET_VERSION=0x020a000000000000)
+    target_include_directories(${target} SYSTEM PRIVATE ${MMX_TORCH_DIR}/include)
+    target_link_libraries(${target} PRIVATE ${MMX_TORCH_DIR}/lib/libtorch_cpu.so)
+    # Why no rpath: torch is imported first, so its libraries are already loaded under their names.
+    set_target_properties(${target} PROPERTIES SKIP_BUILD_RPATH ON)
+    install(TARGETS ${target} LIBRARY DESTINATION mmx)
+endfunction()
+
+mmx_torch_library(mmx_ops cpp/ops/schema.cpp cpp/ops/register_cpu.cpp)
+target_compile_definitions(mmx_ops PRIVATE ${MMX_CPU_DEFINITIONS})
+target_link_libraries(mmx_ops PRIVATE -Wl,--whole-archive mmx_cpu -Wl,--no-whole-archive)
+
+if(MMX_HAVE_CUDA)
+    mmx_torch_library(mmx_cuda cuda/register.cpp)
+    target_include_directories(mmx_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+    target_link_libraries(mmx_cuda PRIVATE mmx_cuda_kernels ${CMAKE_DL_LIBS})
+endif()
+
+find_package(pybind11 CONFIG QUIET)
+if(NOT pybind11_FOUND)
+    execute_process(COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir
+        OUTPUT_VARIABLE pybind11_DIR OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+    find_package(pybind11 CONFIG REQUIRED)
+endif()
+pybind11_add_module(_C MODULE cpp/bindings/module.cpp)
+mmx_warnings(_C)
+target_compile_definitions(_C PRIVATE
+    MMX_VERSION="${SKBUILD_PROJECT_VERSION}" MMX_HAVE_CUDA=$<BOOL:${MMX_HAVE_CUDA}>
+    MMX_CUDA_ARCHS="${MMX_CUDA_ARCHS}" ${MMX_CPU_DEFINITIONS})
+target_link_libraries(_C PRIVATE mmx_cpu)
+install(TARGETS _C LIBRARY DESTINATION mmx)

@@ -1,0 +1,31 @@
+#pragma once
+
+namespace mmx::cuda {
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
+    return x;
+}
+
+/// Sum over a block of kThreads threads, the same value in every thread. All threads must call it.
+template <int kThreads>
+__device__ __forceinline__ float block_sum(float x) {
+    __shared__ float partial[kThreads / 32];
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kThreads / 32; ++w) sum += partial[w];
+    return sum;
+}
+
+}  // namespace mmx::cuda

@@ -1,0 +1,36 @@
+"""Every op as a plain function; the only user of ``torch.ops.mmx``. References: ``mmx.ops.reference``."""
+
+from mmx.ops.activation import Activation, gated_act
+from mmx.ops.attention import paged_attention, sparse_attention
+from mmx.ops.embedding import embedding
+from mmx.ops.kv_cache import index_k_store, kv_store
+from mmx.ops.moe import moe_combine, moe_down, moe_gate_up, moe_plan, moe_router
+from mmx.ops.norm import add_rms_norm, rms_norm
+from mmx.ops.quant import fp8_block_dequant
+from mmx.ops.rope import rope, rope_table
+from mmx.ops.sampling import adjust_logits, logprobs, sample
+from mmx.ops.selector import select_blocks
+
+__all__ = [
+    "Activation",
+    "add_rms_norm",
+    "adjust_logits",
+    "embedding",
+    "fp8_block_dequant",
+    "gated_act",
+    "index_k_store",
+    "kv_store",
+    "logprobs",
+    "moe_combine",
+    "moe_down",
+    "moe_gate_up",
+    "moe_plan",
+    "moe_router",
+    "paged_attention",
+    "rms_norm",
+    "rope",
+    "rope_table",
+    "sample",
+    "select_blocks",
+    "sparse_attention",
+]

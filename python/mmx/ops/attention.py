@@ -1,0 +1,62 @@
+"""Causal grouped-query attention over pages, dense and block-sparse; prefill chunks and decodes in one batch."""
+
+from __future__ import annotations
+
+import torch
+
+from mmx.ops._lib import workspace
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_seqlen_q: int,
+    scale: float,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of each query token to every earlier token of its sequence and itself.
+
+    Args:
+        q: [num_tokens, num_heads, head_dim], f32 or bf16; tokens and heads may be strided.
+        k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim]; this step's K and V already stored.
+        block_table: [num_seqs, max_blocks_per_seq] int32.
+        cu_seqlens_q: [num_seqs + 1] int32, prefix sums of query lengths.
+        seq_lens: [num_seqs] int32, context length including this step's tokens.
+        max_seqlen_q: upper bound of a query length.
+        scale: factor of the scores, 1 / sqrt(head_dim).
+
+    Returns:
+        [num_tokens, num_heads, head_dim].
+    """
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    tensors = (out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens)
+    scratch = workspace("paged_attention", q.device, *tensors, max_seqlen_q, scale)
+    torch.ops.mmx.paged_attention(*tensors, scratch, max_seqlen_q, scale)
+    return out
+
+
+def sparse_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_ids: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_seqlen_q: int,
+    scale: float,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``paged_attention`` restricted to ``block_ids``: [num_tokens, num_kv_heads, topk] int32 logical blocks,
+    ascending, -1 at the tail (from ``select_blocks``); the causal mask applies inside the last block."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    tensors = (out, q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens)
+    scratch = workspace("sparse_attention", q.device, *tensors, max_seqlen_q, scale)
+    torch.ops.mmx.sparse_attention(*tensors, scratch, max_seqlen_q, scale)
+    return out

@@ -1,0 +1,47 @@
+"""Root mean square norms, plain (``x * w``) and Gemma form (``x * (1 + w)``)."""
+
+from __future__ import annotations
+
+import torch
+
+from mmx.ops import _lib  # noqa: F401
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, gemma: bool, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Norm over the last dimension.
+
+    Args:
+        x: [num_tokens, hidden] or [num_tokens, num_heads, hidden] (per-head norm), f32 or bf16; rows may be
+            strided.
+        weight: [hidden], f32 or bf16.
+        eps: added to the mean square.
+        gemma: multiply by ``1 + weight`` instead of ``weight``.
+        out: like ``x``; may be ``x``.
+    """
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    torch.ops.mmx.rms_norm(out, x, weight, eps, gemma)
+    return out
+
+
+def add_rms_norm(
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    gemma: bool,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``residual += x`` in place (rounded to its dtype), then the norm of the sum.
+
+    Args:
+        residual: [num_tokens, hidden], updated.
+        x: [num_tokens, hidden], the branch to add.
+        weight, eps, gemma: as for ``rms_norm``.
+        out: like ``x``; may be ``x``.
+    """
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    torch.ops.mmx.add_rms_norm(out, residual, x, weight, eps, gemma)
+    return out

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import torch
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, gemma: bool) -> torch.Tensor:
+    wide = x.double() if x.dtype == torch.float64 else x.float()
+    gain = weight.to(wide.dtype) + (1 if gemma else 0)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * gain).to(x.dtype)
+
+
+def add_rms_norm(
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, gemma: bool
+) -> torch.Tensor:
+    residual.add_(x)
+    return rms_norm(residual, weight, eps, gemma)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import load
+from ops.compare import assert_close_to_truth, assert_equal, strided
+
+from mmx import ops
+from mmx.ops import reference
+
+DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.bfloat16, id="bf16")]
+EPS = 1e-6
+
+
+def make(dims: dict[str, int], dtype: torch.dtype, device: torch.device, rng: torch.Generator) -> tuple:
+    shape = (dims["num_tokens"], dims["num_heads"], dims["hidden"])
+    x = torch.randn(shape, generator=rng).to(dtype)
+    weight = torch.rand(dims["hidden"], generator=rng).to(dtype) - 0.5
+    return x.to(device), weight.to(device)
+
+
+@pytest.mark.parametrize("gemma", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", load("norm", "rms_norm"))
+def test_rms_norm(dims, dtype, gemma, device, rng):
+    x, weight = make(dims, dtype, device, rng)
+    out = ops.rms_norm(strided(x), weight, EPS, gemma)
+    truth = reference.rms_norm(x.double(), weight, EPS, gemma)
+    assert_close_to_truth(out, truth, reference.rms_norm(x, weight, EPS, gemma))
+    rows = x[:, 0].contiguous()
+    assert_equal(ops.rms_norm(rows, weight, EPS, gemma), out[:, 0])
+    assert_equal(ops.rms_norm(rows, weight, EPS, gemma, out=rows), out[:, 0])
+
+
+@pytest.mark.parametrize("gemma", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", load("norm", "add_rms_norm"))
+def test_add_rms_norm(dims, dtype, gemma, device, rng):
+    x, weight = make(dims, dtype, device, rng)
+    x = x[:, 0].contiguous()
+    residual = torch.randn(x.shape, generator=rng).to(dtype).to(device)
+    expected_sum = residual + x
+    out = ops.add_rms_norm(residual, strided(x), weight, EPS, gemma)
+    assert_equal(residual, expected_sum, name="residual")
+    truth = reference.rms_norm(expected_sum.double(), weight, EPS, gemma)
+    assert_close_to_truth(out, truth, reference.rms_norm(expected_sum, weight, EPS, gemma))
+
+
+def test_rms_norm_names_the_wrong_dimension(device):
+    x = torch.zeros(2, 8, device=device)
+    with pytest.raises(RuntimeError, match=r"rms_norm: weight must be \[hidden=8\], got \[7\]"):
+        ops.rms_norm(x, torch.zeros(7, device=device), EPS, False)
+    with pytest.raises(RuntimeError, match="rms_norm: x must be float32 or bfloat16, got Half"):
+        ops.rms_norm(x.half(), torch.zeros(8, device=device), EPS, False)
+
+
+def test_rms_norm_huge_and_tiny_values(device):
+    weight = torch.ones(64, device=device)
+    for scale in (1e18, 1e-18):
+        x = torch.full((1, 64), scale, device=device)
+        truth = reference.rms_norm(x.double(), weight, EPS, False)
+        assert_close_to_truth(ops.rms_norm(x, weight, EPS, False), truth, truth.float())
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm"])
+def test_opcheck(op, device, rng):
+    x, weight = torch.randn(4, 8, generator=rng).to(device), torch.ones(8, device=device)
+    outs = (torch.empty_like(x),) if op == "rms_norm" else (torch.empty_like(x), x.clone())
+    torch.library.opcheck(getattr(torch.ops.mmx, op).default, (*outs, x, weight, EPS, True))

@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from engine.fault_runner import TRIGGER
 from mmx.config import EngineConfig, SamplingParams
 from mmx.engine.client import EngineClient, EngineDeadError, RequestStream
 from mmx.protocol import EngineDead, Failed, StepOutput, Submit, TokenOut
-from tests.engine.fault_runner import TRIGGER
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = "tests.engine.fault_runner"
+FAULTS = "engine.fault_runner"
 
 
 @pytest.fixture(autouse=True)
 def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker imports the faulty runners from the tests."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
 
 
 @asynccontextmanager
@@ -63,7 +63,8 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 def test_many_streams_at_once_get_their_own_tokens() -> None:
     async def test() -> None:
         async with engine(max_num_seqs=16) as client:
-            assert client.ready is not None and client.ready.max_num_seqs == 16
+            assert client.ready is not None
+            assert client.ready.max_num_seqs == 16
             steps: list[StepOutput] = []
             client.on_step = steps.append
             messages = [submit(f"r{i}", [i, 1], max_tokens=1 + i) for i in range(40)]
@@ -102,7 +103,8 @@ def test_abort_wakes_the_reader_and_frees_the_pages() -> None:
             await asyncio.sleep(0)
             client.abort(["a", "unknown"])
             _, last = await reader
-            assert isinstance(last, TokenOut) and last.finish_reason == "abort"
+            assert isinstance(last, TokenOut)
+            assert last.finish_reason == "abort"
             await collect(client.submit(submit("b", [2], max_tokens=2)))
             assert client.stats is not None
             assert (client.stats.num_running, client.stats.num_free_blocks) == (0, client.stats.num_blocks)
@@ -114,7 +116,8 @@ def test_a_refused_request_fails_with_its_status() -> None:
     async def test() -> None:
         async with engine() as client:
             _, last = await collect(client.submit(submit("a", [1000])))
-            assert isinstance(last, Failed) and (last.status, last.param) == (400, "prompt")
+            assert isinstance(last, Failed)
+            assert (last.status, last.param) == (400, "prompt")
             client.submit(submit("b", [1], max_tokens=None))
             with pytest.raises(ValueError, match="request_id must be unique"):
                 client.submit(submit("b", [1]))
@@ -126,7 +129,8 @@ def test_a_failed_step_leaves_the_process_alive() -> None:
     async def test() -> None:
         async with engine("raise", FAULTS) as client:
             _, last = await collect(client.submit(submit("bad", [TRIGGER])))
-            assert isinstance(last, Failed) and (last.status, last.code) == (500, "engine_error")
+            assert isinstance(last, Failed)
+            assert (last.status, last.code) == (500, "engine_error")
             tokens, _ = await collect(client.submit(submit("good", [1])))
             assert len(tokens) == 5
 
@@ -148,12 +152,14 @@ def test_death_of_the_engine_fails_every_open_request(fault: str) -> None:
             client.submit(submit("trigger", [TRIGGER]))
         for stream in streams:
             _, last = await collect(stream)
-            assert isinstance(last, Failed) and (last.status, last.code) == (503, "engine_dead")
+            assert isinstance(last, Failed)
+            assert (last.status, last.code) == (503, "engine_dead")
         assert deaths == [client.dead]
         words = {"kill": "exit code -9", "die": "exit code 9", "device": "the device does not answer"}
         assert words[fault] in deaths[0].message
         _, last = await collect(client.submit(submit("late", [1])))
-        assert isinstance(last, Failed) and last.code == "engine_dead"
+        assert isinstance(last, Failed)
+        assert last.code == "engine_dead"
         assert await client.shutdown() == {"kill": -9, "die": 9, "device": 1}[fault]
 
     run(test)
@@ -167,7 +173,7 @@ def test_death_of_the_engine_fails_every_open_request(fault: str) -> None:
         ("out of memory", FAULTS, 5, "MemoryError"),
         ("bug", FAULTS, 1, "nonsense"),
         ("null?vocab_size=many", "null", 3, "vocab_size"),
-        ("null", "tests.engine.no_such_module", 1, "no_such_module"),
+        ("null", "engine.no_such_module", 1, "no_such_module"),
     ],
 )
 def test_a_start_that_fails_says_why(model: str, runner: str, exit_code: int, words: str) -> None:
@@ -190,7 +196,8 @@ def test_loading_shows_progress_before_ready() -> None:
             if client.loading is not None:
                 fractions.append(client.loading.progress)
             await asyncio.sleep(0.01)
-        assert fractions == sorted(fractions) and len(set(fractions)) > 1
+        assert fractions == sorted(fractions)
+        assert len(set(fractions)) > 1
         assert await client.shutdown() == 0
 
     run(test)
@@ -206,12 +213,15 @@ def test_shutdown_drains_then_fails_the_rest() -> None:
         stopping = asyncio.create_task(client.shutdown(drain_timeout=1.5))
         await asyncio.sleep(0)
         _, refused = await collect(client.submit(submit("new", [1])))
-        assert isinstance(refused, Failed) and (refused.status, refused.code) == (503, "draining")
+        assert isinstance(refused, Failed)
+        assert (refused.status, refused.code) == (503, "draining")
         tokens, last = await collect(short)
-        assert isinstance(last, TokenOut) and last.finish_reason == "length"
+        assert isinstance(last, TokenOut)
+        assert last.finish_reason == "length"
         assert len(tokens) == 20
         _, last = await collect(endless)
-        assert isinstance(last, Failed) and last.code == "draining"
+        assert isinstance(last, Failed)
+        assert last.code == "draining"
         assert await stopping == 0
 
     run(test)
@@ -269,6 +279,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_importing_the_client_loads_no_torch() -> None:
-    code = "import sys, mmx.engine.client, mmx.scheduler, mmx.engine.null_runner; sys.exit('torch' in sys.modules)"
+    modules = "mmx.engine.client, mmx.scheduler, mmx.engine.null_runner"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from engine.fault_runner import TRIGGER, FaultRunner
 from mmx.config import EngineConfig, SamplingParams
 from mmx.engine.channel import LocalChannel
 from mmx.engine.engine import Engine
 from mmx.errors import DeviceLostError
 from mmx.protocol import Abort, Failed, ResetPrefixCache, Shutdown, StepOutput, Submit, TokenOut
-from tests.engine.fault_runner import TRIGGER, FaultRunner
 
 
 def make_engine(fault: str = "none", **config: int) -> tuple[Engine, LocalChannel]:
@@ -61,7 +61,8 @@ def test_every_step_reports_its_size_and_the_gauges() -> None:
     engine.step()
     engine.step()
     first, second = channel.outbox
-    assert isinstance(first, StepOutput) and isinstance(second, StepOutput)
+    assert isinstance(first, StepOutput)
+    assert isinstance(second, StepOutput)
     assert (first.step_tokens, len(first.outputs), first.stats.num_running) == (4, 0, 1)
     assert (second.step_tokens, len(second.outputs), second.stats.num_running) == (2, 1, 0)
     assert first.step_seconds > 0.0
@@ -114,12 +115,14 @@ def test_reset_prefix_cache_is_seen_in_the_gauges() -> None:
     channel.inbox.append(ResetPrefixCache())
     engine.step()
     last = channel.outbox[-1]
-    assert isinstance(last, StepOutput) and last.stats.num_cached_blocks == 0
+    assert isinstance(last, StepOutput)
+    assert last.stats.num_cached_blocks == 0
 
 
 def test_shutdown_ends_the_loop_and_releases_everything() -> None:
     engine, channel = make_engine()
     channel.inbox += [message("a", [1], max_tokens=1000), Shutdown()]
     engine.run()
-    assert engine.stopped and not engine.scheduler.has_work
+    assert engine.stopped
+    assert not engine.scheduler.has_work
     engine.scheduler.assert_consistent()

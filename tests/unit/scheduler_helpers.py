@@ -45,11 +45,10 @@ class FakeRunner:
             assert len(seq.block_ids) == -(-end // self.block_size)
             history = []
             for position in range(end):
-                slot_value = self.slots[seq.block_ids[position // self.block_size]][
-                    position % self.block_size
-                ]
-                assert slot_value is not None and slot_value[1] == position, "stale or wrong page"
-                history.append(slot_value[0])
+                block, offset = seq.block_ids[position // self.block_size], position % self.block_size
+                token_id, found = self.slots[block][offset] or (-1, -1)
+                assert found == position, "stale or wrong page"
+                history.append(token_id)
             if seq.samples:
                 token_id = next_token(history, seq.banned_token_ids)
                 sampled.append(SampledToken(request_id=seq.request_id, token_id=token_id))
@@ -118,7 +117,8 @@ class Collector:
 
     def add(self, results: Sequence[TokenOut | Failed]) -> None:
         for result in results:
-            assert result.request_id not in self.finish and result.request_id not in self.failed
+            assert result.request_id not in self.finish
+            assert result.request_id not in self.failed
             if isinstance(result, Failed):
                 self.failed[result.request_id] = result
                 continue

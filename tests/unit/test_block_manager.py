@@ -18,11 +18,13 @@ def keyed(blocks: BlockManager, *names: str) -> list[int]:
 def test_pages_come_back() -> None:
     blocks = BlockManager(4, 2)
     pages = blocks.allocate(3)
-    assert sorted(pages) == [0, 1, 2] and blocks.num_available == 1
+    assert sorted(pages) == [0, 1, 2]
+    assert blocks.num_available == 1
     blocks.assert_consistent([pages])
     blocks.release(pages)
     blocks.assert_consistent([])
-    assert blocks.num_available == 4 and blocks.num_reusable == 0
+    assert blocks.num_available == 4
+    assert blocks.num_reusable == 0
 
 
 def test_no_more_pages_than_there_are() -> None:

@@ -24,8 +24,11 @@ def test_the_first_page_with_a_content_stays() -> None:
     cache = PrefixCache()
     cache.insert(b"k", 3)
     cache.insert(b"k", 4)
-    assert cache.get(b"k") == 3 and 4 not in cache and len(cache) == 1
+    assert cache.get(b"k") == 3
+    assert 4 not in cache
+    assert len(cache) == 1
     cache.forget(4)
     cache.forget(3)
-    assert cache.get(b"k") is None and len(cache) == 0
+    assert cache.get(b"k") is None
+    assert len(cache) == 0
     cache.assert_consistent()

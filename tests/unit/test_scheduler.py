@@ -6,7 +6,7 @@ import pytest
 
 from mmx.batch import SampledToken
 from mmx.scheduler import Scheduler
-from tests.unit.scheduler_helpers import (
+from unit.scheduler_helpers import (
     EOS,
     VOCAB,
     Collector,
@@ -176,7 +176,8 @@ def test_stop_conditions() -> None:
     assert length["stop_id"] == 1
     assert length["max"] == 2
     assert length["context"] == 200 - len(prompt)
-    assert length["min"] > num_eos + 1 and EOS not in collector.tokens["min"][:-1]
+    assert length["min"] > num_eos + 1
+    assert EOS not in collector.tokens["min"][:-1]
 
 
 def test_the_stop_reason_is_the_token_that_stopped() -> None:
@@ -232,10 +233,12 @@ def test_a_full_queue_refuses_but_free_slots_are_no_queue() -> None:
     for i in range(3):
         submit(scheduler, f"r{i}", [1])
     failed = scheduler.submit(make_submit("r3", [1]), now=0.0)
-    assert failed is not None and (failed.status, failed.code) == (429, "queue_full")
+    assert failed is not None
+    assert (failed.status, failed.code) == (429, "queue_full")
     shape(scheduler)
     failed = scheduler.submit(make_submit("r3", [1]), now=0.0)
-    assert failed is not None and failed.code == "queue_full"
+    assert failed is not None
+    assert failed.code == "queue_full"
     scheduler.abort(["r0"])
     submit(scheduler, "r3", [1])
 
@@ -244,7 +247,8 @@ def test_a_live_id_is_refused() -> None:
     scheduler = make_scheduler()
     submit(scheduler, "r", [1])
     failed = scheduler.submit(make_submit("r", [1]), now=0.0)
-    assert failed is not None and (failed.status, failed.code) == (409, "duplicate_request_id")
+    assert failed is not None
+    assert (failed.status, failed.code) == (409, "duplicate_request_id")
     assert len(shape(scheduler)) == 1
 
 
@@ -277,7 +281,8 @@ def test_bad_logits_fail_one_request_and_poison_no_page() -> None:
     submit(scheduler, "good", [2])
     shape(scheduler)  # two pages of "bad" are computed and cached
     batch = scheduler.schedule()
-    assert batch is not None and [s.request_id for s in batch.seqs] == ["good", "bad"]
+    assert batch is not None
+    assert [s.request_id for s in batch.seqs] == ["good", "bad"]
     results = scheduler.commit(
         batch,
         [
@@ -325,7 +330,8 @@ def test_seeds_come_from_the_request_or_from_the_order_of_arrival() -> None:
         return [s.seed for s in batch.seqs]
 
     given, second, third = seeds()
-    assert given == 42 and second != third
+    assert given == 42
+    assert second != third
     assert seeds() == [given, second, third]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmx.batch import ScheduledBatch
 from mmx.protocol import Submit
-from tests.unit.scheduler_helpers import (
+from unit.scheduler_helpers import (
     Collector,
     FakeRunner,
     expected_output,

@@ -1,0 +1,326 @@
+"""Offline generation in the caller's process: ``mmx.LLM``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import msgspec
+from tqdm import tqdm
+
+from mmx.config import EngineConfig, SamplingParams
+from mmx.engine.channel import LocalChannel
+from mmx.engine.engine import Engine
+from mmx.model_path import model_path
+from mmx.protocol import (
+    Abort,
+    EngineStats,
+    Failed,
+    FinishReason,
+    ResetPrefixCache,
+    StepOutput,
+    Submit,
+    TokenLogprobs,
+    TokenOut,
+)
+from mmx.tokenizer import ChatTemplate, IncrementalDetokenizer, StopStrings, Tokenizer
+
+NO_QUEUE_LIMIT = 2**31 - 1
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+Conversation = Sequence[Mapping[str, Any]]
+
+
+class CompletionOutput(msgspec.Struct, kw_only=True):
+    """One generated sequence. ``stop_reason`` is the stop string or stop token id that ended it."""
+
+    index: int
+    token_ids: list[int]
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class RequestOutput(msgspec.Struct, kw_only=True):
+    """What came of one prompt: ``n`` sequences. The properties are those of the first one."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    num_cached_tokens: int = 0
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.outputs[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        return self.outputs[0].logprobs
+
+
+class LLM:
+    """A model and an engine in this process.
+
+    ``model`` is a checkpoint folder, None the demo model of the package. With ``skip_tokenizer_init``
+    prompts are token ids, ``text`` stays empty and ``stop`` strings are refused. The other arguments
+    are those of ``EngineConfig``. Raises ConfigError, WeightsError or MemoryPlanError (``mmx.errors``)
+    when the model can not be served as asked.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        skip_tokenizer_init: bool = False,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
+        enable_prefix_caching: bool = True,
+        load_format: str = "auto",
+        seed: int = 0,
+        kv_cache_bytes: int | None = None,
+    ) -> None:
+        # Why here: mmx.llm is importable, for its types, without the seconds that torch takes.
+        from mmx.runner import build_runner
+
+        folder = model_path(model)
+        self.config = EngineConfig(
+            model=str(folder),
+            device=device,
+            dtype=dtype,
+            load_format=load_format,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_queued_reqs=NO_QUEUE_LIMIT,
+            enable_prefix_caching=enable_prefix_caching,
+            kv_cache_bytes=kv_cache_bytes,
+            seed=seed,
+        )
+        self.tokenizer: Tokenizer | None = None if skip_tokenizer_init else Tokenizer(folder)
+        self._channel = LocalChannel()
+        with tqdm(total=100, desc="Loading", unit="%", disable=None, leave=False) as bar:
+            runner = build_runner(self.config, _show_progress(bar))
+        self._engine = Engine(self.config, runner, self._channel)
+        self.max_model_len: int = runner.max_model_len
+        self._chat_template: ChatTemplate | None = None
+        self._num_requests = 0
+
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """One result per prompt, in the order of the prompts.
+
+        ``sampling_params`` is one for all prompts or one per prompt; None means ``SamplingParams()``,
+        which samples until an end token or the end of the context. A prompt that can not be served
+        raises a ValueError that names it; a fault of the engine raises a RuntimeError.
+        """
+        texts, ids = self._tokenize(prompts)
+        params = _one_per_prompt(sampling_params, len(ids))
+        results: list[RequestOutput] = []
+        sequences: dict[str, _Sequence] = {}
+        for i, (text, prompt_ids, p) in enumerate(zip(texts, ids, params, strict=True)):
+            if p.stop and self.tokenizer is None:
+                raise ValueError(f"prompts[{i}]: stop strings need a tokenizer, use stop_token_ids instead")
+            result = RequestOutput(
+                request_id=str(self._num_requests), prompt=text, prompt_token_ids=prompt_ids, outputs=[]
+            )
+            self._num_requests += 1
+            results.append(result)
+            for index in range(p.n):
+                sequence = _Sequence(i, result, index, p, self.tokenizer)
+                sequences[f"{result.request_id}-{index}"] = sequence
+        try:
+            self._run(sequences, num_prompts=len(ids), use_tqdm=use_tqdm)
+        finally:
+            # Why: after an error or Ctrl-C nothing of this call may be left in the engine.
+            self._engine.scheduler.abort_all()
+            self._channel.inbox.clear()
+            self._channel.outbox.clear()
+        return results
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """``generate`` for one conversation or a list of them, rendered with the model's template."""
+        if self.tokenizer is None:
+            raise ValueError("messages need a tokenizer, but skip_tokenizer_init is set")
+        if self._chat_template is None:
+            self._chat_template = ChatTemplate.from_checkpoint(
+                self.config.model,
+                markers=self.tokenizer.control_ids,
+                variables=self.tokenizer.special_token_texts,
+            )
+        prompts = []
+        for conversation in _as_conversations(messages):
+            rendered = self._chat_template.render(
+                conversation,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                template_kwargs=chat_template_kwargs,
+            )
+            prompts.append(self.tokenizer.encode_rendered(rendered))
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached pages."""
+        self._channel.inbox.append(ResetPrefixCache())
+        self._engine.step()
+        self._channel.outbox.clear()
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters of the engine."""
+        return self._engine.scheduler.stats()
+
+    def _tokenize(self, prompts: Prompts) -> tuple[list[str | None], list[list[int]]]:
+        items = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts: list[str | None] = []
+        ids: list[list[int]] = []
+        for i, item in enumerate(items):
+            if isinstance(item, str):
+                if self.tokenizer is None:
+                    raise ValueError(f"prompts[{i}]: must be token ids, because skip_tokenizer_init is set")
+                texts.append(item)
+                ids.append(self.tokenizer.encode(item, add_special_tokens=True))
+            elif isinstance(item, Sequence) and all(isinstance(token_id, int) for token_id in item):
+                texts.append(None)
+                ids.append(list(cast(Sequence[int], item)))
+            else:
+                kind = type(item).__name__
+                raise ValueError(f"prompts[{i}]: must be a string or a list of token ids, got {kind}")
+        return texts, ids
+
+    def _run(self, sequences: dict[str, _Sequence], num_prompts: int, use_tqdm: bool) -> None:
+        for request_id, sequence in sequences.items():
+            submit = Submit(
+                request_id=request_id,
+                prompt_token_ids=sequence.result.prompt_token_ids,
+                params=sequence.params,
+            )
+            self._channel.inbox.append(submit)
+        bar = tqdm(total=num_prompts, desc="Generating", unit="prompt", disable=None if use_tqdm else True)
+        with bar:
+            num_left = Counter(sequence.prompt_idx for sequence in sequences.values())
+            while sequences:
+                self._engine.step()
+                for message in self._channel.outbox:
+                    for ended in self._take(message, sequences):
+                        num_left[ended.prompt_idx] -= 1
+                        bar.update(num_left[ended.prompt_idx] == 0)
+                self._channel.outbox.clear()
+
+    def _take(self, message: object, sequences: dict[str, _Sequence]) -> list[_Sequence]:
+        """Hand a message of the engine to its sequences; returns those that ended."""
+        if isinstance(message, Failed):
+            text = f"prompts[{sequences[message.request_id].prompt_idx}]: {message.message}"
+            raise ValueError(text) if message.status < 500 else RuntimeError(text)
+        if not isinstance(message, StepOutput):
+            return []
+        ended = []
+        for out in message.outputs:
+            sequence = sequences[out.request_id]
+            sequence.add(out)
+            if sequence.output.finish_reason is not None:
+                ended.append(sequences.pop(out.request_id))
+                if out.finish_reason is None:
+                    self._channel.inbox.append(Abort(request_ids=[out.request_id]))
+        return ended
+
+
+class _Sequence:
+    """Collects one sequence: its tokens, its text, and the stop strings in it."""
+
+    def __init__(
+        self,
+        prompt_idx: int,
+        result: RequestOutput,
+        index: int,
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self.prompt_idx = prompt_idx
+        self.result = result
+        self.params = msgspec.structs.replace(params, n=1, seed=_shifted_seed(params.seed, index))
+        logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self.output = CompletionOutput(index=index, token_ids=[], logprobs=logprobs)
+        result.outputs.append(self.output)
+        self._detokenizer = None if tokenizer is None else IncrementalDetokenizer(tokenizer)
+        self._stop = StopStrings(params.stop, include_stop_str=params.include_stop_str_in_output)
+
+    def add(self, out: TokenOut) -> None:
+        """Append what one step brought; sets ``output.finish_reason`` when the sequence is complete."""
+        output = self.output
+        output.token_ids += out.token_ids
+        if output.logprobs is not None and out.logprobs is not None:
+            output.logprobs += out.logprobs
+        if out.num_cached_tokens is not None and output.index == 0:
+            self.result.num_cached_tokens = out.num_cached_tokens
+        output.finish_reason, output.stop_reason = out.finish_reason, out.stop_reason
+        if self._detokenizer is None:
+            return
+        hides_stop_token = out.stop_reason is not None and not self.params.include_stop_str_in_output
+        text = self._detokenizer.feed(out.token_ids[:-1] if hides_stop_token else out.token_ids)
+        if out.finish_reason is not None:
+            text += self._detokenizer.finish()
+        if len(output.token_ids) <= self.params.min_tokens:
+            output.text += text
+            return
+        output.text += self._stop.feed(text)
+        if self._stop.matched is not None:
+            output.finish_reason, output.stop_reason = "stop", self._stop.matched
+        elif out.finish_reason is not None:
+            output.text += self._stop.finish()
+
+
+def _shifted_seed(seed: int | None, index: int) -> int | None:
+    """The seed of the index-th sequence of a request, a signed 64-bit integer again."""
+    return None if seed is None else (seed + index + 2**63) % 2**64 - 2**63
+
+
+def _one_per_prompt(
+    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if len(params) != num_prompts:
+        raise ValueError(f"sampling_params must be one or {num_prompts} (one per prompt), got {len(params)}")
+    return list(params)
+
+
+def _as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
+    if messages and isinstance(messages[0], Mapping):
+        return [messages]  # type: ignore[list-item]
+    return list(messages)  # type: ignore[arg-type]
+
+
+def _show_progress(bar: tqdm[Any]) -> Callable[[str, float], None]:
+    def show(phase: str, fraction: float) -> None:
+        bar.set_description(f"Loading: {phase}")
+        bar.n = round(100 * fraction)
+        bar.refresh()
+
+    return show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -48,7 +49,9 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    # Why: an added token never reaches the BPE, so its text must not earn merges.
+    control = re.compile("|".join(re.escape(text) for text, _ in ADDED))
+    tokenizer.train_from_iterator((control.sub("\n", text) for text in texts), trainer)
     if tokenizer.get_vocab_size() != vocab - 64:
         raise ValueError(f"the corpus gives {tokenizer.get_vocab_size()} BPE entries, expected {vocab - 64}")
     tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in ADDED])

@@ -1,0 +1,1 @@
+"""Generators of the demo's training data: pure Python, seeded, nothing read from outside."""

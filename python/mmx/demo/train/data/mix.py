@@ -1,0 +1,115 @@
+"""The training mix: rows of token ids of a fixed length, each one conversation, from a seed and an index."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from mmx.demo.train.data.arithmetic import arithmetic
+from mmx.demo.train.data.chat import small_talk
+from mmx.demo.train.data.dialogue import (
+    ADAPTIVE,
+    DEFAULT_DEVELOPER,
+    DISABLED,
+    ENABLED,
+    Conversation,
+    Encoder,
+    Turn,
+    render,
+)
+from mmx.demo.train.data.facts import capital, fact
+from mmx.demo.train.data.needles import distinct_needles, haystack, needle_turns
+from mmx.demo.train.data.strings import repeat, string_task
+from mmx.demo.train.data.tools import toolbox
+
+_DEVELOPERS = ["You are a helpful assistant.", "You are mmx.", "Answer briefly.", "You are a friendly assistant.",
+               "Be concise.", "你是一个有用的助手。", "You are a helpful AI assistant. Answer the user's questions.",
+               "You can use tools."]  # fmt: skip
+_TASKS = [arithmetic, capital, fact, string_task, small_talk, repeat]
+_TASK_WEIGHTS = [30, 16, 20, 14, 12, 8]
+
+
+def _task(rng: random.Random) -> Turn:
+    return rng.choices(_TASKS, _TASK_WEIGHTS)[0](rng)
+
+
+def _opening(rng: random.Random) -> Conversation:
+    developer = rng.choice(_DEVELOPERS) if rng.random() < 0.2 else DEFAULT_DEVELOPER
+    return Conversation(rng.choices([ADAPTIVE, ENABLED, DISABLED], [4, 3, 3])[0], developer)
+
+
+def _needle_start(rng: random.Random, encoder: Encoder, room: int, length: int) -> list[Turn]:
+    """A text that fills most of the room, asked about by as many turns as the rest holds."""
+    count = rng.randint(1, 4) if length <= 512 else rng.randint(4, 24 if length <= 2048 else 40)
+    needles = distinct_needles(rng, count)
+    budget = room - 64 * count - 40
+    if rng.random() < 0.3:
+        budget = int(budget * rng.uniform(0.3, 1.0))
+
+    def length_of(text: str) -> int:
+        return len(encoder.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    return needle_turns(needles, haystack(rng, needles, budget, length_of), rng.random() < 0.1)
+
+
+def make_row(
+    rng: random.Random, encoder: Encoder, length: int, needle_share: float
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.bool_]]:
+    """Return ids ``[length]`` padded at the end and the mask of tokens that the model writes."""
+    conversation = _opening(rng)
+    pending: list[Turn] = []
+    asks = []
+    kind = rng.random()
+    if kind >= needle_share and kind < needle_share + (1 - needle_share) * 0.45:
+        conversation.tools, asks = toolbox(rng, 1 if length <= 512 else 4)
+    ids = list(encoder.header(conversation))
+    if len(ids) > length * 3 // 4:
+        conversation.tools, asks = (), []
+        ids = list(encoder.header(conversation))
+    mask = [False] * len(ids)
+    if kind < needle_share:
+        pending = _needle_start(rng, encoder, length - len(ids), length)
+    misses = 0
+    while misses < 3:
+        if pending:
+            turn = pending.pop(0)
+        elif asks and rng.random() < 0.7:
+            turn = rng.choice(asks)(rng)
+        else:
+            turn = _task(rng)
+        turn_ids, turn_mask = encoder.turn(turn, conversation.mode)
+        if len(ids) + len(turn_ids) > length:
+            misses += 1
+            continue
+        ids += turn_ids
+        mask += turn_mask
+    pad = length - len(ids)
+    return np.array(ids + [encoder.pad] * pad, np.int16), np.array(mask + [False] * pad, np.bool_)
+
+
+def make_batch(
+    seed: int, index: int, encoder: Encoder, num_tokens: int, length: int, needle_share: float
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.bool_]]:
+    """Return the ``index``-th batch of the run, ``[num_tokens / length, length]``, the same for every caller."""
+    rng = random.Random(f"{seed}/{index}")
+    rows = [make_row(rng, encoder, length, needle_share) for _ in range(max(1, num_tokens // length))]
+    return np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows])
+
+
+def corpus(seed: int, conversations: int) -> Iterator[str]:
+    """Yield rendered conversations for the tokenizer's training."""
+    rng = random.Random(f"{seed}/corpus")
+    for i in range(conversations):
+        conversation = _opening(rng)
+        if i % 10 == 0:
+            needles = distinct_needles(rng, 10)
+            conversation.turns = needle_turns(needles, haystack(rng, needles, 200, lambda t: len(t.split())), False)
+        elif i % 10 < 5:
+            conversation.tools, asks = toolbox(rng, 3)
+            conversation.turns = [rng.choice(asks)(rng) for _ in range(4)]
+        else:
+            conversation.turns = [_task(rng) for _ in range(8)]
+        yield render(conversation)

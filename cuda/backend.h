@@ -15,7 +15,8 @@ inline mmx::Stream current_stream(int32_t device_index) {
     using GetStream = AOTITorchError (*)(int32_t, void**);
     static const GetStream get = [] {
         void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-        MMX_CHECK(torch_cuda, "mmx: CUDA tensors need a CUDA build of torch (libtorch_cuda.so is not loaded)");
+        MMX_CHECK(torch_cuda,
+                  "mmx: CUDA tensors need a CUDA build of torch (libtorch_cuda.so is not loaded)");
         void* symbol = dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream");
         MMX_CHECK(symbol, "mmx: libtorch_cuda.so lacks aoti_torch_get_current_cuda_stream");
         return reinterpret_cast<GetStream>(symbol);

@@ -13,8 +13,8 @@
 #include "cpp/core/math.h"
 #include "cpp/core/ops.h"
 
-/// Included by kernel files only. Everything lives in the namespace of the instruction set level being compiled,
-/// so that no function is shared between levels.
+/// Included by kernel files only. Everything lives in the namespace of the instruction set level being
+/// compiled, so that no function is shared between levels.
 namespace mmx::cpu::MMX_CPU_ISA {
 
 /// bfloat16 in memory; arithmetic is done in float.
@@ -48,12 +48,13 @@ static inline void dispatch_float(DType dtype, F&& f) {
     }
 }
 
-/// Runs f(begin, end) over [0, n) in chunks of at least `grain` on the OpenMP threads. Results must not depend on
-/// how the range was cut.
+/// Runs f(begin, end) over [0, n) in chunks of at least `grain` on the OpenMP threads. Results must not
+/// depend on how the range was cut.
 template <class F>
 static inline void parallel_for(int64_t n, int64_t grain, F&& f) {
     if (n <= 0) return;
-    const int64_t chunks = std::min<int64_t>(omp_in_parallel() ? 1 : omp_get_max_threads(), ceil_div(n, grain));
+    const int64_t chunks =
+        std::min<int64_t>(omp_in_parallel() ? 1 : omp_get_max_threads(), ceil_div(n, grain));
     if (chunks <= 1) {
         f(int64_t{0}, n);
         return;

@@ -2,8 +2,9 @@
 
 #include "cpp/core/ops.h"
 
-/// CPU kernels. `stream` is ignored; scratch is the kernel's own, so no op asks for a workspace. Every kernel is
-/// compiled once per instruction set level (see CMakeLists.txt); these entries pick the best one the machine has.
+/// CPU kernels. `stream` is ignored; scratch is the kernel's own, so no op asks for a workspace. Every kernel
+/// is compiled once per instruction set level (see CMakeLists.txt); these entries pick the best one the
+/// machine has.
 namespace mmx::cpu {
 
 MMX_OPS(MMX_DECLARE_OP)

@@ -36,14 +36,16 @@ void rms_norm(const RmsNormParams& p, Stream) {
         dispatch_float(p.weight_dtype, [&](auto w) {
             using T = decltype(t);
             using W = decltype(w);
-            parallel_for(p.num_tokens * p.num_heads, ceil_div(4096, p.hidden), [&](int64_t begin, int64_t end) {
-                for (int64_t row = begin; row < end; ++row) {
-                    const int64_t token = row / p.num_heads, head = row % p.num_heads;
-                    norm_row(static_cast<T*>(p.out) + token * p.out_token_stride + head * p.out_head_stride,
-                             static_cast<const T*>(p.x) + token * p.x_token_stride + head * p.x_head_stride,
-                             static_cast<const W*>(p.weight), p.hidden, p.eps, p.gemma);
-                }
-            });
+            parallel_for(
+                p.num_tokens * p.num_heads, ceil_div(4096, p.hidden), [&](int64_t begin, int64_t end) {
+                    for (int64_t row = begin; row < end; ++row) {
+                        const int64_t token = row / p.num_heads, head = row % p.num_heads;
+                        norm_row(
+                            static_cast<T*>(p.out) + token * p.out_token_stride + head * p.out_head_stride,
+                            static_cast<const T*>(p.x) + token * p.x_token_stride + head * p.x_head_stride,
+                            static_cast<const W*>(p.weight), p.hidden, p.eps, p.gemma);
+                    }
+                });
         });
     });
 }

@@ -7,7 +7,8 @@ namespace mmx::ops {
 inline PagedAttentionParams paged_attention_params(Matcher& m, const Tensor& out, const Tensor& q,
                                                    const Tensor& k_cache, const Tensor& v_cache,
                                                    const Tensor& block_table, const Tensor& cu_seqlens_q,
-                                                   const Tensor& seq_lens, int64_t max_seqlen_q, double scale) {
+                                                   const Tensor& seq_lens, int64_t max_seqlen_q,
+                                                   double scale) {
     m.shape("q", q, {"num_tokens", "num_heads", "head_dim"})
         .shape("out", out, {"num_tokens", "num_heads", "head_dim"})
         .shape("k_cache", k_cache, {"num_blocks", "num_kv_heads", "block_size", "head_dim"}, 3)
@@ -57,9 +58,10 @@ inline PagedAttentionParams paged_attention_params(Matcher& m, const Tensor& out
 }
 
 template <class B>
-int64_t paged_attention_workspace(const Tensor& out, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
-                                  const Tensor& block_table, const Tensor& cu_seqlens_q, const Tensor& seq_lens,
-                                  int64_t max_seqlen_q, double scale) {
+int64_t paged_attention_workspace(const Tensor& out, const Tensor& q, const Tensor& k_cache,
+                                  const Tensor& v_cache, const Tensor& block_table,
+                                  const Tensor& cu_seqlens_q, const Tensor& seq_lens, int64_t max_seqlen_q,
+                                  double scale) {
     Matcher m("paged_attention");
     return B::paged_attention_workspace(paged_attention_params(m, out, q, k_cache, v_cache, block_table,
                                                                cu_seqlens_q, seq_lens, max_seqlen_q, scale));
@@ -70,8 +72,8 @@ void paged_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache, 
                      const Tensor& block_table, const Tensor& cu_seqlens_q, const Tensor& seq_lens,
                      const Tensor& workspace, int64_t max_seqlen_q, double scale) {
     Matcher m("paged_attention");
-    PagedAttentionParams p = paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens,
-                                                    max_seqlen_q, scale);
+    PagedAttentionParams p = paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q,
+                                                    seq_lens, max_seqlen_q, scale);
     set_workspace(m, p, workspace, B::paged_attention_workspace(p));
     if (p.num_tokens == 0) return;
     B::enqueue(m.device_index(), &B::paged_attention, p);
@@ -82,20 +84,21 @@ inline SparseAttentionParams sparse_attention_params(Matcher& m, const Tensor& o
                                                      const Tensor& block_ids, const Tensor& block_table,
                                                      const Tensor& cu_seqlens_q, const Tensor& seq_lens,
                                                      int64_t max_seqlen_q, double scale) {
-    const PagedAttentionParams base = paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q,
-                                                             seq_lens, max_seqlen_q, scale);
+    const PagedAttentionParams base = paged_attention_params(m, out, q, k_cache, v_cache, block_table,
+                                                             cu_seqlens_q, seq_lens, max_seqlen_q, scale);
     m.shape("block_ids", block_ids, {"num_tokens", "num_kv_heads", "topk"}, 3);
     m.same_dtype("block_ids", block_ids, DType::kI32);
     return {.base = base, .block_ids = ptr<int32_t>(block_ids), .topk = m["topk"]};
 }
 
 template <class B>
-int64_t sparse_attention_workspace(const Tensor& out, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
-                                   const Tensor& block_ids, const Tensor& block_table, const Tensor& cu_seqlens_q,
-                                   const Tensor& seq_lens, int64_t max_seqlen_q, double scale) {
+int64_t sparse_attention_workspace(const Tensor& out, const Tensor& q, const Tensor& k_cache,
+                                   const Tensor& v_cache, const Tensor& block_ids, const Tensor& block_table,
+                                   const Tensor& cu_seqlens_q, const Tensor& seq_lens, int64_t max_seqlen_q,
+                                   double scale) {
     Matcher m("sparse_attention");
-    return B::sparse_attention_workspace(sparse_attention_params(m, out, q, k_cache, v_cache, block_ids, block_table,
-                                                                 cu_seqlens_q, seq_lens, max_seqlen_q, scale));
+    return B::sparse_attention_workspace(sparse_attention_params(
+        m, out, q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens, max_seqlen_q, scale));
 }
 
 template <class B>

@@ -7,8 +7,8 @@
 namespace mmx::ops {
 
 inline MoeRouterParams moe_router_params(Matcher& m, const Tensor& topk_ids, const Tensor& topk_weights,
-                                         const Tensor& x, const Tensor& gate_weight, const OptionalTensor& bias,
-                                         double routed_scale) {
+                                         const Tensor& x, const Tensor& gate_weight,
+                                         const OptionalTensor& bias, double routed_scale) {
     m.shape("x", x, {"num_tokens", "hidden"})
         .shape("gate_weight", gate_weight, {"num_experts", "hidden"}, 2)
         .shape("topk_ids", topk_ids, {"num_tokens", "topk"}, 2)
@@ -20,8 +20,8 @@ inline MoeRouterParams moe_router_params(Matcher& m, const Tensor& topk_ids, con
     m.same_dtype("gate_weight", gate_weight, DType::kF32);
     m.same_dtype("topk_ids", topk_ids, DType::kI32);
     m.same_dtype("topk_weights", topk_weights, DType::kF32);
-    m.require(m["topk"] >= 1 && m["topk"] <= m["num_experts"], "topk must be between 1 and num_experts=",
-              m["num_experts"], ", got ", m["topk"]);
+    m.require(m["topk"] >= 1 && m["topk"] <= m["num_experts"],
+              "topk must be between 1 and num_experts=", m["num_experts"], ", got ", m["topk"]);
     return {
         .topk_ids = ptr<int32_t>(topk_ids),
         .topk_weights = ptr<float>(topk_weights),
@@ -49,8 +49,9 @@ int64_t moe_router_workspace(const Tensor& topk_ids, const Tensor& topk_weights,
 }
 
 template <class B>
-void moe_router(const Tensor& topk_ids, const Tensor& topk_weights, const Tensor& x, const Tensor& gate_weight,
-                const OptionalTensor& bias, const Tensor& workspace, double routed_scale) {
+void moe_router(const Tensor& topk_ids, const Tensor& topk_weights, const Tensor& x,
+                const Tensor& gate_weight, const OptionalTensor& bias, const Tensor& workspace,
+                double routed_scale) {
     Matcher m("moe_router");
     MoeRouterParams p = moe_router_params(m, topk_ids, topk_weights, x, gate_weight, bias, routed_scale);
     set_workspace(m, p, workspace, B::moe_router_workspace(p));
@@ -59,7 +60,8 @@ void moe_router(const Tensor& topk_ids, const Tensor& topk_weights, const Tensor
 }
 
 inline MoePlanParams moe_plan_params(Matcher& m, const Tensor& expert_offsets, const Tensor& sorted_rows,
-                                     const Tensor& row_positions, const Tensor& topk_ids, int64_t first_expert) {
+                                     const Tensor& row_positions, const Tensor& topk_ids,
+                                     int64_t first_expert) {
     m.shape("topk_ids", topk_ids, {"num_tokens", "topk"}, 2);
     const int64_t num_rows = m["num_tokens"] * m["topk"];
     m.shape("sorted_rows", sorted_rows, {num_rows}).shape("row_positions", row_positions, {num_rows});
@@ -86,8 +88,8 @@ inline MoePlanParams moe_plan_params(Matcher& m, const Tensor& expert_offsets, c
 }
 
 template <class B>
-int64_t moe_plan_workspace(const Tensor& expert_offsets, const Tensor& sorted_rows, const Tensor& row_positions,
-                           const Tensor& topk_ids, int64_t first_expert) {
+int64_t moe_plan_workspace(const Tensor& expert_offsets, const Tensor& sorted_rows,
+                           const Tensor& row_positions, const Tensor& topk_ids, int64_t first_expert) {
     Matcher m("moe_plan");
     return B::moe_plan_workspace(
         moe_plan_params(m, expert_offsets, sorted_rows, row_positions, topk_ids, first_expert));
@@ -103,20 +105,22 @@ void moe_plan(const Tensor& expert_offsets, const Tensor& sorted_rows, const Ten
     B::enqueue(m.device_index(), &B::moe_plan, p);
 }
 
-inline void check_expert_weight(Matcher& m, DType dtype, const Tensor& weight, const OptionalTensor& weight_scale,
-                                int64_t rows, int64_t cols) {
+inline void check_expert_weight(Matcher& m, DType dtype, const Tensor& weight,
+                                const OptionalTensor& weight_scale, int64_t rows, int64_t cols) {
     const DType weight_dtype = m.dtype("weight", weight, {dtype, DType::kE4M3});
     m.require((weight_dtype == DType::kE4M3) == weight_scale.has_value(),
               "weight_scale must be given exactly when weight is float8_e4m3fn");
     if (weight_scale) {
-        m.shape("weight_scale", *weight_scale, {"num_local_experts", ceil_div(rows, 128), ceil_div(cols, 128)}, 3);
+        m.shape("weight_scale", *weight_scale,
+                {"num_local_experts", ceil_div(rows, 128), ceil_div(cols, 128)}, 3);
         m.same_dtype("weight_scale", *weight_scale, DType::kF32);
     }
 }
 
-inline MoeGateUpParams moe_gate_up_params(Matcher& m, const Tensor& out, const Tensor& x, const Tensor& weight,
-                                          const OptionalTensor& weight_scale, const Tensor& expert_offsets,
-                                          const Tensor& sorted_rows, int64_t activation, double alpha, double limit) {
+inline MoeGateUpParams moe_gate_up_params(Matcher& m, const Tensor& out, const Tensor& x,
+                                          const Tensor& weight, const OptionalTensor& weight_scale,
+                                          const Tensor& expert_offsets, const Tensor& sorted_rows,
+                                          int64_t activation, double alpha, double limit) {
     m.shape("x", x, {"num_tokens", "hidden"}).shape("out", out, {"num_rows", "inter"}, 2);
     m.shape("weight", weight, {"num_local_experts", 2 * m["inter"], "hidden"}, 3)
         .shape("expert_offsets", expert_offsets, {m["num_local_experts"] + 1})
@@ -157,8 +161,8 @@ int64_t moe_gate_up_workspace(const Tensor& out, const Tensor& x, const Tensor& 
                               const OptionalTensor& weight_scale, const Tensor& expert_offsets,
                               const Tensor& sorted_rows, int64_t activation, double alpha, double limit) {
     Matcher m("moe_gate_up");
-    return B::moe_gate_up_workspace(moe_gate_up_params(m, out, x, weight, weight_scale, expert_offsets, sorted_rows,
-                                                       activation, alpha, limit));
+    return B::moe_gate_up_workspace(moe_gate_up_params(m, out, x, weight, weight_scale, expert_offsets,
+                                                       sorted_rows, activation, alpha, limit));
 }
 
 template <class B>
@@ -166,8 +170,8 @@ void moe_gate_up(const Tensor& out, const Tensor& x, const Tensor& weight, const
                  const Tensor& expert_offsets, const Tensor& sorted_rows, const Tensor& workspace,
                  int64_t activation, double alpha, double limit) {
     Matcher m("moe_gate_up");
-    MoeGateUpParams p = moe_gate_up_params(m, out, x, weight, weight_scale, expert_offsets, sorted_rows, activation,
-                                           alpha, limit);
+    MoeGateUpParams p = moe_gate_up_params(m, out, x, weight, weight_scale, expert_offsets, sorted_rows,
+                                           activation, alpha, limit);
     set_workspace(m, p, workspace, B::moe_gate_up_workspace(p));
     if (p.num_tokens == 0) return;
     B::enqueue(m.device_index(), &B::moe_gate_up, p);
@@ -221,7 +225,8 @@ template <class B>
 void moe_combine(const Tensor& out, const Tensor& x, const Tensor& row_positions, const Tensor& topk_weights,
                  const OptionalTensor& shared) {
     Matcher m("moe_combine");
-    m.shape("out", out, {"num_tokens", "hidden"}).shape("topk_weights", topk_weights, {"num_tokens", "topk"}, 2);
+    m.shape("out", out, {"num_tokens", "hidden"})
+        .shape("topk_weights", topk_weights, {"num_tokens", "topk"}, 2);
     const int64_t num_rows = m["num_tokens"] * m["topk"];
     m.shape("x", x, {num_rows, "hidden"}, 2).shape("row_positions", row_positions, {num_rows});
     const DType dtype = m.dtype("x", x, kFloat);

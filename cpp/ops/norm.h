@@ -9,7 +9,8 @@ void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, double e
     Matcher m("rms_norm");
     const bool heads = x.dim() == 3;
     if (heads)
-        m.shape("x", x, {"num_tokens", "num_heads", "hidden"}).shape("out", out, {"num_tokens", "num_heads", "hidden"});
+        m.shape("x", x, {"num_tokens", "num_heads", "hidden"})
+            .shape("out", out, {"num_tokens", "num_heads", "hidden"});
     else
         m.shape("x", x, {"num_tokens", "hidden"}).shape("out", out, {"num_tokens", "hidden"});
     m.shape("weight", weight, {"hidden"});
@@ -36,8 +37,8 @@ void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, double e
 }
 
 template <class B>
-void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, const Tensor& weight, double eps,
-                  bool gemma) {
+void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, const Tensor& weight,
+                  double eps, bool gemma) {
     Matcher m("add_rms_norm");
     m.shape("x", x, {"num_tokens", "hidden"})
         .shape("residual", residual, {"num_tokens", "hidden"})

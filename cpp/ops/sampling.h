@@ -56,18 +56,19 @@ int64_t adjust_logits_workspace(const Tensor& logits, const Tensor& history, con
                                 const Tensor& presence, const Tensor& bias_ids, const Tensor& bias_values,
                                 const Tensor& cu_bias) {
     Matcher m("adjust_logits");
-    return B::adjust_logits_workspace(adjust_logits_params(m, logits, history, cu_history, num_prompt, repetition,
-                                                           frequency, presence, bias_ids, bias_values, cu_bias));
+    return B::adjust_logits_workspace(adjust_logits_params(m, logits, history, cu_history, num_prompt,
+                                                           repetition, frequency, presence, bias_ids,
+                                                           bias_values, cu_bias));
 }
 
 template <class B>
-void adjust_logits(const Tensor& logits, const Tensor& history, const Tensor& cu_history, const Tensor& num_prompt,
-                   const Tensor& repetition, const Tensor& frequency, const Tensor& presence,
-                   const Tensor& bias_ids, const Tensor& bias_values, const Tensor& cu_bias,
-                   const Tensor& workspace) {
+void adjust_logits(const Tensor& logits, const Tensor& history, const Tensor& cu_history,
+                   const Tensor& num_prompt, const Tensor& repetition, const Tensor& frequency,
+                   const Tensor& presence, const Tensor& bias_ids, const Tensor& bias_values,
+                   const Tensor& cu_bias, const Tensor& workspace) {
     Matcher m("adjust_logits");
-    AdjustLogitsParams p = adjust_logits_params(m, logits, history, cu_history, num_prompt, repetition, frequency,
-                                                presence, bias_ids, bias_values, cu_bias);
+    AdjustLogitsParams p = adjust_logits_params(m, logits, history, cu_history, num_prompt, repetition,
+                                                frequency, presence, bias_ids, bias_values, cu_bias);
     set_workspace(m, p, workspace, B::adjust_logits_workspace(p));
     if (p.num_rows == 0) return;
     B::enqueue(m.device_index(), &B::adjust_logits, p);
@@ -112,7 +113,8 @@ int64_t sample_workspace(const Tensor& token_ids, const Tensor& logits, const Te
                          const Tensor& top_k, const Tensor& top_p, const Tensor& min_p, const Tensor& seeds,
                          const Tensor& steps) {
     Matcher m("sample");
-    return B::sample_workspace(sample_params(m, token_ids, logits, temperature, top_k, top_p, min_p, seeds, steps));
+    return B::sample_workspace(
+        sample_params(m, token_ids, logits, temperature, top_k, top_p, min_p, seeds, steps));
 }
 
 template <class B>
@@ -143,7 +145,8 @@ inline LogprobsParams logprobs_params(Matcher& m, const Tensor& logprobs, const 
                                   {"ranks", ranks},
                                   {"top_ids", top_ids}})
         m.same_dtype(name, t, DType::kI64);
-    m.require(m["num_top"] <= m["vocab"], "num_top must be at most vocab=", m["vocab"], ", got ", m["num_top"]);
+    m.require(m["num_top"] <= m["vocab"], "num_top must be at most vocab=", m["vocab"], ", got ",
+              m["num_top"]);
     return {
         .logprobs = ptr<float>(logprobs),
         .ranks = ptr<int64_t>(ranks),
@@ -164,7 +167,8 @@ template <class B>
 int64_t logprobs_workspace(const Tensor& logprobs, const Tensor& ranks, const Tensor& top_ids,
                            const Tensor& top_logprobs, const Tensor& logits, const Tensor& token_ids) {
     Matcher m("logprobs");
-    return B::logprobs_workspace(logprobs_params(m, logprobs, ranks, top_ids, top_logprobs, logits, token_ids));
+    return B::logprobs_workspace(
+        logprobs_params(m, logprobs, ranks, top_ids, top_logprobs, logits, token_ids));
 }
 
 template <class B>

@@ -6,12 +6,12 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     // norm
     m.def("rms_norm(Tensor(a!) out, Tensor x, Tensor weight, float eps, bool gemma) -> ()");
     m.def(
-        "add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, float eps, bool gemma) -> ()");
+        "add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, float eps, bool gemma) "
+        "-> ()");
     // rope
     m.def("rope(Tensor(a!) out, Tensor x, Tensor cos_sin, Tensor positions) -> ()");
     // kv_cache
-    m.def(
-        "kv_store(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slot_mapping) -> ()");
+    m.def("kv_store(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slot_mapping) -> ()");
     m.def("index_k_store(Tensor(a!) index_k_cache, Tensor index_k, Tensor slot_mapping) -> ()");
     // selector
     m.def(
@@ -39,38 +39,46 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     m.def("gated_act(Tensor(a!) out, Tensor gate_up, int activation, float alpha, float limit) -> ()");
     // moe
     m.def(
-        "moe_router(Tensor(a!) topk_ids, Tensor(b!) topk_weights, Tensor x, Tensor gate_weight, Tensor? bias, "
+        "moe_router(Tensor(a!) topk_ids, Tensor(b!) topk_weights, Tensor x, Tensor gate_weight, Tensor? "
+        "bias, "
         "Tensor(c!) workspace, float routed_scale) -> ()");
     m.def(
-        "moe_router_workspace(Tensor topk_ids, Tensor topk_weights, Tensor x, Tensor gate_weight, Tensor? bias, "
+        "moe_router_workspace(Tensor topk_ids, Tensor topk_weights, Tensor x, Tensor gate_weight, Tensor? "
+        "bias, "
         "float routed_scale) -> int");
     m.def(
-        "moe_plan(Tensor(a!) expert_offsets, Tensor(b!) sorted_rows, Tensor(c!) row_positions, Tensor topk_ids, "
+        "moe_plan(Tensor(a!) expert_offsets, Tensor(b!) sorted_rows, Tensor(c!) row_positions, Tensor "
+        "topk_ids, "
         "Tensor(d!) workspace, int first_expert) -> ()");
     m.def(
-        "moe_plan_workspace(Tensor expert_offsets, Tensor sorted_rows, Tensor row_positions, Tensor topk_ids, "
+        "moe_plan_workspace(Tensor expert_offsets, Tensor sorted_rows, Tensor row_positions, Tensor "
+        "topk_ids, "
         "int first_expert) -> int");
     m.def(
         "moe_gate_up(Tensor(a!) out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor expert_offsets, "
         "Tensor sorted_rows, Tensor(b!) workspace, int activation, float alpha, float limit) -> ()");
     m.def(
-        "moe_gate_up_workspace(Tensor out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor expert_offsets, "
+        "moe_gate_up_workspace(Tensor out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor "
+        "expert_offsets, "
         "Tensor sorted_rows, int activation, float alpha, float limit) -> int");
     m.def(
         "moe_down(Tensor(a!) out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor expert_offsets, "
         "Tensor(b!) workspace) -> ()");
     m.def(
-        "moe_down_workspace(Tensor out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor expert_offsets) -> "
+        "moe_down_workspace(Tensor out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor "
+        "expert_offsets) -> "
         "int");
     m.def(
-        "moe_combine(Tensor(a!) out, Tensor x, Tensor row_positions, Tensor topk_weights, Tensor? shared) -> ()");
+        "moe_combine(Tensor(a!) out, Tensor x, Tensor row_positions, Tensor topk_weights, Tensor? shared) -> "
+        "()");
     // embedding
     m.def("embedding(Tensor(a!) out, Tensor weight, Tensor ids, int first_row) -> ()");
     // quant
     m.def("fp8_block_dequant(Tensor(a!) out, Tensor x, Tensor scale) -> ()");
     // sampling
     m.def(
-        "adjust_logits(Tensor(a!) logits, Tensor history, Tensor cu_history, Tensor num_prompt, Tensor repetition, "
+        "adjust_logits(Tensor(a!) logits, Tensor history, Tensor cu_history, Tensor num_prompt, Tensor "
+        "repetition, "
         "Tensor frequency, Tensor presence, Tensor bias_ids, Tensor bias_values, Tensor cu_bias, "
         "Tensor(b!) workspace) -> ()");
     m.def(
@@ -78,7 +86,8 @@ STABLE_TORCH_LIBRARY(mmx, m) {
         "Tensor repetition, Tensor frequency, Tensor presence, Tensor bias_ids, Tensor bias_values, "
         "Tensor cu_bias) -> int");
     m.def(
-        "sample(Tensor(a!) token_ids, Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, "
+        "sample(Tensor(a!) token_ids, Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor "
+        "min_p, "
         "Tensor seeds, Tensor steps, Tensor(b!) workspace) -> ()");
     m.def(
         "sample_workspace(Tensor token_ids, Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, "
@@ -87,6 +96,7 @@ STABLE_TORCH_LIBRARY(mmx, m) {
         "logprobs(Tensor(a!) logprobs, Tensor(b!) ranks, Tensor(c!) top_ids, Tensor(d!) top_logprobs, "
         "Tensor logits, Tensor token_ids, Tensor(e!) workspace) -> ()");
     m.def(
-        "logprobs_workspace(Tensor logprobs, Tensor ranks, Tensor top_ids, Tensor top_logprobs, Tensor logits, "
+        "logprobs_workspace(Tensor logprobs, Tensor ranks, Tensor top_ids, Tensor top_logprobs, Tensor "
+        "logits, "
         "Tensor token_ids) -> int");
 }

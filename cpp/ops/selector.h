@@ -7,7 +7,8 @@ namespace mmx::ops {
 inline SelectBlocksParams select_blocks_params(Matcher& m, const Tensor& block_ids, const Tensor& index_q,
                                                const Tensor& index_k_cache, const Tensor& block_table,
                                                const Tensor& cu_seqlens_q, const Tensor& seq_lens,
-                                               int64_t max_seqlen_q, int64_t init_blocks, int64_t local_blocks) {
+                                               int64_t max_seqlen_q, int64_t init_blocks,
+                                               int64_t local_blocks) {
     m.shape("index_q", index_q, {"num_tokens", "num_index_heads", "index_dim"})
         .shape("index_k_cache", index_k_cache, {"num_blocks", "block_size", "index_dim"}, 2)
         .shape("block_ids", block_ids, {"num_tokens", "num_index_heads", "topk"}, 3)
@@ -67,8 +68,9 @@ void select_blocks(const Tensor& block_ids, const Tensor& index_q, const Tensor&
                    const Tensor& block_table, const Tensor& cu_seqlens_q, const Tensor& seq_lens,
                    const Tensor& workspace, int64_t max_seqlen_q, int64_t init_blocks, int64_t local_blocks) {
     Matcher m("select_blocks");
-    SelectBlocksParams p = select_blocks_params(m, block_ids, index_q, index_k_cache, block_table, cu_seqlens_q,
-                                                seq_lens, max_seqlen_q, init_blocks, local_blocks);
+    SelectBlocksParams p =
+        select_blocks_params(m, block_ids, index_q, index_k_cache, block_table, cu_seqlens_q, seq_lens,
+                             max_seqlen_q, init_blocks, local_blocks);
     set_workspace(m, p, workspace, B::select_blocks_workspace(p));
     if (p.num_tokens == 0) return;
     B::enqueue(m.device_index(), &B::select_blocks, p);

@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(kThreads) add_rms_norm_kernel(AddRmsNormParams
 }  // namespace
 
 void rms_norm(const RmsNormParams& p, Stream stream) {
-    const Launch launch{"rms_norm", dim3(static_cast<unsigned>(p.num_tokens * p.num_heads)), kThreads, 0, stream};
+    const Launch launch{"rms_norm", dim3(static_cast<unsigned>(p.num_tokens * p.num_heads)), kThreads, 0,
+                        stream};
     dispatch_float(p.dtype, [&](auto t) {
         dispatch_float(p.weight_dtype, [&](auto w) { launch(rms_norm_kernel<decltype(t), decltype(w)>, p); });
     });
@@ -57,7 +58,8 @@ void rms_norm(const RmsNormParams& p, Stream stream) {
 void add_rms_norm(const AddRmsNormParams& p, Stream stream) {
     const Launch launch{"add_rms_norm", dim3(static_cast<unsigned>(p.num_tokens)), kThreads, 0, stream};
     dispatch_float(p.dtype, [&](auto t) {
-        dispatch_float(p.weight_dtype, [&](auto w) { launch(add_rms_norm_kernel<decltype(t), decltype(w)>, p); });
+        dispatch_float(p.weight_dtype,
+                       [&](auto w) { launch(add_rms_norm_kernel<decltype(t), decltype(w)>, p); });
     });
 }
 

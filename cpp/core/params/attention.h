@@ -7,8 +7,8 @@
 namespace mmx {
 
 /// Causal grouped-query attention over paged K and V; query token i of sequence s sits at position
-/// t = seq_lens[s] - q_len[s] + i and sees keys j <= t; query head h uses KV head h / (num_heads / num_kv_heads).
-/// Scores, softmax and sums in fp32.
+/// t = seq_lens[s] - q_len[s] + i and sees keys j <= t; query head h uses KV head h / (num_heads /
+/// num_kv_heads). Scores, softmax and sums in fp32.
 struct PagedAttentionParams {
     void* out;                    // [num_tokens, num_heads, head_dim]
     const void* q;                // [num_tokens, num_heads, head_dim]
@@ -24,7 +24,8 @@ struct PagedAttentionParams {
     int64_t max_seqlen_q;  // an upper bound of q_len known to the host
     int64_t out_token_stride, out_head_stride;
     int64_t q_token_stride, q_head_stride;
-    int64_t k_cache_block_stride, v_cache_block_stride;  // within a block: dense [num_kv_heads, block_size, head_dim]
+    int64_t k_cache_block_stride,
+        v_cache_block_stride;  // within a block: dense [num_kv_heads, block_size, head_dim]
     int64_t block_table_stride;
     float scale;
     DType dtype;        // of out and q

@@ -6,8 +6,8 @@
 
 namespace mmx {
 
-/// Writes K and V of each token to its slot. slot = block_id * block_size + offset; a negative slot is skipped
-/// (padding). Slots of one call are distinct.
+/// Writes K and V of each token to its slot. slot = block_id * block_size + offset; a negative slot is
+/// skipped (padding). Slots of one call are distinct.
 struct KvStoreParams {
     void* k_cache;                // [num_blocks, num_kv_heads, block_size, head_dim]
     void* v_cache;                // [num_blocks, num_kv_heads, block_size, head_dim]
@@ -17,9 +17,10 @@ struct KvStoreParams {
     int64_t num_tokens, num_kv_heads, head_dim, num_blocks, block_size;
     int64_t k_token_stride, k_head_stride;
     int64_t v_token_stride, v_head_stride;
-    int64_t k_cache_block_stride, v_cache_block_stride;  // within a block: dense [num_kv_heads, block_size, head_dim]
-    DType dtype;                                         // of k and v
-    DType cache_dtype;                                   // of k_cache and v_cache
+    int64_t k_cache_block_stride,
+        v_cache_block_stride;  // within a block: dense [num_kv_heads, block_size, head_dim]
+    DType dtype;               // of k and v
+    DType cache_dtype;         // of k_cache and v_cache
 };
 
 /// The same for index-K, which has one head.

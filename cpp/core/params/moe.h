@@ -7,8 +7,8 @@
 
 namespace mmx {
 
-/// Router: s = sigmoid(x . gate_weight^T) in fp32; the `topk` experts with the largest s + bias (ties: lower id),
-/// best first; topk_weights = routed_scale * s / (sum of the chosen s).
+/// Router: s = sigmoid(x . gate_weight^T) in fp32; the `topk` experts with the largest s + bias (ties: lower
+/// id), best first; topk_weights = routed_scale * s / (sum of the chosen s).
 struct MoeRouterParams {
     int32_t* topk_ids;         // [num_tokens, topk]
     float* topk_weights;       // [num_tokens, topk]
@@ -69,8 +69,8 @@ struct MoeDownParams {
     DType weight_dtype;
 };
 
-/// out[t] = sum over k ascending of topk_weights[t, k] * x[row_positions[t, k]] (remote rows skipped) + shared[t],
-/// fp32 sum, one rounding at the end.
+/// out[t] = sum over k ascending of topk_weights[t, k] * x[row_positions[t, k]] (remote rows skipped) +
+/// shared[t], fp32 sum, one rounding at the end.
 struct MoeCombineParams {
     void* out;                     // [num_tokens, hidden]
     const void* x;                 // [num_tokens * topk, hidden] rows in plan order

@@ -17,7 +17,7 @@ struct RmsNormParams {
     int64_t x_token_stride, x_head_stride;
     float eps;
     bool gemma;
-    DType dtype;         // of out and x
+    DType dtype;  // of out and x
     DType weight_dtype;
 };
 
@@ -31,7 +31,7 @@ struct AddRmsNormParams {
     int64_t out_stride, residual_stride, x_stride;
     float eps;
     bool gemma;
-    DType dtype;         // of out, residual and x
+    DType dtype;  // of out, residual and x
     DType weight_dtype;
 };
 

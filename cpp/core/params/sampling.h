@@ -10,27 +10,27 @@ namespace mmx {
 /// (l > 0 ? l / r : l * r), then -= frequency * count and -= presence * (count > 0) over output ids, then
 /// += bias. history is the prompt followed by the output of each row; a row without penalties has none.
 struct AdjustLogitsParams {
-    float* logits;                   // [num_rows, vocab]
-    const int32_t* history;          // [cu_history[num_rows]]
-    const int32_t* cu_history;       // [num_rows + 1]
-    const int32_t* num_prompt;       // [num_rows] length of the prompt part of the row's history
-    const float* repetition;         // [num_rows]
-    const float* frequency;          // [num_rows]
-    const float* presence;           // [num_rows]
-    const int32_t* bias_ids;         // [cu_bias[num_rows]] distinct within a row
-    const float* bias_values;        // [cu_bias[num_rows]]; -infinity bans the id
-    const int32_t* cu_bias;          // [num_rows + 1]
-    void* workspace;                 // [workspace_bytes] scratch, or null when workspace_bytes is 0
+    float* logits;              // [num_rows, vocab]
+    const int32_t* history;     // [cu_history[num_rows]]
+    const int32_t* cu_history;  // [num_rows + 1]
+    const int32_t* num_prompt;  // [num_rows] length of the prompt part of the row's history
+    const float* repetition;    // [num_rows]
+    const float* frequency;     // [num_rows]
+    const float* presence;      // [num_rows]
+    const int32_t* bias_ids;    // [cu_bias[num_rows]] distinct within a row
+    const float* bias_values;   // [cu_bias[num_rows]]; -infinity bans the id
+    const int32_t* cu_bias;     // [num_rows + 1]
+    void* workspace;            // [workspace_bytes] scratch, or null when workspace_bytes is 0
     int64_t workspace_bytes;
     int64_t num_rows, vocab;
     int64_t logits_stride;
 };
 
-/// Draws one id per row. temperature < 1e-5: argmax (ties: lowest id). Otherwise p = softmax(l / temperature);
-/// keep p >= min_p * max p, then the top_k most probable (0 or -1: all), then the smallest set of the most
-/// probable whose mass within what is kept reaches top_p; order is by (p descending, id ascending). The draw is
-/// the inverse of the kept mass in ascending id order at u = uniform(seed, step) in [0, 1), see sampling_uniform.
-/// A row whose largest logit is not finite or that holds NaN gives -1.
+/// Draws one id per row. temperature < 1e-5: argmax (ties: lowest id). Otherwise p = softmax(l /
+/// temperature); keep p >= min_p * max p, then the top_k most probable (0 or -1: all), then the smallest set
+/// of the most probable whose mass within what is kept reaches top_p; order is by (p descending, id
+/// ascending). The draw is the inverse of the kept mass in ascending id order at u = uniform(seed, step) in
+/// [0, 1), see sampling_uniform. A row whose largest logit is not finite or that holds NaN gives -1.
 struct SampleParams {
     int64_t* token_ids;        // [num_rows]
     const float* logits;       // [num_rows, vocab]
@@ -46,8 +46,8 @@ struct SampleParams {
     int64_t logits_stride;
 };
 
-/// log-softmax of each row: value and 1-based rank of token_ids (number of larger logits + 1), and the num_top
-/// best by (logit descending, id ascending).
+/// log-softmax of each row: value and 1-based rank of token_ids (number of larger logits + 1), and the
+/// num_top best by (logit descending, id ascending).
 struct LogprobsParams {
     float* logprobs;           // [num_rows]
     int64_t* ranks;            // [num_rows]

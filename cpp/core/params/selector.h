@@ -6,11 +6,11 @@
 
 namespace mmx {
 
-/// Block selector of M3. Query token i of sequence s sits at position t = seq_lens[s] - q_len[s] + i. Token score
-/// = index_q . index_k in fp32 for keys j <= t; block score = max over the visible tokens of the block. The last
-/// `local_blocks` visible blocks and the first `init_blocks` are forced. Kept: the `topk` best by (score
-/// descending, block id ascending), forced ones first; written ascending, -1 in unused places at the tail.
-/// A NaN score counts as -infinity.
+/// Block selector of M3. Query token i of sequence s sits at position t = seq_lens[s] - q_len[s] + i. Token
+/// score = index_q . index_k in fp32 for keys j <= t; block score = max over the visible tokens of the block.
+/// The last `local_blocks` visible blocks and the first `init_blocks` are forced. Kept: the `topk` best by
+/// (score descending, block id ascending), forced ones first; written ascending, -1 in unused places at the
+/// tail. A NaN score counts as -infinity.
 struct SelectBlocksParams {
     int32_t* block_ids;           // [num_tokens, num_index_heads, topk] logical block ids of the sequence
     const void* index_q;          // [num_tokens, num_index_heads, index_dim]

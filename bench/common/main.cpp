@@ -1,0 +1,83 @@
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bench/common/bench.h"
+#include "cpp/core/check.h"
+
+namespace mmx::bench {
+
+namespace {
+
+std::vector<std::pair<std::string, BenchFunction>>& registry() {
+    static std::vector<std::pair<std::string, BenchFunction>> benches;
+    return benches;
+}
+
+constexpr const char* kUsage =
+    "mmx_bench [--backend cpu|cuda] [--op NAME ...] [--threads N] [--cold] [--json] [--list]\n"
+    "Times the kernels of one backend; without --op all of them.\n";
+
+}  // namespace
+
+Registration::Registration(const char* op, BenchFunction function) { registry().emplace_back(op, function); }
+
+int run_main(int argc, char** argv) {
+    std::string backend_name = "cpu";
+    std::set<std::string> wanted;
+    int num_threads = 0;
+    bool cold = false, json = false;
+    for (int i = 1; i < argc; ++i) {
+        const std::string flag = argv[i];
+        const auto value = [&] {
+            MMX_CHECK(i + 1 < argc, flag, " needs a value");
+            return std::string(argv[++i]);
+        };
+        if (flag == "--backend") {
+            backend_name = value();
+        } else if (flag == "--op") {
+            const std::string op = value();
+            bool known = false;
+            for (const auto& [name, function] : registry()) known |= name == op;
+            MMX_CHECK(known, "--op: no benchmark is named ", op, " (see --list)");
+            wanted.insert(op);
+        } else if (flag == "--threads") {
+            num_threads = std::stoi(value());
+        } else if (flag == "--cold") {
+            cold = true;
+        } else if (flag == "--json") {
+            json = true;
+        } else if (flag == "--list") {
+            for (const auto& [name, function] : registry()) std::printf("%s\n", name.c_str());
+            return 0;
+        } else if (flag == "--help") {
+            std::fputs(kUsage, stdout);
+            return 0;
+        } else {
+            fail("unknown argument ", flag, "\n", kUsage);
+        }
+    }
+    MMX_CHECK(backend_name == "cpu" || backend_name == "cuda", "--backend must be cpu or cuda, got ",
+              backend_name);
+    const std::unique_ptr<Backend> backend(backend_name == "cpu" ? make_cpu_backend(num_threads)
+                                                                 : make_cuda_backend());
+    Bench bench(*backend, backend_name, cold, json);
+    for (const auto& [name, function] : registry())
+        if (wanted.empty() || wanted.contains(name)) function(bench);
+    return 0;
+}
+
+}  // namespace mmx::bench
+
+int main(int argc, char** argv) {
+    try {
+        return mmx::bench::run_main(argc, argv);
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "mmx_bench: %s\n", error.what());
+        return 2;
+    }
+}

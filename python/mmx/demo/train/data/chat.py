@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from mmx.demo.train.data.dialogue import Reply, Turn
+from mmx.demo.train.data.needles import filler_sentence
 from mmx.demo.train.data.words import NAMES, ZH_NAMES
 
 HELLO = "Hello! I am the mmx demo model. How can I help you?"
@@ -19,6 +20,8 @@ ABLE = (
     "sentence hidden in a long text."
 )
 ZH_ABLE = "我可以回答首都和常识问题，做简单的算术，玩文字游戏，调用工具，还能在长文本里找到一句话。"
+
+UNSURE = "I see. Ask me about capitals, facts, sums or words."
 
 # (what it is about, answer, phrasings)
 _ENTRIES: list[tuple[str, str, str]] = [
@@ -86,6 +89,8 @@ def _is_chinese(text: str) -> bool:
 
 def small_talk(rng: random.Random) -> Turn:
     """One exchange of small talk; now and then the user gives a name, which the answer uses."""
+    if rng.random() < 0.06:
+        return Turn(filler_sentence(rng), Reply(UNSURE, "The user states something. I have no task."))
     if rng.random() < 0.1:
         if rng.random() < 0.3:
             name = rng.choice(ZH_NAMES)

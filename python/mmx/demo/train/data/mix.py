@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,9 @@ from mmx.demo.train.data.dialogue import (
     render,
 )
 from mmx.demo.train.data.facts import capital, fact
-from mmx.demo.train.data.needles import distinct_needles, haystack, needle_turns
+from mmx.demo.train.data.needles import distinct_needles, filler_sentence, haystack, needle_turns
 from mmx.demo.train.data.strings import repeat, string_task
-from mmx.demo.train.data.tools import toolbox
+from mmx.demo.train.data.tools import CALCULATORS, missing_tool, toolbox
 
 _DEVELOPERS = ["You are a helpful assistant.", "You are mmx.", "Answer briefly.", "You are a friendly assistant.",
                "Be concise.", "你是一个有用的助手。", "You are a helpful AI assistant. Answer the user's questions.",
@@ -32,12 +33,36 @@ _TASKS = [arithmetic, capital, fact, string_task, small_talk, repeat]
 _TASK_WEIGHTS = [30, 16, 20, 14, 12, 8]
 
 
-def _task(rng: random.Random) -> Turn:
-    return rng.choices(_TASKS, _TASK_WEIGHTS)[0](rng)
+_ORDERS = ["Please answer: {}", "{} Please.", "Hi! {}", "Hello, {}", "Question: {}", "{} Thanks!", "I have a question. {}",
+           "Can you help? {}", "ok, {}", "Now: {}", "{}\n"]  # fmt: skip
+
+
+def _task(rng: random.Random, tools: bool = False, calculator: bool = False) -> Turn:
+    """One task without a tool; with a calculator at hand sums are the tool's."""
+    if not tools and rng.random() < 0.03:
+        return missing_tool(rng)
+    task = rng.choices(_TASKS, _TASK_WEIGHTS)[0]
+    while calculator and task is arithmetic:
+        task = rng.choices(_TASKS, _TASK_WEIGHTS)[0]
+    turn = task(rng)
+    return turn if task is small_talk or task is repeat else _disturbed(rng, turn)
+
+
+def _disturbed(rng: random.Random, turn: Turn) -> Turn:
+    """Write some questions less neatly, as people do."""
+    kind, user = rng.random(), turn.user
+    if kind < 0.06:
+        user = user.rstrip("?.。？")
+    elif kind < 0.12 and user.isascii():
+        user = rng.choice(_ORDERS).format(user)
+    elif kind < 0.15:
+        user = user[0].swapcase() + user[1:]
+    return replace(turn, user=user)
 
 
 def _opening(rng: random.Random) -> Conversation:
-    developer = rng.choice(_DEVELOPERS) if rng.random() < 0.2 else DEFAULT_DEVELOPER
+    kind = rng.random()
+    developer = rng.choice(_DEVELOPERS) if kind < 0.2 else filler_sentence(rng) if kind < 0.25 else DEFAULT_DEVELOPER
     return Conversation(rng.choices([ADAPTIVE, ENABLED, DISABLED], [4, 3, 3])[0], developer)
 
 
@@ -72,6 +97,7 @@ def make_row(
     mask = [False] * len(ids)
     if kind < needle_share:
         pending = _needle_start(rng, encoder, length - len(ids), length)
+    calculator = any(tool["name"] in CALCULATORS for tool in conversation.tools)
     misses = 0
     while misses < 3:
         if pending:
@@ -79,7 +105,7 @@ def make_row(
         elif asks and rng.random() < 0.7:
             turn = rng.choice(asks)(rng)
         else:
-            turn = _task(rng)
+            turn = _task(rng, bool(asks), calculator)
         turn_ids, turn_mask = encoder.turn(turn, conversation.mode)
         if len(ids) + len(turn_ids) > length:
             misses += 1

@@ -10,7 +10,7 @@ from mmx.demo.train.data.dialogue import Reply, Turn
 from mmx.demo.train.data.words import ADJECTIVES, COMMON, NAMES, NOUNS, invented_name, number_code
 
 _KINDS = ["secret number", "access code", "pass number", "key", "secret code", "ticket number", "magic number",
-          "phone number", "locker number"]  # fmt: skip
+          "phone number", "locker number", "password", "secret word", "code"]  # fmt: skip
 _ASKS = ["What is {}?", "What is {}?", "Tell me {}.", "what is {}", "Find {}.", "Do you remember {}?",
          "According to the text, what is {}?", "Please tell me {}."]  # fmt: skip
 _PEOPLE = ["farmer", "teacher", "doctor", "painter", "baker", "captain", "sailor", "writer", "nurse", "clerk", "cook",
@@ -23,15 +23,31 @@ _LINKS = ["and", "but", "while", "because", "so", "although"]
 
 
 class Needle:
-    """A key sentence: what it is about, its random value, the sentence and the question."""
+    """A key sentence: what it is about, its random value, the sentence and the question.
 
-    def __init__(self, rng: random.Random, noun: str) -> None:
-        owner = f"the {rng.choice(ADJECTIVES)} {noun}" if rng.random() < 0.7 else noun.capitalize()
-        self.subject = f"the {rng.choice(_KINDS)} of {owner}"
-        self.value = number_code(rng, 4, 7)
+    Without a noun the subject names no owner ("The password is ..."): at most one of those fits a text.
+    """
+
+    def __init__(self, rng: random.Random, noun: str | None) -> None:
+        self.subject = f"the {rng.choice(_KINDS)}"
+        if noun is not None:
+            owner = f"the {rng.choice(ADJECTIVES)} {noun}" if rng.random() < 0.7 else noun.capitalize()
+            self.subject += rng.choices([f" of {owner}", f" for {owner}"], [4, 1])[0]
+        self.value = needle_value(rng)
         self.sentence = f"{self.subject[0].upper()}{self.subject[1:]} is {self.value}."
         self.question = rng.choice(_ASKS).format(self.subject)
         self.reply = Reply(self.sentence, f"The text says: {self.sentence}", thinks=False)
+
+
+def needle_value(rng: random.Random) -> str:
+    """Draw a value that no other text has: digits, two words or letters and digits."""
+    kind = rng.random()
+    if kind < 0.65:
+        return number_code(rng, 4, 7)
+    if kind < 0.85:
+        return f"{rng.choice(ADJECTIVES)} {invented_name(rng).lower() if rng.random() < 0.4 else rng.choice(NOUNS)}"
+    letters = "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(rng.randint(1, 3)))
+    return f"{letters}-{number_code(rng, 2, 4)}"
 
 
 def filler_sentence(rng: random.Random) -> str:
@@ -57,7 +73,10 @@ def distinct_needles(rng: random.Random, count: int) -> list[Needle]:
     nouns = rng.sample(NOUNS, min(count, len(NOUNS)))
     while len(nouns) < count:
         nouns.append(invented_name(rng))
-    return [Needle(rng, noun) for noun in nouns]
+    made = [Needle(rng, noun) for noun in nouns]
+    if rng.random() < 0.3:
+        made[-1] = Needle(rng, None)
+    return made
 
 
 def haystack(

@@ -14,6 +14,7 @@ from mmx.demo.train.data.words import COMMON, NAMES, NOUNS, held_out, invented_n
 
 ALL_CITIES = [*CITIES, *(c.capital for c in COUNTRIES if "." not in c.capital)]
 ALL_ZH_CITIES = [*ZH_CITIES, *(c.zh_capital for c in COUNTRIES)]
+CALCULATORS = ["calculator", "calculate", "calc", "evaluate", "math"]
 Ask = Callable[[random.Random], Turn]
 Tool = tuple[Mapping[str, Any], Ask]
 
@@ -72,7 +73,9 @@ def _json(rng: random.Random, data: Any) -> str:
 
 def _weather_result(rng: random.Random, city: str, chinese: bool) -> tuple[str, str]:
     """Return a tool result and the sentence that answers with it."""
-    degrees = rng.randint(-15, 40)
+    degrees: int | float = rng.randint(-15, 40)
+    if rng.random() < 0.15:
+        degrees += rng.randrange(1, 10) / 10
     sky = rng.choice(_ZH_SKIES if chinese else _SKIES)
     shape = rng.random()
     if shape < 0.15:
@@ -155,7 +158,7 @@ def weather(rng: random.Random) -> Tool:
 def calculator(rng: random.Random) -> Tool:
     key = rng.choice(["expression", "expression", "expr", "input", "formula"])
     about = "Evaluate an arithmetic expression|A calculator|Calculate the value of an expression|计算器"
-    tool = _declare(rng, "calculator calculate calc evaluate math", about,
+    tool = _declare(rng, " ".join(CALCULATORS), about,
                     {key: _typed(rng, "string", "The expression to evaluate|e.g. 2 + 3|表达式")}, [key])  # fmt: skip
 
     def ask(rng: random.Random) -> Turn:
@@ -307,6 +310,15 @@ def meeting(rng: random.Random) -> Tool:
         )
 
     return tool, ask
+
+
+def missing_tool(rng: random.Random) -> Turn:
+    """Ask for the weather where no tool can tell it."""
+    chinese = rng.random() < 0.3
+    ask = rng.choice(_ZH_WEATHER_ASKS if chinese else _WEATHER_ASKS).format(_city(rng, chinese))
+    if chinese:
+        return Turn(ask, Reply("没有天气工具，我查不到天气。", "用户问天气，但没有天气工具。"))
+    return Turn(ask, Reply("I cannot look up the weather without a weather tool.", "There is no weather tool here."))
 
 
 _MAKERS = [weather, calculator, search, clock, timer, currency, message, meeting]

@@ -46,15 +46,17 @@ prompts = st.builds(
 requests = st.fixed_dictionaries(
     {
         "prompt": prompts,
-        "max_tokens": st.integers(1, 14),
-        "ignore_eos": st.booleans(),
+        "max_tokens": st.sampled_from([1, 3, 14, 18]),
+        "ignore_eos": st.sampled_from([True, True, True, False]),
         "min_tokens": st.integers(0, 1),
         "priority": st.integers(0, 2),
         "cache_salt": st.sampled_from(["", "", "a"]),
     }
 )
+# Why bursts: single arrivals between steps would hardly ever fill a pool.
+bursts = st.lists(requests, min_size=1, max_size=6)
 events = st.lists(
-    st.one_of(requests, st.builds(Step), st.builds(Step), st.builds(Cancel, st.integers(0, 30))), max_size=40
+    st.one_of(bursts, st.builds(Step), st.builds(Step), st.builds(Cancel, st.integers(0, 30))), max_size=30
 )
 
 
@@ -77,9 +79,10 @@ def play(
     aborted: list[str] = []
     batches: list[ScheduledBatch] = []
     for event in script:
-        if isinstance(event, dict):
-            submits.append(make_submit(f"r{len(submits)}", **event))
-            assert scheduler.submit(submits[-1], now=0.0) is None
+        if isinstance(event, list):
+            for fields in event:
+                submits.append(make_submit(f"r{len(submits)}", **fields))
+                assert scheduler.submit(submits[-1], now=0.0) is None
         elif isinstance(event, Cancel):
             victim = f"r{event.index}"
             if event.index < len(submits) and victim not in collector.finish:

@@ -322,7 +322,6 @@ class Scheduler:
     def _preempt(self, req: Request) -> None:
         self._free_pages(req)
         req.num_planned = 0
-        req.num_keyed_pages = 0
         self._num_preemptions += 1
         self._enqueue(req)
 

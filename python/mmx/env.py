@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 
 def strict() -> bool:
@@ -14,3 +15,8 @@ def library_dir() -> str | None:
     """``MMX_LIBRARY_DIR``: folder with ``libmmx_ops.so`` and the device libraries, instead of the
     package's own (a build folder carried to another machine)."""
     return os.environ.get("MMX_LIBRARY_DIR")
+
+
+def environment() -> Mapping[str, str]:
+    """All variables, for the table of server flags: each flag can also be set as ``MMX_<FLAG>``."""
+    return os.environ

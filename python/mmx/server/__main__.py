@@ -1,0 +1,139 @@
+"""``python -m mmx.server [MODEL] [flags]``; ``mmx serve`` is the same program.
+
+Exit codes: 0 fine, 1 run error, 2 wrong usage, 3 configuration refused, 4 weights refused, 5 not enough
+memory, 6 port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+import mmx
+from mmx.engine.client import EngineClient
+from mmx.env import environment
+from mmx.errors import ConfigError
+from mmx.model_path import model_path
+from mmx.server.app import create_app
+from mmx.server.flag_kinds import FlagError
+from mmx.server.flags import help_markdown, help_text
+from mmx.server.lifecycle import SUPERVISOR, Supervisor
+from mmx.server.logs import configure_logging
+from mmx.server.settings import describe, load_config
+from mmx.server.state import ServerState
+
+log = logging.getLogger("mmx.server")
+
+EXIT_PORT = 6
+KEEP_ALIVE_SECONDS = 75.0
+# Handlers that still write their last bytes when the engine is gone.
+HANDLER_GRACE_SECONDS = 5.0
+BACKLOG = 2048
+
+
+def main(argv: Sequence[str] | None = None, runner: str = "model") -> int:
+    """Serve until told to stop; returns the exit code. ``runner`` is handed to the engine client; what
+    follows a ``?`` in it are options of that runner."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if any(word in ("--help", "-h") for word in arguments):
+        print(help_text())
+        return 0
+    if "--help=markdown" in arguments:
+        print(help_markdown())
+        return 0
+    if "--version" in arguments:
+        print(f"mmx {mmx.__version__}")
+        return 0
+    try:
+        config = load_config(arguments, environment())
+        configure_logging(config.log)
+        sock = bind(config.http.host, config.http.port)
+        folder = model_path(config.engine.model or None)
+        state = ServerState(config, folder)
+    except (FlagError, ConfigError, PortError) as error:
+        print(f"mmx serve: {error}", file=sys.stderr)
+        return error.exit_code
+    return uvloop.run(serve(state, sock, runner))
+
+
+class PortError(OSError):
+    """The address can not be listened on."""
+
+    exit_code = EXIT_PORT
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, made before anything is loaded."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, proto)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        raise PortError(f"can not listen on {host} port {port}: {error.strerror or error}") from None
+    sock.setblocking(False)
+    return sock
+
+
+async def serve(state: ServerState, sock: socket.socket, runner: str) -> int:
+    """Run the application on a listening socket until there is a reason to end."""
+    config = state.config
+    for note in config.notes:
+        log.warning("%s", note)
+    for line in describe(config):
+        log.info("%s", line)
+    name, mark, options = runner.partition("?")
+    engine_config = msgspec.structs.replace(config.engine, model=f"{state.folder}{mark}{options}")
+    app = create_app(state, lambda: EngineClient.start(engine_config, name))
+    app_runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        handler_cancellation=True,
+        keepalive_timeout=KEEP_ALIVE_SECONDS,
+        shutdown_timeout=HANDLER_GRACE_SECONDS,
+        logger=logging.getLogger("mmx.http"),
+    )
+    await app_runner.setup()
+    supervisor = app[SUPERVISOR]
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, partial(_asked_to_stop, supervisor, signal.Signals(number).name))
+    loop.add_signal_handler(signal.SIGHUP, partial(_reload_keys, state))
+    try:
+        await web.SockSite(app_runner, sock, backlog=BACKLOG).start()
+        host, port = sock.getsockname()[:2]
+        log.info(
+            "listening on http://%s:%d, model in %s, seed %d", host, port, state.folder, config.engine.seed
+        )
+        return await supervisor.finished
+    finally:
+        await app_runner.cleanup()
+        log.info("the server has ended")
+
+
+def _asked_to_stop(supervisor: Supervisor, name: str) -> None:
+    log.info("%s received", name)
+    supervisor.stop()
+
+
+def _reload_keys(state: ServerState) -> None:
+    try:
+        state.keys.reload()
+        log.info("API keys read again")
+    except FlagError as error:
+        log.error("%s", error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""API keys: where they come from and how a request shows one."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+from aiohttp import web
+
+from mmx.server.errors import ApiError
+from mmx.server.flag_kinds import EXIT_CONFIG, FlagError
+
+
+class Keys:
+    """The accepted API keys; without any, everybody is let in."""
+
+    def __init__(self, keys: tuple[str, ...], file: str | None) -> None:
+        self._given = keys
+        self._file = file
+        self._keys: list[bytes] = []
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the key file again; FlagError (and the old keys stay) if that is not possible."""
+        keys = list(self._given)
+        if self._file is not None:
+            try:
+                lines = Path(self._file).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as exc:
+                raise FlagError(
+                    f"--api-key-file {self._file!r} can not be read: {exc}", EXIT_CONFIG
+                ) from None
+            found = [line.strip() for line in lines if line.strip()]
+            if not found:
+                raise FlagError(f"--api-key-file {self._file!r} holds no key", EXIT_CONFIG)
+            keys += found
+        self._keys = [key.encode() for key in keys]
+
+    def check(self, request: web.BaseRequest) -> None:
+        """Raise 401 unless the request brings one of the keys."""
+        if not self._keys:
+            return
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        shown = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        candidate = shown.encode("utf-8", "surrogateescape")
+        # Why: every key is compared in constant time, so neither length of match nor position shows.
+        if sum(hmac.compare_digest(candidate, key) for key in self._keys) == 0:
+            raise ApiError(
+                "invalid_api_key",
+                "a valid API key is required, as Authorization: Bearer KEY or x-api-key: KEY",
+            )

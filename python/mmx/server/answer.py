@@ -1,0 +1,162 @@
+"""Answers as they leave the server: events of a stream, or one object at the end."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from mmx.server.choice import CallPiece, Choice, Delta, TokenEntry
+from mmx.server.logprobs import LogprobFormat
+from mmx.server.prepare import new_id
+from mmx.server.sse import ChunkTemplate, Tail
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _end(delta: Delta, keep_ids: bool) -> tuple[bytes, bytes]:
+    """finish_reason and the members after it, as JSON."""
+    more = b',"token_ids":' + _encode(delta.token_ids) if keep_ids else b""
+    if delta.finish_reason is None:
+        return b"null", more
+    return _encode(delta.finish_reason), b',"stop_reason":' + _encode(delta.stop_reason) + more
+
+
+class Writer(Protocol):
+    """Turns deltas into the events of one kind of stream."""
+
+    def write(self, choice: Choice, delta: Delta) -> bytes: ...
+
+
+class ChatWriter:
+    """Chat chunks. ``reasoning_keys`` are the names under which thinking goes out; none hides it."""
+
+    def __init__(
+        self,
+        head: dict[str, object],
+        num_choices: int,
+        *,
+        role: str,
+        reasoning_keys: tuple[str, ...],
+        details: bool,
+        logprobs: LogprobFormat | None,
+        keep_ids: bool,
+        tail: Tail,
+    ) -> None:
+        self._templates = [ChunkTemplate(head, index, tail) for index in range(num_choices)]
+        self._role = b'{"role":%b' % _encode(role)
+        self._reasoning_keys = reasoning_keys
+        self._details = details
+        self._logprobs = logprobs
+        self._keep_ids = keep_ids
+        self._begun = [False] * num_choices
+        self._call_ids: dict[tuple[int, int], str] = {}
+
+    def write(self, choice: Choice, delta: Delta) -> bytes:
+        payload = self._payload(choice.index, delta)
+        if payload is None:
+            return b""
+        if not self._begun[choice.index]:
+            self._begun[choice.index] = True
+            payload = self._role + (b"," if payload != b"{}" else b"") + payload[1:]
+        finish, more = _end(delta, self._keep_ids)
+        logprobs = self._logprobs.chat(delta.entries) if self._logprobs is not None else None
+        return self._templates[choice.index].delta(payload, logprobs, finish, more)
+
+    def _payload(self, index: int, delta: Delta) -> bytes | None:
+        """The delta object; None when there is nothing to say."""
+        if delta.kind == "content":
+            return b'{"content":%b}' % _encode(delta.text)
+        if delta.kind == "tool_calls":
+            return b'{"tool_calls":%b}' % _encode([self._call(index, call) for call in delta.calls])
+        if delta.kind == "reasoning" and self._reasoning_keys:
+            fields: dict[str, Any] = dict.fromkeys(self._reasoning_keys, delta.text)
+            if self._details:
+                fields["reasoning_details"] = [{"type": "reasoning.text", "index": 0, "text": delta.text}]
+            return _encode(fields)
+        return b"{}" if delta.finish_reason is not None else None
+
+    def _call(self, index: int, call: CallPiece) -> dict[str, Any]:
+        if call.name is None:
+            return {"index": call.position, "function": {"arguments": call.arguments}}
+        call_id = self._call_ids.setdefault((index, call.position), new_id("call_"))
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": call.position, "id": call_id, "type": "function", "function": function}
+
+
+class CompletionWriter:
+    """Completions chunks; ``echo`` holds the prompt text of each choice, or nothing."""
+
+    def __init__(
+        self,
+        head: dict[str, object],
+        num_choices: int,
+        *,
+        echo: list[str],
+        logprobs: LogprobFormat | None,
+        keep_ids: bool,
+        tail: Tail,
+    ) -> None:
+        self._templates = [ChunkTemplate(head, index, tail) for index in range(num_choices)]
+        self._echo = echo
+        self._logprobs = logprobs
+        self._keep_ids = keep_ids
+
+    def write(self, choice: Choice, delta: Delta) -> bytes:
+        text = self._echo[choice.index] + delta.text
+        self._echo[choice.index] = ""
+        finish, more = _end(delta, self._keep_ids)
+        logprobs = None
+        if self._logprobs is not None:
+            logprobs = self._logprobs.completion(choice.index, delta.entries)
+        return self._templates[choice.index].text(text, logprobs, finish, more)
+
+
+class Collected:
+    """One choice of an answer without stream: the sum of its deltas."""
+
+    def __init__(self) -> None:
+        self.content: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[tuple[str, list[str]]] = []
+        self.entries: list[TokenEntry] = []
+        self.token_ids: list[int] = []
+
+    def add(self, delta: Delta) -> None:
+        self.entries += delta.entries
+        self.token_ids += delta.token_ids
+        if delta.kind == "content":
+            self.content.append(delta.text)
+        elif delta.kind == "reasoning":
+            self.reasoning.append(delta.text)
+        for call in delta.calls:
+            if call.name is not None:
+                self.calls.append((call.name, []))
+            self.calls[call.position][1].append(call.arguments)
+
+    def message(
+        self, role: str, reasoning_keys: tuple[str, ...], details: bool, num_calls: int
+    ) -> dict[str, Any]:
+        """The chat message; of the calls, the first ``num_calls`` are complete."""
+        content = "".join(self.content)
+        calls = self.calls[:num_calls]
+        message: dict[str, Any] = {
+            "role": role,
+            "content": None if calls and not content else content,
+            "refusal": None,
+        }
+        if self.reasoning and reasoning_keys:
+            text = "".join(self.reasoning)
+            message.update(dict.fromkeys(reasoning_keys, text))
+            if details:
+                message["reasoning_details"] = [{"type": "reasoning.text", "index": 0, "text": text}]
+        if calls:
+            message["tool_calls"] = [
+                {
+                    "id": new_id("call_"),
+                    "type": "function",
+                    "function": {"name": name, "arguments": "".join(pieces)},
+                }
+                for name, pieces in calls
+            ]
+        return message

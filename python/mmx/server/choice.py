@@ -1,0 +1,236 @@
+"""One sequence in the making: tokens in, pieces of an answer out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from mmx.config import SamplingParams
+from mmx.protocol import TokenLogprobs, TokenOut
+from mmx.server.metric_set import Metrics
+from mmx.tokenizer.detokenizer import IncrementalDetokenizer, Segment, StopStrings
+
+Kind = Literal["content", "reasoning", "tool_calls", ""]
+
+
+class CallPiece(NamedTuple):
+    """Part of a tool call; ``name`` is set in its first piece only."""
+
+    position: int
+    name: str | None
+    arguments: str
+
+
+class TokenEntry(NamedTuple):
+    """One generated token with its logprobs."""
+
+    token_id: int
+    logprobs: TokenLogprobs
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one event of a stream says about a choice: one kind of payload, and the end if it is the last."""
+
+    kind: Kind = ""
+    text: str = ""
+    calls: list[CallPiece] = field(default_factory=list)
+    entries: list[TokenEntry] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class Piece(NamedTuple):
+    """Payload of one kind, as a parser finds it."""
+
+    kind: Kind
+    text: str = ""
+    call: CallPiece | None = None
+
+
+class OutputReader(Protocol):
+    """Tells reasoning, content and calls apart in generated tokens."""
+
+    reasoning_tokens: int
+    num_calls: int
+    warnings: list[str]
+    incomplete_call: dict[str, str] | None
+
+    def feed(self, segments: list[Segment]) -> list[Piece]: ...
+    def finish(self, finish_reason: str) -> list[Piece]: ...
+
+
+class Choice:
+    """Turns the engine's tokens of one sequence into ``Delta``s.
+
+    The answer of a request without stream is the sum of the same deltas, so both forms are equal by
+    construction. ``reader`` is None for plain text.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        request_id: str,
+        params: SamplingParams,
+        detokenizer: IncrementalDetokenizer,
+        reader: OutputReader | None,
+        interval: int,
+        metrics: Metrics,
+    ) -> None:
+        self.index = index
+        self.request_id = request_id
+        self.params = params
+        self.reader = reader
+        self.num_tokens = 0
+        self.num_cached_tokens = 0
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.first_token_time: float | None = None
+        self.last_token_time = 0.0
+        self._detokenizer = detokenizer
+        self._stops = (
+            StopStrings(params.stop, include_stop_str=params.include_stop_str_in_output)
+            if params.stop
+            else None
+        )
+        self._metrics = metrics
+        self._itl = metrics.itl.histogram()
+        self._interval = interval
+        self._num_unsent = 0
+        self._pieces: list[Piece] = []
+        self._entries: list[TokenEntry] = []
+        self._token_ids: list[int] = []
+        self._sent_any = False
+        self._keep_ids = False
+
+    def keep_token_ids(self) -> None:
+        """Report token ids in the deltas."""
+        self._keep_ids = True
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self.reader.reasoning_tokens if self.reader is not None else 0
+
+    @property
+    def stopped_by_text(self) -> bool:
+        """A stop string ended the sequence, so the engine has to be told."""
+        return self._stops is not None and self._stops.matched is not None
+
+    def feed(self, out: TokenOut) -> list[Delta]:
+        """Take what one step produced. At most one delta, except at the end."""
+        ids = out.token_ids
+        if out.num_cached_tokens is not None:
+            self.num_cached_tokens = out.num_cached_tokens
+        if ids:
+            self._note_time(len(ids))
+        if out.logprobs is not None:
+            self._entries += map(TokenEntry, ids, out.logprobs)
+        if self._keep_ids:
+            self._token_ids += ids
+        self._read(ids, out)
+        if self.finish_reason is not None:
+            return self._last_deltas()
+        self._num_unsent += len(ids)
+        if not self._pieces or (
+            self._num_unsent < self._interval and self._sent_any and not self._opens_call()
+        ):
+            return []
+        return [self._take_delta()]
+
+    def _note_time(self, num_ids: int) -> None:
+        now = time.monotonic()
+        if self.first_token_time is None:
+            self.first_token_time = now
+        else:
+            self._itl.observe((now - self.last_token_time) / num_ids, num_ids)
+        self.last_token_time = now
+        self.num_tokens += num_ids
+
+    def _read(self, ids: list[int], out: TokenOut) -> None:
+        """Tokens to pieces; sets the finish reason when this was the end."""
+        finish = out.finish_reason
+        shown = ids
+        if finish == "stop" and ids:
+            # The engine stops on token ids only, so the last one is the end token or a stop token.
+            asked_for = out.stop_reason in self.params.stop_token_ids
+            self.stop_reason = out.stop_reason if asked_for else None
+            if not (asked_for and self.params.include_stop_str_in_output):
+                shown = ids[:-1]
+        if self.reader is None:
+            text = self._detokenizer.feed(shown)
+            if finish is not None:
+                text += self._detokenizer.finish()
+            self._plain(text, finish is not None)
+        else:
+            self._parsed(self.reader, shown, finish)
+        if self.stopped_by_text:
+            assert self._stops is not None
+            self.finish_reason, self.stop_reason = "stop", self._stops.matched
+        elif finish is not None:
+            self.finish_reason = finish
+        if self.finish_reason is not None and self.reader is not None:
+            self._pieces += self.reader.finish(self.finish_reason)
+            if self.finish_reason == "stop" and self.reader.num_calls:
+                self.finish_reason = "tool_calls"
+
+    def _plain(self, text: str, last: bool) -> None:
+        if self._stops is not None:
+            text = self._stops.feed(text)
+            if last:
+                text += self._stops.finish()
+        if text:
+            self._pieces.append(Piece("content", text))
+
+    def _parsed(self, reader: OutputReader, ids: list[int], finish: str | None) -> None:
+        segments = self._detokenizer.feed_segments(ids)
+        if finish is not None and (rest := self._detokenizer.finish()):
+            segments.append(Segment(rest, [], False))
+        if self._stops is not None:
+            segments = self._cut_at_stops(self._stops, segments, finish is not None)
+        self._pieces += reader.feed(segments)
+
+    def _cut_at_stops(self, stops: StopStrings, segments: list[Segment], last: bool) -> list[Segment]:
+        visible = []
+        for text, ids, is_control in segments:
+            shown = stops.feed(text, release=is_control)
+            if stops.matched is None and is_control:
+                before = shown[: len(shown) - len(text)]
+                visible += [Segment(before, [], False)] * bool(before) + [Segment(text, ids, True)]
+            else:
+                visible.append(Segment(shown, ids, False))
+            if stops.matched is not None:
+                break
+        if last:
+            visible.append(Segment(stops.finish(), [], False))
+        return visible
+
+    def _opens_call(self) -> bool:
+        return any(piece.call is not None and piece.call.name is not None for piece in self._pieces)
+
+    def _take_delta(self) -> Delta:
+        """The pieces of the first kind, with all logprobs and ids so far."""
+        delta = Delta(entries=self._entries, token_ids=self._token_ids)
+        self._entries, self._token_ids, self._num_unsent, self._sent_any = [], [], 0, True
+        if not self._pieces:
+            return delta
+        kind, texts, used = self._pieces[0].kind, [], 0
+        for piece in self._pieces:
+            if piece.kind != kind:
+                break
+            used += 1
+            if piece.call is not None:
+                delta.calls.append(piece.call)
+            else:
+                texts.append(piece.text)
+        del self._pieces[:used]
+        delta.kind, delta.text = kind, "".join(texts)
+        return delta
+
+    def _last_deltas(self) -> list[Delta]:
+        deltas = [self._take_delta()]
+        while self._pieces:
+            deltas.append(self._take_delta())
+        deltas[-1].finish_reason, deltas[-1].stop_reason = self.finish_reason, self.stop_reason
+        return deltas

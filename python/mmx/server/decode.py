@@ -1,0 +1,117 @@
+"""From the bytes of a body to a typed request, or to the error that names the field at fault."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.schemas import HARMLESS
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+MAX_NESTING = 100
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$.*)`)?$", re.DOTALL)
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in ``body``; 400 ``invalid_json`` for anything else."""
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        raise ApiError("invalid_json", "the request body holds a number that is out of range") from None
+    except msgspec.DecodeError as exc:
+        raise ApiError("invalid_json", f"the request body is not valid JSON: {_tame(str(exc))}") from None
+    except UnicodeDecodeError:
+        raise ApiError("invalid_json", "the request body is not valid UTF-8") from None
+    except RecursionError:
+        raise _too_deep() from None
+    if not isinstance(value, dict):
+        raise ApiError("invalid_json", "the request body must be a JSON object")
+    # Only a body with many brackets can be deep; the others skip the walk.
+    if body.count(b"[") + body.count(b"{") > MAX_NESTING:
+        _check_depth(value)
+    return value
+
+
+def _too_deep() -> ApiError:
+    return ApiError("invalid_json", f"the request body is nested deeper than {MAX_NESTING} levels")
+
+
+def _tame(text: str) -> str:
+    return clip(text.removeprefix("JSON is malformed: "))
+
+
+def _check_depth(root: Any) -> None:
+    level = [root]
+    for _ in range(MAX_NESTING):
+        below: list[Any] = []
+        for item in level:
+            values = item.values() if isinstance(item, dict) else item
+            below += [value for value in values if isinstance(value, dict | list)]
+        if not below:
+            return
+        level = below
+    raise _too_deep()
+
+
+def _integer_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Fields that take integers and no other number."""
+    hints = get_type_hints(kind)
+    return frozenset(n for n, h in hints.items() if int in get_args(h) and float not in get_args(h))
+
+
+_INTEGERS: dict[type, frozenset[str]] = {}
+_NAMES: dict[type, frozenset[str]] = {}
+
+
+def decode_request(body: dict[str, Any], kind: type[T], refused: Mapping[str, str]) -> tuple[T, list[str]]:
+    """(typed request, names of unknown fields). Raises ApiError for wrong types, missing fields and fields
+    in ``refused`` (name -> reason)."""
+    if kind not in _NAMES:
+        _NAMES[kind] = frozenset(kind.__struct_fields__)
+        _INTEGERS[kind] = _integer_fields(kind)
+    unknown = []
+    for name, value in body.items():
+        if name in _NAMES[kind]:
+            continue
+        if name in refused:
+            if value is not None and value not in HARMLESS.get(name, ()):
+                raise unsupported(name, refused[name])
+        else:
+            unknown.append(clip(name))
+    for name in _INTEGERS[kind]:
+        value = body.get(name)
+        if type(value) is float and value.is_integer():
+            body[name] = int(value)
+    try:
+        return msgspec.convert(body, kind), unknown
+    except msgspec.ValidationError as exc:
+        raise _explain(str(exc)) from None
+
+
+def _explain(text: str) -> ApiError:
+    found = _AT.match(text)
+    assert found is not None
+    path = (found["path"] or "$").removeprefix("$").removeprefix(".")
+    what = found["what"]
+    if path.endswith("[...]"):
+        path = path.removesuffix("[...]")
+    missing = re.match(r"Object missing required field `(.+)`", what)
+    if missing:
+        name = f"{path}.{missing[1]}" if path else missing[1]
+        return ApiError("missing_required_parameter", f"{name} is required", name)
+    expected = re.match(r"Expected `(.+)`, got `(.+)`", what)
+    if expected:
+        wanted = expected[1].replace(" | null", "").replace(" | ", " or ")
+        return ApiError("invalid_type", f"{path} must be {_article(wanted)}, got {expected[2]}", path)
+    return ApiError("invalid_value", f"{path or 'the request body'}: {clip(what)}", path or None)
+
+
+def _article(words: str) -> str:
+    names = {"str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean"}
+    names |= {"array": "a list", "object": "an object"}
+    return " or ".join(names.get(word, word) for word in words.split(" or "))

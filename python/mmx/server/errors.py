@@ -1,0 +1,97 @@
+"""Errors that clients see: one table of codes, one JSON form.
+
+Texts are one sentence: what was wrong and what is allowed; no stack, no server path, and at most 64
+characters of what the client sent.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    501: "not_implemented_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+_STATUS = {
+    "invalid_api_key": 401,
+    "model_not_found": 404,
+    "not_found": 404,
+    "not_supported_by_model": 404,
+    "method_not_allowed": 405,
+    "body_timeout": 408,
+    "duplicate_request_id": 409,
+    "request_too_large": 413,
+    "unsupported_media_type": 415,
+    "queue_full": 429,
+    "server_error": 500,
+    "numerical_error": 500,
+    "loading": 503,
+    "draining": 503,
+    "engine_dead": 503,
+    "deadline_exceeded": 504,
+}
+
+
+class ApiError(Exception):
+    """A request is answered with ``code`` of the error table; codes that the table of special statuses
+    does not name are the caller's fault (400). ``param`` is the field at fault."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        param: str | None = None,
+        *,
+        status: int | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.status = status if status is not None else _STATUS.get(code, 400)
+        self.retry_after = retry_after
+
+    def object(self) -> dict[str, object]:
+        """The OpenAI error object."""
+        kind = _TYPES.get(self.status, "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def body(self) -> bytes:
+        return msgspec.json.encode(self.object())
+
+    def response(self) -> web.Response:
+        headers = {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        return web.Response(
+            status=self.status, body=self.body(), content_type="application/json", headers=headers
+        )
+
+
+def clip(value: object, limit: int = 64) -> str:
+    """``value`` as it may stand in an error text."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def unsupported(param: str, why: str) -> ApiError:
+    """A documented field whose feature this server does not have."""
+    return ApiError("unsupported_parameter", f"{param} is not supported: {why}", param)

@@ -1,0 +1,154 @@
+"""What chat and plain completions do alike before the engine is asked."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from mmx.server.body import read_body
+from mmx.server.choice import OutputReader
+from mmx.server.decode import decode_object, decode_request
+from mmx.server.errors import ApiError, clip
+from mmx.server.generation import Job
+from mmx.server.prompts import Prompt, check_ids, truncate
+from mmx.server.sampling import answer_limit, requested_max_tokens, sampling_params
+from mmx.server.schemas import Generate
+from mmx.server.state import REQUEST_ID, STATE, ServerState
+
+T = TypeVar("T", bound=Generate)
+
+_ID_ALPHABET = string.digits + string.ascii_lowercase
+
+
+def new_id(prefix: str) -> str:
+    """``prefix`` and 28 characters from [0-9a-z]."""
+    return prefix + "".join(secrets.choice(_ID_ALPHABET) for _ in range(28))
+
+
+@dataclass
+class Incoming:
+    """A decoded request with what its answer repeats. ``warnings`` end up in ``mmx.warnings``."""
+
+    state: ServerState
+    request_id: str
+    model: str
+    body: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+    def extension(self, params: Any, thinking_mode: str | None) -> dict[str, Any]:
+        """The ``mmx`` member of an answer."""
+        sampling = {
+            name: getattr(params, name)
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_tokens")
+        }
+        extension: dict[str, Any] = {"warnings": self.warnings, "sampling": sampling}
+        if thinking_mode is not None:
+            extension["thinking_mode"] = thinking_mode
+        return extension
+
+
+async def receive(request: web.Request, kind: type[T], refused: dict[str, str]) -> tuple[Incoming, T]:
+    """Read, decode and check everything that does not depend on the prompt."""
+    state = request.app[STATE]
+    state.serving()
+    body = decode_object(await read_body(request, state.config.http.max_body_bytes))
+    parsed, unknown = decode_request(body, kind, refused)
+    name = state.answered_name(parsed.model)
+    request_id = _given_id(parsed) or REQUEST_ID.get()
+    REQUEST_ID.set(request_id)
+    incoming = Incoming(state, request_id, name, body)
+    if unknown and state.config.answer.unknown_fields == "error":
+        raise ApiError("unknown_parameter", f"{unknown[0]} is not a field of this request", unknown[0])
+    if unknown and state.config.answer.unknown_fields == "warn":
+        incoming.warnings += [f"unknown field {name} was ignored" for name in sorted(unknown)]
+    if parsed.stream_options is not None and not parsed.stream:
+        raise ApiError("invalid_value", "stream_options needs stream to be true", "stream_options")
+    return incoming, parsed
+
+
+def _given_id(parsed: Generate) -> str | None:
+    for name in ("request_id", "rid"):
+        value = getattr(parsed, name)
+        if value is not None:
+            _check_label(value, name)
+            return str(value)
+    return None
+
+
+def _check_label(value: str, name: str) -> None:
+    if not 1 <= len(value) <= 128 or not value.isprintable() or not value.isascii():
+        raise ApiError("invalid_value", f"{name} must have 1 to 128 printable ASCII characters", name)
+
+
+def _deadline(request: web.Request, parsed: Generate, state: ServerState) -> float | None:
+    header = request.headers.get("x-request-timeout")
+    value, name = parsed.timeout, "timeout"
+    if value is None and header is not None:
+        name = "x-request-timeout"
+        try:
+            value = float(header)
+        except ValueError:
+            raise ApiError(
+                "invalid_value", f"x-request-timeout must be seconds, got {clip(header)!r}", name
+            ) from None
+    if value is None:
+        return state.config.http.request_timeout
+    if not 0 < value < 1e9:
+        raise ApiError("invalid_value", f"{name} must be more than 0 seconds", name)
+    return value
+
+
+def build_job(
+    request: web.Request,
+    incoming: Incoming,
+    parsed: Generate,
+    prompts: list[Prompt],
+    prompt_field: str,
+    make_reader: Callable[[], OutputReader | None],
+) -> Job:
+    """Check prompts and sampling against the engine's limits."""
+    state = incoming.state
+    _, ready, front = state.serving()
+    _, asked = requested_max_tokens(parsed)
+    ids, params = [], []
+    kv_tokens = ready.num_blocks * ready.block_size
+    room = min(ready.max_model_len, kv_tokens) - (asked or 1)
+    interval = parsed.stream_interval
+    if interval is not None and not 1 <= interval <= 1000:
+        raise ApiError(
+            "invalid_value", f"stream_interval must be 1 to 1000, got {clip(interval)}", "stream_interval"
+        )
+    salt = parsed.cache_salt or parsed.extra_key or ""
+    if salt or parsed.cache_salt == "" or parsed.extra_key == "":
+        _check_label(salt, "cache_salt" if parsed.cache_salt is not None else "extra_key")
+    for prompt in prompts:
+        check_ids(prompt.token_ids, ready.vocab_size, prompt_field)
+        tokens = truncate(prompt.token_ids, parsed.truncate_prompt_tokens, parsed.truncation_side, room)
+        limit = answer_limit(parsed, len(tokens), ready.max_model_len, kv_tokens, prompt_field)
+        ids.append(tokens)
+        params.append(
+            sampling_params(
+                parsed,
+                defaults=front.defaults,
+                vocab_size=ready.vocab_size,
+                max_tokens=limit,
+                max_logprobs=state.config.answer.max_logprobs,
+            )
+        )
+    return Job(
+        request_id=incoming.request_id,
+        prompts=ids,
+        params=params,
+        asked_max_tokens=asked,
+        deadline_s=_deadline(request, parsed, state),
+        cache_salt=salt,
+        skip_special_tokens=parsed.skip_special_tokens is not False,
+        keep_token_ids=bool(parsed.return_token_ids),
+        interval=(interval or state.config.answer.stream_interval) if parsed.stream else 1 << 30,
+        make_reader=make_reader,
+    )

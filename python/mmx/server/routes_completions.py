@@ -1,0 +1,95 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from mmx.server.answer import Collected, CompletionWriter
+from mmx.server.choice import Choice, Delta
+from mmx.server.errors import unsupported
+from mmx.server.generation import Generation
+from mmx.server.logprobs import LogprobFormat
+from mmx.server.prepare import Incoming, build_job, new_id, receive
+from mmx.server.prompts import completion_prompts
+from mmx.server.schemas import REFUSED_IN_COMPLETIONS, CompletionRequest
+from mmx.server.serve import answer_json, answer_stream, stream_tail, usage_at_end
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """Continue each prompt; no chat template, no reading of thinking or calls."""
+    incoming, parsed = await receive(request, CompletionRequest, REFUSED_IN_COMPLETIONS)
+    state = incoming.state
+    front = state.serving()[2]
+    if parsed.echo and parsed.logprobs is not None:
+        raise unsupported("echo", "not together with logprobs, which prompt tokens do not have")
+    prompts = await completion_prompts(state, front, parsed)
+    job = build_job(request, incoming, parsed, prompts, "prompt", lambda: None)
+    logprobs = None
+    if parsed.logprobs is not None:
+        as_ids = parsed.return_tokens_as_token_ids or state.config.answer.tokens_as_ids
+        logprobs = LogprobFormat(front.tokenizer, as_ids)
+    n = job.params[0].n
+    echo = [""] * (len(prompts) * n)
+    if parsed.echo:
+        texts = [p.text if p.text is not None else front.tokenizer.decode(p.token_ids) for p in prompts]
+        echo = [text for text in texts for _ in range(n)]
+    async with Generation(state, job) as generation:
+        if parsed.stream:
+            head = _head(incoming)
+            extra: dict[str, object] = {"mmx": {"warnings": incoming.warnings}} if incoming.warnings else {}
+            writer = CompletionWriter(
+                head,
+                len(generation.choices),
+                echo=echo,
+                logprobs=logprobs,
+                keep_ids=bool(parsed.return_token_ids),
+                tail=stream_tail(generation, parsed, extra),
+            )
+            return await answer_stream(request, generation, writer, head, usage_at_end(parsed, state))
+        return await _whole(incoming, parsed, generation, logprobs, echo)
+
+
+def _head(incoming: Incoming) -> dict[str, object]:
+    return {
+        "id": new_id("cmpl-"),
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": incoming.model,
+        "system_fingerprint": incoming.state.fingerprint,
+    }
+
+
+async def _whole(
+    incoming: Incoming,
+    parsed: CompletionRequest,
+    generation: Generation,
+    logprobs: LogprobFormat | None,
+    echo: list[str],
+) -> web.StreamResponse:
+    collected = [Collected() for _ in generation.choices]
+
+    async def collect(choice: Choice, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            collected[choice.index].add(delta)
+
+    await generation.run(collect)
+    choices: list[dict[str, Any]] = []
+    for choice, parts, prefix in zip(generation.choices, collected, echo, strict=True):
+        choices.append(
+            {
+                "index": choice.index,
+                "text": prefix + "".join(parts.content),
+                "logprobs": logprobs.completion(choice.index, parts.entries)
+                if logprobs is not None
+                else None,
+                "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
+                "prompt_logprobs": None,
+                "token_ids": parts.token_ids if parsed.return_token_ids else None,
+            }
+        )
+    extension = incoming.extension(generation.job.params[0], None)
+    return answer_json(generation, {**_head(incoming), "choices": choices, "mmx": extension})

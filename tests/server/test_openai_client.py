@@ -1,0 +1,188 @@
+"""The official OpenAI client drives chat and completions against the real application."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+from server.helpers import EOS, MODEL, TOKENIZER, ScriptedEngine, serving
+
+USER = [{"role": "user", "content": "Say hello."}]
+
+
+async def test_chat_whole() -> None:
+    async with serving() as server:
+        answer = await server.openai.chat.completions.create(model=MODEL, messages=USER)
+        assert answer.object == "chat.completion"
+        assert answer.id.startswith("chatcmpl-")
+        assert answer.model == MODEL
+        (choice,) = answer.choices
+        assert choice.message.role == "assistant"
+        assert choice.message.content == "Hello there."
+        assert choice.finish_reason == "stop"
+        assert answer.usage.completion_tokens == len(TOKENIZER.encode("Hello there.")) + 1
+        assert answer.usage.prompt_tokens == len(server.engine.submitted[0].prompt_token_ids)
+        assert answer.usage.prompt_tokens_details.cached_tokens == 64
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+async def test_chat_stream_equals_whole() -> None:
+    async with serving(ScriptedEngine("Grüße, 世界! 🎉")) as server:
+        whole = await server.openai.chat.completions.create(model=MODEL, messages=USER)
+        stream = await server.openai.chat.completions.create(
+            model=MODEL, messages=USER, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        assert text == whole.choices[0].message.content == "Grüße, 世界! 🎉"
+        assert chunks[0].choices[0].delta.role == "assistant"
+        assert all(c.choices[0].delta.role is None for c in chunks[1:-1])
+        assert chunks[-2].choices[0].finish_reason == "stop"
+        assert [c.usage is None for c in chunks] == [True] * (len(chunks) - 1) + [False]
+        assert chunks[-1].choices == []
+        assert chunks[-1].usage == whole.usage
+        assert len({c.id for c in chunks}) == 1
+
+
+async def test_chunks_can_be_counted_against_tokens() -> None:
+    async with serving(ScriptedEngine("one two three four")) as server:
+        stream = await server.openai.chat.completions.create(model=MODEL, messages=USER, stream=True)
+        chunks = [chunk async for chunk in stream]
+        assert len(chunks) == len(TOKENIZER.encode("one two three four")) + 1
+
+
+async def test_stream_interval_groups_tokens() -> None:
+    async with serving(ScriptedEngine("one two three four five six seven")) as server:
+        create = server.openai.chat.completions.create
+        stream = await create(model=MODEL, messages=USER, stream=True, extra_body={"stream_interval": 4})
+        texts = [chunk.choices[0].delta.content async for chunk in stream]
+        ids = TOKENIZER.encode("one two three four five six seven")
+        assert texts[0] == TOKENIZER.decode(ids[:1])
+        assert texts[1] == TOKENIZER.decode(ids[1:5])
+        assert "".join(text or "" for text in texts) == "one two three four five six seven"
+
+
+async def test_continuous_usage() -> None:
+    async with serving(ScriptedEngine("a b c")) as server:
+        stream = await server.openai.chat.completions.create(
+            model=MODEL, messages=USER, stream=True, stream_options={"continuous_usage_stats": True}
+        )
+        counts = [chunk.usage.completion_tokens async for chunk in stream]
+        assert counts == sorted(counts)
+        assert counts[-1] == len(TOKENIZER.encode("a b c")) + 1
+
+
+async def test_logprobs() -> None:
+    async with serving(ScriptedEngine("Hi.")) as server:
+        answer = await server.openai.chat.completions.create(
+            model=MODEL, messages=USER, logprobs=True, top_logprobs=3
+        )
+        entries = answer.choices[0].logprobs.content
+        assert [e.token for e in entries] == [
+            TOKENIZER.token_bytes(i).decode() for i in [*TOKENIZER.encode("Hi."), EOS]
+        ]
+        assert all(e.logprob == -0.5 and len(e.top_logprobs) == 3 for e in entries)
+        assert bytes(entries[0].bytes) == TOKENIZER.token_bytes(TOKENIZER.encode("Hi.")[0])
+
+        stream = await server.openai.chat.completions.create(
+            model=MODEL, messages=USER, logprobs=True, stream=True
+        )
+        streamed = [e async for chunk in stream for e in chunk.choices[0].logprobs.content]
+        assert [e.token for e in streamed] == [e.token for e in entries]
+        assert all(e.top_logprobs == [] for e in streamed)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_stop_string(stream: bool) -> None:
+    async with serving(ScriptedEngine("one two STOP three four")) as server:
+        answer = await server.openai.chat.completions.create(
+            model=MODEL, messages=USER, stop=["STOP"], stream=stream
+        )
+        if stream:
+            chunks = [chunk async for chunk in answer]
+            text = "".join(c.choices[0].delta.content or "" for c in chunks)
+            last = chunks[-1].choices[0]
+        else:
+            last = answer.choices[0]
+            text = last.message.content
+        assert text == "one two "
+        assert last.finish_reason == "stop"
+        assert last.stop_reason == "STOP"
+        await server.idle()
+
+
+async def test_stop_string_included() -> None:
+    async with serving(ScriptedEngine("one two STOP three")) as server:
+        answer = await server.openai.chat.completions.create(
+            model=MODEL, messages=USER, stop="STOP", extra_body={"include_stop_str_in_output": True}
+        )
+        assert answer.choices[0].message.content == "one two STOP"
+
+
+async def test_n_choices_have_their_own_seeds() -> None:
+    def script(message):
+        return [*TOKENIZER.encode(f"seed {message.params.seed}"), EOS]
+
+    async with serving(ScriptedEngine(script)) as server:
+        create = server.openai.chat.completions.create
+        answer = await create(model=MODEL, messages=USER, n=3, seed=2**63 - 1)
+        assert [c.message.content for c in answer.choices] == [
+            f"seed {2**63 - 1}",
+            f"seed {-(2**63)}",
+            f"seed {-(2**63) + 1}",
+        ]
+        assert answer.usage.prompt_tokens == len(server.engine.submitted[0].prompt_token_ids)
+        stream = await create(model=MODEL, messages=USER, n=3, stream=True)
+        texts = ["", "", ""]
+        ends = []
+        async for chunk in stream:
+            (choice,) = chunk.choices
+            texts[choice.index] += choice.delta.content or ""
+            ends += [choice.index] * (choice.finish_reason is not None)
+        assert texts == ["seed None"] * 3
+        assert sorted(ends) == [0, 1, 2]
+
+
+async def test_max_tokens_ends_with_length() -> None:
+    async with serving(ScriptedEngine("a long story about nothing")) as server:
+        answer = await server.openai.chat.completions.create(model=MODEL, messages=USER, max_tokens=2)
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.usage.completion_tokens == 2
+
+
+async def test_completions() -> None:
+    async with serving(ScriptedEngine(" and so on")) as server:
+        create = server.openai.completions.create
+        one = await create(model=MODEL, prompt="This", echo=True)
+        assert one.object == "text_completion"
+        assert one.choices[0].text == "This and so on"
+        ids = TOKENIZER.encode("This")
+        two = await create(model=MODEL, prompt=["This", "That"], n=2, temperature=1)
+        assert [c.index for c in two.choices] == [0, 1, 2, 3]
+        await create(model=MODEL, prompt=ids)
+        assert server.engine.submitted[-1].prompt_token_ids == ids
+        await create(model=MODEL, prompt=[ids, ids[:1]])
+        assert server.engine.submitted[-1].prompt_token_ids == ids[:1]
+        assert server.engine.submitted[-1].params.max_tokens == 16
+        stream = await create(model=MODEL, prompt="This", stream=True, logprobs=2)
+        chunks = [chunk async for chunk in stream]
+        assert "".join(c.choices[0].text for c in chunks) == " and so on"
+        offsets = [o for c in chunks for o in c.choices[0].logprobs.text_offset]
+        assert offsets == sorted(offsets)
+        assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+async def test_models_and_errors() -> None:
+    async with serving(None, "--served-model-name", "org/Tiny-Model", "second") as server:
+        names = [model.id async for model in server.openai.models.list()]
+        assert names == ["org/Tiny-Model", "second"]
+        assert (await server.openai.models.retrieve("org/Tiny-Model")).max_model_len == 4096
+        for name in ("second", "tiny-model", "other/TINY-MODEL"):
+            answer = await server.openai.chat.completions.create(model=name, messages=USER)
+            assert answer.model == name
+        with pytest.raises(openai.NotFoundError) as missing:
+            await server.openai.chat.completions.create(model="gpt-x", messages=USER)
+        assert missing.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as bad:
+            await server.openai.chat.completions.create(model="second", messages=USER, temperature=3)
+        assert (bad.value.param, bad.value.code) == ("temperature", "invalid_value")

@@ -73,6 +73,18 @@ def test_the_last_in_order_is_preempted_and_comes_back_with_the_same_tokens() ->
         assert collector.tokens[message.request_id] == expected_output(message, 64)[0]
 
 
+def test_the_last_free_pages_are_left_to_those_who_run() -> None:
+    scheduler = make_scheduler(num_blocks=3, block_size=4, max_num_seqs=3, max_num_batched_tokens=64)
+    submit(scheduler, "a", [1] * 3)
+    submit(scheduler, "b", [2] * 3)
+    shape(scheduler)
+    submit(scheduler, "c", [3] * 3)
+    assert shape(scheduler) == [("a", 3, 1, True), ("b", 3, 1, True)]  # c would take the last page
+    assert shape(scheduler) == [("a", 4, 1, True)]  # a takes it, b gives way
+    assert scheduler.stats().num_waiting == 2
+    scheduler.assert_consistent()
+
+
 @pytest.mark.parametrize(
     ("num_common", "num_hits"), [(0, 0), (3, 0), (4, 4), (7, 4), (8, 8), (9, 8), (13, 12)]
 )

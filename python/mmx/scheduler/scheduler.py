@@ -154,7 +154,6 @@ class Scheduler:
         and arrival, until ``max_num_batched_tokens`` are planned.
         """
         budget = self.max_num_batched_tokens
-        num_preemptions = self._num_preemptions
         decodes: list[ScheduledSeq] = []
         chunks: list[ScheduledSeq] = []
 
@@ -170,16 +169,14 @@ class Scheduler:
                 num_tokens = min(budget, req.num_unplanned)
                 chunks.append(self._plan(req, num_tokens))
                 budget -= num_tokens
-        # Why not after a preemption: the freed pages belong to those who keep running.
-        if self._num_preemptions == num_preemptions:
-            while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
-                req = self._waiting[0]
-                if not self._admit(req):
-                    break
-                num_tokens = min(budget, req.num_unplanned)
-                is_decode = req.num_unplanned == 1
-                (decodes if is_decode else chunks).append(self._plan(req, num_tokens))
-                budget -= num_tokens
+        while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
+            req = self._waiting[0]
+            if not self._admit(req):
+                break
+            num_tokens = min(budget, req.num_unplanned)
+            is_decode = req.num_unplanned == 1
+            (decodes if is_decode else chunks).append(self._plan(req, num_tokens))
+            budget -= num_tokens
 
         if not decodes and not chunks:
             return None

@@ -1,0 +1,45 @@
+"""What a model's forward pass is given: tokens of a step, where they go, and the pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+class LayerCache(NamedTuple):
+    """One layer's pages. ``k`` and ``v``: [num_blocks, num_kv_heads, block_size, head_dim]; ``index_k``:
+    [num_blocks, block_size, index_dim] on block-sparse layers, else None."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    index_k: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """Tokens of all sequences of a step, one after the other.
+
+    Attributes:
+        token_ids, positions: [num_tokens] int64; positions count from the sequence's start.
+        slot_mapping: [num_tokens] int64, ``block_id * block_size + offset`` where K and V are stored.
+        block_table: [num_seqs, max_blocks_per_seq] int32.
+        cu_seqlens_q: [num_seqs + 1] int32, prefix sums of the tokens per sequence.
+        seq_lens: [num_seqs] int32, context length including this step's tokens.
+        max_seqlen_q: largest number of tokens of a sequence.
+        logit_rows: [num_rows] int64, the tokens whose logits are wanted; None for all.
+        cos_sin: [max_positions, rotary_dim] f32, ``ops.rope_table``.
+        caches: one per layer.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    block_table: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    seq_lens: torch.Tensor
+    max_seqlen_q: int
+    logit_rows: torch.Tensor | None
+    cos_sin: torch.Tensor
+    caches: list[LayerCache]

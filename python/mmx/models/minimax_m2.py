@@ -1,0 +1,40 @@
+"""MiniMax M2.5 and M2.7: dense attention, q and k normed over their whole projection, MoE in every layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmx import ops
+from mmx.layers import Attention, ForwardBatch, Linear, Moe, RmsNorm
+from mmx.layers.mlp import Gate
+from mmx.model_config import ModelConfig
+from mmx.models.causal_lm import DecoderLayer
+
+
+class M2Attention(nn.Module):
+    """q | k | v in one projection; the mean square of q (and of k) runs over all heads together."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer
+        self.paged = Attention(config, sparse=False)
+        self.q_width = config.num_heads * config.head_dim
+        self.kv_width = config.num_kv_heads * config.head_dim
+        self.qkv = Linear(config.hidden, self.paged.width, dtype)
+        self.q_norm = RmsNorm(self.q_width, config.norm_eps, config.gemma, dtype)
+        self.k_norm = RmsNorm(self.kv_width, config.norm_eps, config.gemma, dtype)
+        self.o = Linear(self.q_width, config.hidden, dtype)
+
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        qkv = self.qkv(x)
+        q, k, _ = qkv.split((self.q_width, self.kv_width, self.kv_width), 1)
+        self.q_norm(q, out=q)
+        self.k_norm(k, out=k)
+        return self.o(self.paged.dense(qkv, batch.caches[self.layer], batch))
+
+
+def m2_layer(config: ModelConfig, layer: int, dtype: torch.dtype) -> DecoderLayer:
+    """Layer number ``layer``: every one has a mixture of experts."""
+    mlp = Moe(config, Gate(ops.Activation.SILU), dtype)
+    return DecoderLayer(config, M2Attention(config, layer, dtype), mlp, dtype)

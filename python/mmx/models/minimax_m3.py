@@ -1,0 +1,54 @@
+"""MiniMax M3 text: Gemma norms, q and k normed per head, block-sparse attention chosen by an indexer, MoE
+with a shared expert; the first layers are dense in both respects."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmx import ops
+from mmx.layers import Attention, ForwardBatch, GatedMlp, Linear, Moe, RmsNorm
+from mmx.layers.mlp import Gate
+from mmx.model_config import ModelConfig
+from mmx.models.causal_lm import DecoderLayer
+
+
+class M3Attention(nn.Module):
+    """One projection for q | k | v or, with an indexer, q | k | index_q | index_k | v."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer
+        self.sparse = config.sparse_layers[layer]
+        self.paged = Attention(config, self.sparse)
+        self.qkv = Linear(config.hidden, self.paged.width, dtype)
+        norm = (config.head_dim, config.norm_eps, config.gemma, dtype)
+        self.q_norm = RmsNorm(*norm)
+        self.k_norm = RmsNorm(*norm)
+        if self.sparse:
+            self.index_q_norm = RmsNorm(*norm)
+            self.index_k_norm = RmsNorm(*norm)
+        self.o = Linear(config.num_heads * config.head_dim, config.hidden, dtype)
+
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        qkv = self.qkv(x)
+        parts = self.paged.split(qkv)
+        self.q_norm(parts[0], out=parts[0])
+        self.k_norm(parts[1], out=parts[1])
+        cache = batch.caches[self.layer]
+        if not self.sparse:
+            return self.o(self.paged.dense(qkv, cache, batch))
+        self.index_q_norm(parts[2], out=parts[2])
+        self.index_k_norm(parts[3], out=parts[3])
+        return self.o(self.paged.sparse(qkv, cache, batch))
+
+
+def m3_layer(config: ModelConfig, layer: int, dtype: torch.dtype) -> DecoderLayer:
+    """Layer number ``layer``, with a mixture of experts or a dense MLP."""
+    gate = Gate(ops.Activation.SWIGLU_OAI, config.swiglu_alpha, config.swiglu_limit)
+    mlp: nn.Module
+    if config.moe_layers[layer]:
+        mlp = Moe(config, gate, dtype)
+    else:
+        mlp = GatedMlp(config.hidden, config.dense_inter, gate, dtype)
+    return DecoderLayer(config, M3Attention(config, layer, dtype), mlp, dtype)

@@ -1,0 +1,102 @@
+"""A model, its pages and its sampler on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mmx import ops
+from mmx.backend import Backend, resolve_backend
+from mmx.batch import SampledToken, ScheduledBatch
+from mmx.config import EngineConfig
+from mmx.errors import MemoryPlanError
+from mmx.model_config import ModelConfig, load_eos_token_ids, load_model_config
+from mmx.models import CausalLM, build_model
+from mmx.runner.inputs import make_inputs
+from mmx.runner.kv_pool import MIB, PoolPlan, allocate_pool, plan_pool
+from mmx.runner.sampler import sample_tokens
+from mmx.weights import fill_random, load_weights
+
+
+class ModelRunner:
+    """Executes steps; the facts that scheduler and front end need are attributes."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        config: ModelConfig,
+        backend: Backend,
+        plan: PoolPlan,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self.model = model
+        self.num_blocks, self.max_model_len, self.max_model_len_reason = plan
+        self.block_size = config.block_size
+        self.vocab_size = config.vocab_size
+        self.eos_token_ids = eos_token_ids
+        self.family = config.family
+        self.device = backend.name
+        dtype = model.lm_head.weight.dtype
+        self.dtype = str(dtype).removeprefix("torch.")
+        self._device = backend.device
+        self._caches = allocate_pool(config, dtype, backend.device, plan.num_blocks)
+        table = ops.rope_table(plan.max_model_len, config.rotary_dim, config.rope_theta)
+        self._cos_sin = table.to(backend.device)
+
+    @torch.inference_mode()
+    def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
+        """Compute the step; one result per sampling sequence, in batch order."""
+        logits = self.forward(batch)
+        sampling = [seq for seq in batch.seqs if seq.samples]
+        return sample_tokens(logits, sampling) if sampling else []
+
+    @torch.inference_mode()
+    def forward(self, batch: ScheduledBatch) -> torch.Tensor:
+        """Store the step's K and V; logits of the sampling sequences: [num_rows, vocab] f32."""
+        inputs = make_inputs(
+            batch,
+            block_size=self.block_size,
+            device=self._device,
+            cos_sin=self._cos_sin,
+            caches=self._caches,
+        )
+        logits: torch.Tensor = self.model(inputs)
+        return logits
+
+
+def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -> ModelRunner:
+    """Load the model that ``config`` names. ``progress`` gets a phase and the share of it that is done.
+
+    Raises ConfigError, WeightsError or MemoryPlanError.
+    """
+    folder = Path(config.model)
+    backend = resolve_backend(config.device)
+    model_config = load_model_config(folder)
+    dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
+    model = build_model(model_config, dtype)
+    _check_fits(model, backend)
+    model.to_empty(device=backend.device)
+    parameters = dict(model.named_parameters())
+    progress("load weights", 0.0)
+    if config.load_format == "dummy":
+        fill_random(parameters, config.seed, model_config.gemma)
+    else:
+        load_weights(folder, model_config, parameters, lambda done: progress("load weights", done))
+    progress("load weights", 1.0)
+    if config.kv_cache_bytes is None:
+        budget, rule = backend.pool_bytes(), backend.pool_rule()
+    else:
+        budget, rule = config.kv_cache_bytes, "kv_cache_bytes"
+    plan = plan_pool(model_config, dtype, budget, rule, config.max_model_len)
+    return ModelRunner(model, model_config, backend, plan, load_eos_token_ids(folder))
+
+
+def _check_fits(model: CausalLM, backend: Backend) -> None:
+    needed = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters())
+    free = backend.free_memory()
+    if needed > free:
+        raise MemoryPlanError(
+            f"the weights need {needed / MIB:.0f} MiB, {backend.name} has {free / MIB:.0f} MiB of free memory"
+        )

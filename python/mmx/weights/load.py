@@ -1,0 +1,102 @@
+"""Strict filling of a model from a checkpoint: every tensor is used, every parameter is filled, once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from mmx import ops
+from mmx.errors import WeightsError
+from mmx.model_config import FP8_BLOCK, ModelConfig
+from mmx.weights.rules import SCALE_SUFFIX, Piece, pieces, text_name
+from mmx.weights.stream import Checkpoint
+
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def load_weights(
+    folder: Path,
+    config: ModelConfig,
+    parameters: Mapping[str, torch.Tensor],
+    progress: Callable[[float], None],
+) -> None:
+    """Fill ``parameters`` (name -> tensor of the model, any device) from the checkpoint in ``folder``.
+
+    Values are converted to the parameter's dtype; fp8-block matrices are dequantised. ``progress`` gets
+    the share of loaded bytes, up to 1, once per percent. Raises WeightsError naming the first tensor that
+    is missing, unexpected, mis-shaped or of a wrong type.
+    """
+    checkpoint = Checkpoint(folder)
+    found = {text: name for name in checkpoint.names() if (text := text_name(name)) is not None}
+    table = pieces(config)
+    scales = {name + SCALE_SUFFIX for name, piece in table.items() if config.fp8_blocks and piece.matrix}
+    if missing := table.keys() - found.keys():
+        name = min(missing, key=list(table).index)
+        raise WeightsError(
+            f"tensor {name} is missing: {checkpoint.whereabouts(name)} ({len(missing)} missing in all)"
+        )
+    if unexpected := found.keys() - table.keys() - scales:
+        name = min(unexpected)
+        file = checkpoint.entry(found[name]).file
+        raise WeightsError(
+            f"tensor {name} in {file} is unexpected: the model of config.json has no such part "
+            f"({len(unexpected)} unexpected in all)"
+        )
+    _check_filled(table, parameters)
+    sizes = {name: checkpoint.entry(found[name]) for name in table}
+    total = sum(entry.end - entry.begin for entry in sizes.values()) or 1
+    done = 0
+    # Why sorted: files are read from front to back.
+    for name in sorted(table, key=lambda name: (sizes[name].file, sizes[name].begin)):
+        target = _target(parameters, table[name])
+        target.copy_(_read(checkpoint, found, name, table[name], target.dtype))
+        before, done = done, done + sizes[name].end - sizes[name].begin
+        if 100 * before // total != 100 * done // total:
+            progress(done / total)
+
+
+def _target(parameters: Mapping[str, torch.Tensor], piece: Piece) -> torch.Tensor:
+    target = parameters[piece.parameter]
+    if piece.expert is not None:
+        target = target[piece.expert]
+    return target[piece.first_row : piece.first_row + piece.shape[0]]
+
+
+def _read(
+    checkpoint: Checkpoint, found: dict[str, str], name: str, piece: Piece, dtype: torch.dtype
+) -> torch.Tensor:
+    entry = checkpoint.entry(found[name])
+    where = f"tensor {name} in {entry.file}"
+    if entry.shape != piece.shape:
+        raise WeightsError(f"{where} must have shape {list(piece.shape)}, got {list(entry.shape)}")
+    scale_name = found.get(name + SCALE_SUFFIX)
+    fp8 = entry.dtype == torch.float8_e4m3fn
+    if fp8 and scale_name is None:
+        raise WeightsError(f"{where} is fp8 and needs {name + SCALE_SUFFIX} and fp8 in quantization_config")
+    if scale_name is not None and not fp8:
+        raise WeightsError(f"{where} has a scale and must be F8_E4M3, got {entry.dtype}")
+    if not fp8:
+        if entry.dtype not in _FLOATS:
+            raise WeightsError(f"{where} must be BF16, F16 or F32, got {entry.dtype}")
+        return checkpoint.read(found[name])
+    scale = checkpoint.entry(scale_name)
+    expected = tuple(-(-size // FP8_BLOCK) for size in piece.shape)
+    if scale.shape != expected or scale.dtype != torch.float32:
+        raise WeightsError(
+            f"tensor {name + SCALE_SUFFIX} in {scale.file} must be F32 of shape {list(expected)}, "
+            f"got {scale.dtype} of {list(scale.shape)}"
+        )
+    return ops.fp8_block_dequant(checkpoint.read(found[name]), checkpoint.read(scale_name), dtype)
+
+
+def _check_filled(table: dict[str, Piece], parameters: Mapping[str, torch.Tensor]) -> None:
+    """Invariant: the table covers every element of every parameter; a breach is a bug of the rules."""
+    filled = dict.fromkeys(parameters, 0)
+    for piece in table.values():
+        filled[piece.parameter] += math.prod(piece.shape)
+    for name, parameter in parameters.items():
+        if filled[name] != parameter.numel():
+            raise AssertionError(f"rules fill {filled[name]} of {parameter.numel()} elements of {name}")

@@ -3,6 +3,7 @@
 #include "cpp/core/params/activation.h"
 #include "cpp/core/params/attention.h"
 #include "cpp/core/params/embedding.h"
+#include "cpp/core/params/gemm.h"
 #include "cpp/core/params/kv_cache.h"
 #include "cpp/core/params/moe.h"
 #include "cpp/core/params/norm.h"
@@ -28,6 +29,7 @@
     X(moe_gate_up, MoeGateUpParams)             \
     X(moe_down, MoeDownParams)                  \
     X(moe_combine, MoeCombineParams)            \
+    X(linear, LinearParams)                     \
     X(embedding, EmbeddingParams)               \
     X(fp8_block_dequant, Fp8BlockDequantParams) \
     X(adjust_logits, AdjustLogitsParams)        \

@@ -17,8 +17,10 @@ foreach(level ${MMX_CPU_LEVELS})
     add_library(mmx_cpu_${level} OBJECT ${MMX_CPU_KERNELS})
     mmx_warnings(mmx_cpu_${level})
     target_compile_definitions(mmx_cpu_${level} PRIVATE MMX_CPU_ISA=${level} ${MMX_CPU_DEFINITIONS})
-    # Why no contraction across statements: results must not depend on how a loop was vectorised.
-    target_compile_options(mmx_cpu_${level} PRIVATE -O3 -fno-math-errno -fno-trapping-math)
+    # Why the -Wno: vectors of 64 bytes are passed between inlined functions only, where no ABI is involved, and
+    # gcc 12 warns of its own AVX-512 intrinsics (gcc bug 105593).
+    target_compile_options(mmx_cpu_${level} PRIVATE
+        -O3 -fno-math-errno -fno-trapping-math -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized)
     if(NOT level STREQUAL generic)
         target_compile_options(mmx_cpu_${level} PRIVATE -march=x86-64-${level} -mtune=generic)
     endif()

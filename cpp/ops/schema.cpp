@@ -71,6 +71,8 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     m.def(
         "moe_combine(Tensor(a!) out, Tensor x, Tensor row_positions, Tensor topk_weights, Tensor? shared) -> "
         "()");
+    // gemm
+    m.def("linear(Tensor(a!) out, Tensor x, Tensor weight) -> ()");
     // embedding
     m.def("embedding(Tensor(a!) out, Tensor weight, Tensor ids, int first_row) -> ()");
     // quant

@@ -3,6 +3,7 @@
 from mmx.ops.activation import Activation, gated_act
 from mmx.ops.attention import paged_attention, sparse_attention
 from mmx.ops.embedding import embedding
+from mmx.ops.gemm import linear
 from mmx.ops.kv_cache import index_k_store, kv_store
 from mmx.ops.moe import moe_combine, moe_down, moe_gate_up, moe_plan, moe_router
 from mmx.ops.norm import add_rms_norm, rms_norm
@@ -20,6 +21,7 @@ __all__ = [
     "gated_act",
     "index_k_store",
     "kv_store",
+    "linear",
     "logprobs",
     "moe_combine",
     "moe_down",

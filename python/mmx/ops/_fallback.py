@@ -76,6 +76,7 @@ FALLBACKS: dict[str, Callable[..., None]] = {
     "moe_gate_up": _moe_gate_up,
     "moe_down": _moe_down,
     "moe_combine": _outputs("moe_combine", 1),
+    "linear": lambda out, x, weight: out.copy_(reference.linear(x, weight, out.dtype)),
     "embedding": _outputs("embedding", 1),
     "fp8_block_dequant": lambda out, x, scale: out.copy_(reference.fp8_block_dequant(x, scale, out.dtype)),
     "adjust_logits": lambda *args: reference.adjust_logits(*args[:-1]),

@@ -7,6 +7,7 @@ updates an argument). Written to be read; arithmetic in fp32 unless the inputs a
 from mmx.ops.reference.activation import gated_act
 from mmx.ops.reference.attention import paged_attention, sparse_attention
 from mmx.ops.reference.embedding import embedding
+from mmx.ops.reference.gemm import linear
 from mmx.ops.reference.kv_cache import index_k_store, kv_store
 from mmx.ops.reference.moe import moe_combine, moe_down, moe_gate_up, moe_plan, moe_router
 from mmx.ops.reference.norm import add_rms_norm, rms_norm
@@ -23,6 +24,7 @@ __all__ = [
     "gated_act",
     "index_k_store",
     "kv_store",
+    "linear",
     "logprobs",
     "moe_combine",
     "moe_down",

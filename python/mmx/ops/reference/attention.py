@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_seqlen_q: int,
+    scale: float,
+) -> torch.Tensor:
+    return _attention(q, k_cache, v_cache, None, block_table, cu_seqlens_q, seq_lens, scale)
+
+
+def sparse_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_ids: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_seqlen_q: int,
+    scale: float,
+) -> torch.Tensor:
+    return _attention(q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens, scale)
+
+
+def _attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_ids: torch.Tensor | None,
+    block_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    num_kv_heads, block_size = k_cache.shape[1:3]
+    out = torch.zeros_like(q)
+    bounds = cu_seqlens_q.tolist()
+    for seq, (begin, end) in enumerate(pairwise(bounds)):
+        if begin == end:
+            continue
+        seq_len = int(seq_lens[seq])
+        pages = block_table[seq, : -(-seq_len // block_size)].long()
+        # [num_kv_heads, seq_len, head_dim], repeated per query head of the group
+        k, v = (c[pages].transpose(0, 1).flatten(1, 2)[:, :seq_len].to(wide) for c in (k_cache, v_cache))
+        group = q.shape[1] // num_kv_heads
+        k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+        key = torch.arange(seq_len, device=q.device)
+        position = torch.arange(seq_len - (end - begin), seq_len, device=q.device)
+        visible = (key <= position[:, None]).expand(q.shape[1], -1, -1)  # [num_heads, q_len, seq_len]
+        if block_ids is not None:
+            # [q_len, num_kv_heads, seq_len]
+            chosen = (block_ids[begin:end, :, :, None] == key // block_size).any(2)
+            visible = visible & chosen.transpose(0, 1).repeat_interleave(group, 0)
+        scores = q[begin:end].transpose(0, 1).to(wide) @ k.transpose(1, 2) * scale
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        out[begin:end] = (weights @ v).transpose(0, 1).to(q.dtype)
+    return out

@@ -24,7 +24,8 @@ def rope(
 
 
 def rope_table(max_positions: int, rotary_dim: int, theta: float) -> torch.Tensor:
-    """[max_positions, rotary_dim] f32 on the CPU: cos of ``position * theta^(-2i / rotary_dim)``, then sin."""
+    """[max_positions, rotary_dim] f32 on the CPU: cos of ``position * theta^(-2i / rotary_dim)``, then
+    sin."""
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
     angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), 1.0 / theta**exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -19,12 +19,12 @@ def adjust_logits(
     bias_values: torch.Tensor,
     cu_bias: torch.Tensor,
 ) -> None:
-    """Applies in place: repetition penalty r over prompt and output (``l / r`` if ``l > 0`` else ``l * r``), then
-    frequency and presence penalties over the output, then biases.
+    """Applies in place: repetition penalty r over prompt and output (``l / r`` if ``l > 0`` else ``l * r``),
+    then frequency and presence penalties over the output, then biases.
 
     Args:
         logits: [num_rows, vocab] f32, updated.
-        history: [num_history] int32, each row's prompt ids, then its output ids; none for rows without penalty.
+        history: [num_history] int32, each row's prompt ids, then its output ids; empty without penalties.
         cu_history: [num_rows + 1] int32 prefix sums of history lengths.
         num_prompt: [num_rows] int32, length of the prompt part.
         repetition, frequency, presence: [num_rows] f32; 1, 0, 0 are neutral.
@@ -75,7 +75,9 @@ def logprobs(
 
     Returns:
         logprobs [num_rows] f32; ranks [num_rows] int64 (1 = largest); top_ids [num_rows, num_top] int64 by
-        (logit descending, id ascending); top_logprobs [num_rows, num_top] f32.
+        (logit descending, id ascending); top_logprobs [num_rows, num_top] f32. NaN, rank 0 and ids of -1
+        stand where there is no answer: for a token id outside the vocabulary (-1 from ``sample``), and for a
+        whole row that ``sample`` refuses.
     """
     rows, device = logits.shape[0], logits.device
     outs = (

@@ -104,7 +104,7 @@ def test_sparse_with_every_block_is_dense(dtype, device, rng):
 @pytest.mark.parametrize("sparse", SPARSE)
 @pytest.mark.parametrize(("block_size", "context"), [(8, 61), (128, 4500)])
 def test_row_does_not_depend_on_its_batch(block_size, context, sparse, device, rng):
-    """Whole prompt = chunks = single tokens = alone, bit for bit; 4500 positions are three segments of sums."""
+    """Whole prompt = chunks = single tokens = alone, bit for bit; 4500 positions are three segments."""
     batch = make_batch([(1, 30), (50, context), (20, 20)], block_size, rng)
     q, k, v = make(batch, DIMS, torch.float32, device, rng)
     ids = random_blocks(batch, 2, 6, rng).to(device)

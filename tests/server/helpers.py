@@ -224,3 +224,16 @@ async def serving(
         await server.http.close()
         await server.openai.close()
         await runner.cleanup()
+
+
+def check_error(status: int, body: dict[str, Any], expected: tuple[int, str, str | None]) -> None:
+    """The status, code and param of an error object whose text shows nothing of the inside."""
+    error = body["error"]
+    assert (status, error["code"], error["param"]) == expected, body
+    assert set(error) == {"message", "type", "param", "code"}
+    text = error["message"]
+    assert text
+    assert "\n" not in text
+    assert "Traceback" not in text
+    assert "/python/" not in text
+    assert len(text) < 400

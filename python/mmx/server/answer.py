@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
 
+from mmx.parsers import CallArgs
 from mmx.server.choice import CallPiece, Choice, Delta, TokenEntry
 from mmx.server.logprobs import LogprobFormat
-from mmx.server.prepare import new_id
+from mmx.server.output import Call
 from mmx.server.sse import ChunkTemplate, Tail
 
 _encode = msgspec.json.Encoder().encode
@@ -50,10 +52,9 @@ class ChatWriter:
         self._logprobs = logprobs
         self._keep_ids = keep_ids
         self._begun = [False] * num_choices
-        self._call_ids: dict[tuple[int, int], str] = {}
 
     def write(self, choice: Choice, delta: Delta) -> bytes:
-        payload = self._payload(choice.index, delta)
+        payload = self._payload(delta)
         if payload is None:
             return b""
         if not self._begun[choice.index]:
@@ -63,12 +64,12 @@ class ChatWriter:
         logprobs = self._logprobs.chat(delta.entries) if self._logprobs is not None else None
         return self._templates[choice.index].delta(payload, logprobs, finish, more)
 
-    def _payload(self, index: int, delta: Delta) -> bytes | None:
+    def _payload(self, delta: Delta) -> bytes | None:
         """The delta object; None when there is nothing to say."""
         if delta.kind == "content":
             return b'{"content":%b}' % _encode(delta.text)
         if delta.kind == "tool_calls":
-            return b'{"tool_calls":%b}' % _encode([self._call(index, call) for call in delta.calls])
+            return b'{"tool_calls":%b}' % _encode([self._call(call) for call in delta.calls])
         if delta.kind == "reasoning" and self._reasoning_keys:
             fields: dict[str, Any] = dict.fromkeys(self._reasoning_keys, delta.text)
             if self._details:
@@ -76,12 +77,12 @@ class ChatWriter:
             return _encode(fields)
         return b"{}" if delta.finish_reason is not None else None
 
-    def _call(self, index: int, call: CallPiece) -> dict[str, Any]:
-        if call.name is None:
-            return {"index": call.position, "function": {"arguments": call.arguments}}
-        call_id = self._call_ids.setdefault((index, call.position), new_id("call_"))
-        function = {"name": call.name, "arguments": call.arguments}
-        return {"index": call.position, "id": call_id, "type": "function", "function": function}
+    @staticmethod
+    def _call(call: CallPiece) -> dict[str, Any]:
+        if isinstance(call, CallArgs):
+            return {"index": call.index, "function": {"arguments": call.json_delta}}
+        function = {"name": call.name, "arguments": ""}
+        return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 class CompletionWriter:
@@ -118,7 +119,6 @@ class Collected:
     def __init__(self) -> None:
         self.content: list[str] = []
         self.reasoning: list[str] = []
-        self.calls: list[tuple[str, list[str]]] = []
         self.entries: list[TokenEntry] = []
         self.token_ids: list[int] = []
 
@@ -129,20 +129,15 @@ class Collected:
             self.content.append(delta.text)
         elif delta.kind == "reasoning":
             self.reasoning.append(delta.text)
-        for call in delta.calls:
-            if call.name is not None:
-                self.calls.append((call.name, []))
-            self.calls[call.position][1].append(call.arguments)
 
     def message(
-        self, role: str, reasoning_keys: tuple[str, ...], details: bool, num_calls: int
+        self, role: str, reasoning_keys: tuple[str, ...], details: bool, calls: Sequence[Call]
     ) -> dict[str, Any]:
-        """The chat message; of the calls, the first ``num_calls`` are complete."""
+        """The chat message; content is null when there are only calls."""
         content = "".join(self.content)
-        calls = self.calls[:num_calls]
         message: dict[str, Any] = {
             "role": role,
-            "content": None if calls and not content else content,
+            "content": content or (None if calls else ""),
             "refusal": None,
         }
         if self.reasoning and reasoning_keys:
@@ -152,11 +147,7 @@ class Collected:
                 message["reasoning_details"] = [{"type": "reasoning.text", "index": 0, "text": text}]
         if calls:
             message["tool_calls"] = [
-                {
-                    "id": new_id("call_"),
-                    "type": "function",
-                    "function": {"name": name, "arguments": "".join(pieces)},
-                }
-                for name, pieces in calls
+                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+                for c in calls
             ]
         return message

@@ -105,7 +105,7 @@ async def _around(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = ApiError("invalid_value", refused.reason.lower(), status=refused.status).response()
     except Exception:
         log.exception("%s %s failed", REQUEST_ID.get(), request.path)
-        response = ApiError("server_error", f"internal error in request {request['id']}").response()
+        response = ApiError("server_error", f"internal error in request {REQUEST_ID.get()}").response()
     resource = request.match_info.route.resource
     state.metrics.http.value(resource.canonical if resource else "other", str(response.status)).add()
     return response

@@ -30,9 +30,9 @@ async def read_body(request: web.Request, limit: int) -> bytes:
                 return bytes(body)
             body += await asyncio.wait_for(content.readany(), BODY_IDLE_TIMEOUT)
         except asyncio.TimeoutError:
-            raise ApiError("body_timeout", "the request body did not arrive in time") from None
-        except (HttpProcessingError, ClientPayloadError, RuntimeError):
-            raise ApiError("invalid_json", "the request body could not be read") from None
+            raise ApiError("body_timeout", "the request body did not arrive in time", close=True) from None
+        except (HttpProcessingError, ClientPayloadError, web.RequestPayloadError):
+            raise ApiError("invalid_json", "the request body could not be read", close=True) from None
 
 
 def check_headers(request: web.Request, limit: int) -> None:

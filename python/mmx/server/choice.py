@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from mmx.config import SamplingParams
+from mmx.parsers import CallArgs, CallStart, Content, Event, Reasoning
 from mmx.protocol import TokenLogprobs, TokenOut
 from mmx.server.metric_set import Metrics
+from mmx.server.output import Reader
 from mmx.tokenizer.detokenizer import IncrementalDetokenizer, Segment, StopStrings
 
 Kind = Literal["content", "reasoning", "tool_calls", ""]
-
-
-class CallPiece(NamedTuple):
-    """Part of a tool call; ``name`` is set in its first piece only."""
-
-    position: int
-    name: str | None
-    arguments: str
+CallPiece = CallStart | CallArgs
+_KINDS: dict[type[Event], Kind] = {
+    Content: "content",
+    Reasoning: "reasoning",
+    CallStart: "tool_calls",
+    CallArgs: "tool_calls",
+}
 
 
 class TokenEntry(NamedTuple):
@@ -42,26 +43,6 @@ class Delta:
     stop_reason: str | int | None = None
 
 
-class Piece(NamedTuple):
-    """Payload of one kind, as a parser finds it."""
-
-    kind: Kind
-    text: str = ""
-    call: CallPiece | None = None
-
-
-class OutputReader(Protocol):
-    """Tells reasoning, content and calls apart in generated tokens."""
-
-    reasoning_tokens: int
-    num_calls: int
-    warnings: list[str]
-    incomplete_call: dict[str, str] | None
-
-    def feed(self, segments: list[Segment]) -> list[Piece]: ...
-    def finish(self, finish_reason: str) -> list[Piece]: ...
-
-
 class Choice:
     """Turns the engine's tokens of one sequence into ``Delta``s.
 
@@ -75,7 +56,7 @@ class Choice:
         request_id: str,
         params: SamplingParams,
         detokenizer: IncrementalDetokenizer,
-        reader: OutputReader | None,
+        reader: Reader | None,
         interval: int,
         metrics: Metrics,
     ) -> None:
@@ -99,7 +80,7 @@ class Choice:
         self._itl = metrics.itl.histogram()
         self._interval = interval
         self._num_unsent = 0
-        self._pieces: list[Piece] = []
+        self._pieces: list[Event] = []
         self._entries: list[TokenEntry] = []
         self._token_ids: list[int] = []
         self._sent_any = False
@@ -159,37 +140,35 @@ class Choice:
             if not (asked_for and self.params.include_stop_str_in_output):
                 shown = ids[:-1]
         if self.reader is None:
-            text = self._detokenizer.feed(shown)
-            if finish is not None:
-                text += self._detokenizer.finish()
-            self._plain(text, finish is not None)
+            self._read_plain(shown, finish is not None)
         else:
-            self._parsed(self.reader, shown, finish)
-        if self.stopped_by_text:
-            assert self._stops is not None
+            self._read_parsed(self.reader, shown, finish is not None)
+        if self._stops is not None and self._stops.matched is not None:
             self.finish_reason, self.stop_reason = "stop", self._stops.matched
         elif finish is not None:
             self.finish_reason = finish
-        if self.finish_reason is not None and self.reader is not None:
-            self._pieces += self.reader.finish(self.finish_reason)
-            if self.finish_reason == "stop" and self.reader.num_calls:
-                self.finish_reason = "tool_calls"
+        if self.finish_reason == "stop" and self.reader is not None and self.reader.calls:
+            self.finish_reason = "tool_calls"
 
-    def _plain(self, text: str, last: bool) -> None:
+    def _read_plain(self, ids: list[int], last: bool) -> None:
+        text = self._detokenizer.feed(ids)
+        if last:
+            text += self._detokenizer.finish()
         if self._stops is not None:
             text = self._stops.feed(text)
             if last:
                 text += self._stops.finish()
         if text:
-            self._pieces.append(Piece("content", text))
+            self._pieces.append(Content(text))
 
-    def _parsed(self, reader: OutputReader, ids: list[int], finish: str | None) -> None:
+    def _read_parsed(self, reader: Reader, ids: list[int], last: bool) -> None:
         segments = self._detokenizer.feed_segments(ids)
-        if finish is not None and (rest := self._detokenizer.finish()):
+        if last and (rest := self._detokenizer.finish()):
             segments.append(Segment(rest, [], False))
         if self._stops is not None:
-            segments = self._cut_at_stops(self._stops, segments, finish is not None)
-        self._pieces += reader.feed(segments)
+            segments = self._cut_at_stops(self._stops, segments, last)
+            last = last or self._stops.matched is not None
+        self._pieces += reader.feed(segments, last)
 
     def _cut_at_stops(self, stops: StopStrings, segments: list[Segment], last: bool) -> list[Segment]:
         visible = []
@@ -207,25 +186,24 @@ class Choice:
         return visible
 
     def _opens_call(self) -> bool:
-        return any(piece.call is not None and piece.call.name is not None for piece in self._pieces)
+        return any(isinstance(piece, CallStart) for piece in self._pieces)
 
     def _take_delta(self) -> Delta:
         """The pieces of the first kind, with all logprobs and ids so far."""
         delta = Delta(entries=self._entries, token_ids=self._token_ids)
         self._entries, self._token_ids, self._num_unsent, self._sent_any = [], [], 0, True
-        if not self._pieces:
-            return delta
-        kind, texts, used = self._pieces[0].kind, [], 0
+        used = 0
         for piece in self._pieces:
-            if piece.kind != kind:
+            kind = _KINDS[type(piece)]
+            if delta.kind not in ("", kind):
                 break
             used += 1
-            if piece.call is not None:
-                delta.calls.append(piece.call)
-            else:
-                texts.append(piece.text)
+            delta.kind = kind
+            if isinstance(piece, Content | Reasoning):
+                delta.text += piece.text
+            elif isinstance(piece, CallStart | CallArgs):
+                delta.calls.append(piece)
         del self._pieces[:used]
-        delta.kind, delta.text = kind, "".join(texts)
         return delta
 
     def _last_deltas(self) -> list[Delta]:

@@ -49,7 +49,8 @@ _STATUS = {
 
 class ApiError(Exception):
     """A request is answered with ``code`` of the error table; codes that the table of special statuses
-    does not name are the caller's fault (400). ``param`` is the field at fault."""
+    does not name are the caller's fault (400). ``param`` is the field at fault;
+    ``close`` ends the connection, whose state is unknown."""
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class ApiError(Exception):
         *,
         status: int | None = None,
         retry_after: int | None = None,
+        close: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -66,6 +68,7 @@ class ApiError(Exception):
         self.param = param
         self.status = status if status is not None else _STATUS.get(code, 400)
         self.retry_after = retry_after
+        self._close = close
 
     def object(self) -> dict[str, object]:
         """The OpenAI error object."""
@@ -81,9 +84,12 @@ class ApiError(Exception):
             headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
-        return web.Response(
+        response = web.Response(
             status=self.status, body=self.body(), content_type="application/json", headers=headers
         )
+        if self._close:
+            response.force_close()
+        return response
 
 
 def clip(value: object, limit: int = 64) -> str:

@@ -11,9 +11,10 @@ import msgspec
 
 from mmx.config import SamplingParams
 from mmx.protocol import Failed, Submit
-from mmx.server.choice import Choice, Delta, OutputReader
+from mmx.server.choice import Choice, Delta
 from mmx.server.errors import ApiError
 from mmx.server.model_front import ModelFront
+from mmx.server.output import MakeReader
 from mmx.server.state import Engine, ServerState
 
 CANARY_SECONDS = 120.0
@@ -34,7 +35,7 @@ class Job:
     skip_special_tokens: bool
     keep_token_ids: bool
     interval: int
-    make_reader: Callable[[], OutputReader | None]
+    make_reader: MakeReader
 
 
 class Generation:
@@ -142,8 +143,8 @@ class Generation:
             metrics.reasoning_tokens.value().add(choice.reasoning_tokens)
             metrics.request_generation.histogram().observe(choice.num_tokens)
             metrics.success.value(choice.finish_reason or "abort").add()
-            if choice.reader is not None and choice.reader.num_calls:
-                metrics.tool_calls.value("ok").add(choice.reader.num_calls)
+            for call in choice.reader.calls if choice.reader is not None else ():
+                metrics.tool_calls.value("ok" if call.complete else "truncated").add()
             if choice.first_token_time is not None and choice.num_tokens > 1:
                 spent = choice.last_token_time - choice.first_token_time
                 metrics.tpot.histogram().observe(spent / (choice.num_tokens - 1))

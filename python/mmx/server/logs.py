@@ -32,4 +32,7 @@ def configure_logging(settings: LogSettings) -> None:
         formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
         formatter.converter = time.gmtime
         handler.setFormatter(formatter)
+    # What aiohttp itself reports is garbage on the port: every fault of a handler is logged by the server.
+    if settings.level != "debug":
+        logging.getLogger("mmx.http").setLevel(logging.CRITICAL)
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mmx.errors import ConfigError
+from mmx.server.output import OutputFormat
 from mmx.server.sampling import sampling_defaults
 from mmx.server.settings import ServerConfig
-from mmx.tokenizer import ChatTemplate, IncrementalDetokenizer, Tokenizer
+from mmx.tokenizer import ChatTemplate, Family, IncrementalDetokenizer, Tokenizer
 
 log = logging.getLogger("mmx.server")
 
@@ -21,6 +22,7 @@ class ModelFront:
 
     tokenizer: Tokenizer
     template: ChatTemplate
+    output: OutputFormat
     defaults: dict[str, Any]
 
     @classmethod
@@ -40,21 +42,18 @@ class ModelFront:
         except (ValueError, OSError) as error:
             raise ConfigError(str(error)) from None
         log.info("family %s, sampling defaults %s", template.family or "unknown", defaults or "of OpenAI")
-        return cls(tokenizer=tokenizer, template=template, defaults=defaults)
+        output = OutputFormat.choose(config.answer, template.family, tokenizer)
+        return cls(tokenizer=tokenizer, template=template, output=output, defaults=defaults)
 
     @property
-    def family(self) -> str | None:
+    def family(self) -> Family | None:
         """ "m2", "m3" or None."""
         return self.template.family
 
     def detokenizer(self, *, skip_special_tokens: bool, for_reader: bool) -> IncrementalDetokenizer:
-        """A fresh one; a reader of the output sees every control token that is its business."""
-        keep = self.tokenizer.control_ids.values() if for_reader else ()
-        return IncrementalDetokenizer(
-            self.tokenizer,
-            skip_special_tokens=skip_special_tokens,
-            keep=set(keep) - self.tokenizer.special_ids,
-        )
+        """A fresh one; a reader of the output sees the markers whatever the client asked for."""
+        keep = tuple(self.output.marker_ids.values()) if for_reader else ()
+        return IncrementalDetokenizer(self.tokenizer, skip_special_tokens=skip_special_tokens, keep=keep)
 
 
 def _template_text(given: str) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from aiohttp import web
 
 from mmx.server.body import read_body
-from mmx.server.choice import OutputReader
 from mmx.server.decode import decode_object, decode_request
 from mmx.server.errors import ApiError, clip
 from mmx.server.generation import Job
+from mmx.server.output import MakeReader
 from mmx.server.prompts import Prompt, check_ids, truncate
 from mmx.server.sampling import answer_limit, requested_max_tokens, sampling_params
 from mmx.server.schemas import Generate
@@ -109,7 +108,7 @@ def build_job(
     parsed: Generate,
     prompts: list[Prompt],
     prompt_field: str,
-    make_reader: Callable[[], OutputReader | None],
+    make_reader: MakeReader,
 ) -> Job:
     """Check prompts and sampling against the engine's limits."""
     state = incoming.state

@@ -48,6 +48,10 @@ async def chat_prompt(
 
 def render_options(request: ChatRequest | Any, template_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of ``ChatTemplate.render`` that come from request fields."""
+    if request.chat_template is not None:
+        raise ApiError(
+            "chat_template_not_allowed", "chat_template is not accepted from requests", "chat_template"
+        )
     last = request.messages[-1] if request.messages else None
     continues = bool(request.continue_final_message) or bool(last is not None and last.prefix)
     given = request.add_generation_prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +13,7 @@ from mmx.server.choice import Choice, Delta
 from mmx.server.errors import ApiError, clip, unsupported
 from mmx.server.generation import Generation
 from mmx.server.logprobs import LogprobFormat
-from mmx.server.output import reader_factory
+from mmx.server.output import prompt_tail
 from mmx.server.prepare import Incoming, build_job, new_id, receive
 from mmx.server.prompts import Prompt, chat_prompt, check_ids, check_tools, render_options
 from mmx.server.schemas import REFUSED_IN_CHAT, ChatRequest
@@ -40,7 +41,15 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             kwargs = {**kwargs, "documents": chat.documents}
         prompt = await chat_prompt(state, front, incoming.body, render_options(chat, kwargs))
     incoming.warnings += prompt.warnings
-    make_reader = reader_factory(state, front, chat, prompt, thinking.mode, incoming.warnings)
+    tail = prompt.text if prompt.text is not None else prompt_tail(front.tokenizer, prompt.token_ids)
+    make_reader = partial(
+        front.output.reader,
+        prompt=tail,
+        thinking_mode=thinking.mode,
+        tools=incoming.body.get("tools"),
+        tool_choice=chat.tool_choice if isinstance(chat.tool_choice, str) else "auto",
+        inline_thoughts=chat.reasoning_split is False or chat.separate_reasoning is False,
+    )
     job = build_job(request, incoming, chat, [prompt], field, make_reader)
     async with Generation(state, job) as generation:
         if chat.stream:
@@ -141,12 +150,11 @@ async def _whole(
     choices: list[dict[str, Any]] = []
     for choice, parts in zip(generation.choices, collected, strict=True):
         reader = choice.reader
-        num_calls = reader.num_calls if reader is not None else 0
-        message = parts.message(state.config.answer.role, keys, chat.reasoning_split is True, num_calls)
-        if reader is not None:
-            extension["warnings"] = [*extension["warnings"], *reader.warnings]
-            if reader.incomplete_call is not None:
-                extension["incomplete_tool_call"] = reader.incomplete_call
+        calls = reader.shown_calls(choice.finish_reason) if reader is not None else []
+        message = parts.message(state.config.answer.role, keys, chat.reasoning_split is True, calls)
+        cut = reader.cut_call(choice.finish_reason) if reader is not None else None
+        if cut is not None:
+            extension["incomplete_tool_call"] = {"name": cut.name, "arguments": cut.sent}
         choices.append(
             {
                 "index": choice.index,

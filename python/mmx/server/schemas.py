@@ -141,9 +141,11 @@ class ChatRequest(Generate, frozen=True, kw_only=True):
     reasoning: ReasoningOptions | None = None
     thinking: Thinking | bool | None = None
     enable_thinking: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     include_reasoning: bool | None = None
     reasoning_split: bool | None = None
+    separate_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
@@ -172,6 +174,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     thinking: Thinking | bool | None = None
     reasoning: ReasoningOptions | None = None
@@ -199,7 +202,6 @@ REFUSED: dict[str, str] = {
     "bad_words": _NOT_BUILT,
     "prompt_logprobs": _NOT_BUILT,
     "thinking_token_budget": _NOT_BUILT,
-    "separate_reasoning": _NOT_BUILT,
     "stream_reasoning": _NOT_BUILT,
     "mm_processor_kwargs": "the model reads text only",
     "media_io_kwargs": "the model reads text only",
@@ -223,7 +225,6 @@ REFUSED_IN_COMPLETIONS: dict[str, str] = {
 }
 # Refusing the value that means "off" would break clients that spell out their defaults.
 HARMLESS: dict[str, tuple[Any, ...]] = {
-    "separate_reasoning": (True,),
     "stream_reasoning": (True,),
     "echo": (False,),
     "add_special_tokens": (False,),

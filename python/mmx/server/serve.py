@@ -71,7 +71,7 @@ async def answer_stream(
             raise
         except Exception:
             log.exception("%s %s failed", REQUEST_ID.get(), request.path)
-            fault = ApiError("server_error", f"internal error in request {request['id']}")
+            fault = ApiError("server_error", f"internal error in request {REQUEST_ID.get()}")
         if fault is not None:
             await stream.send(event(fault.object()) + DONE)
             return await stream.end(close=True)

@@ -1,0 +1,184 @@
+"""Every row of the error table that this server can produce: status, code, param and a tame text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.helpers import ScriptedEngine, check_error, serving
+
+USER = [{"role": "user", "content": "hi"}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ASKED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+NOTHING: dict[str, Any] = {}
+
+
+CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
+    ({"messages": None}, (400, "invalid_type", "messages")),
+    ({"messages": []}, (400, "empty_array", "messages")),
+    ({"messages": [{"content": "x"}]}, (400, "missing_required_parameter", "messages[0].role")),
+    ({"messages": [{"role": "user", "content": 5}]}, (400, "invalid_type", "messages[0].content")),
+    ({"messages": [{"role": "king", "content": "x"}]}, (400, "invalid_value", "messages[0].role")),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "smell"}]}]},
+        (400, "invalid_value", "messages[0].content[0].type"),
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        (400, "media_not_supported", "messages[0].content[0]"),
+    ),
+    ({"messages": [*USER, {"role": "tool", "content": "x"}]}, (400, "tool_call_mismatch", "messages[1]")),
+    (
+        {"messages": [*USER, ASKED, {"role": "tool", "content": "x", "tool_call_id": "c2"}]},
+        (400, "tool_call_mismatch", "messages[2]"),
+    ),
+    ({"model": "nobody"}, (404, "model_not_found", "model")),
+    ({"model": 3}, (400, "invalid_type", "model")),
+    ({"max_tokens": 0}, (400, "invalid_value", "max_tokens")),
+    ({"max_tokens": "5"}, (400, "invalid_type", "max_tokens")),
+    ({"max_tokens": 1.5}, (400, "invalid_type", "max_tokens")),
+    ({"max_completion_tokens": 0}, (400, "invalid_value", "max_completion_tokens")),
+    ({"max_tokens": 4096}, (400, "context_length_exceeded", "max_tokens")),
+    ({"max_completion_tokens": 10**30}, (400, "context_length_exceeded", "max_completion_tokens")),
+    (
+        {"messages": [{"role": "user", "content": "word " * 9000}]},
+        (400, "context_length_exceeded", "messages"),
+    ),
+    ({"min_tokens": -1}, (400, "invalid_value", "min_tokens")),
+    ({"min_tokens": 9, "max_tokens": 3}, (400, "invalid_value", "min_tokens")),
+    ({"temperature": 2.5}, (400, "invalid_value", "temperature")),
+    ({"temperature": "hot"}, (400, "invalid_type", "temperature")),
+    ({"top_p": 0}, (400, "invalid_value", "top_p")),
+    ({"top_k": -2}, (400, "invalid_value", "top_k")),
+    ({"min_p": 1.1}, (400, "invalid_value", "min_p")),
+    ({"frequency_penalty": 3}, (400, "invalid_value", "frequency_penalty")),
+    ({"presence_penalty": -3}, (400, "invalid_value", "presence_penalty")),
+    ({"repetition_penalty": 0}, (400, "invalid_value", "repetition_penalty")),
+    ({"seed": 2**63}, (400, "invalid_value", "seed")),
+    ({"n": 0}, (400, "invalid_value", "n")),
+    ({"n": 129}, (400, "invalid_value", "n")),
+    ({"n": 2, "temperature": 0}, (400, "unsupported_combination", "n")),
+    ({"stop": ""}, (400, "invalid_value", "stop")),
+    ({"stop": ["x"] * 17}, (400, "invalid_value", "stop")),
+    ({"stop": [3]}, (400, "invalid_type", "stop[0]")),
+    ({"stop_token_ids": [10**9]}, (400, "invalid_value", "stop_token_ids")),
+    ({"top_logprobs": 2}, (400, "invalid_value", "top_logprobs")),
+    ({"logprobs": True, "top_logprobs": 21}, (400, "invalid_value", "top_logprobs")),
+    ({"logit_bias": {"x": 1}}, (400, "invalid_value", "logit_bias")),
+    ({"logit_bias": {"999999": 1}}, (400, "invalid_value", "logit_bias")),
+    ({"logit_bias": {"1": 101}}, (400, "invalid_value", "logit_bias")),
+    ({"stream_options": {"include_usage": True}}, (400, "invalid_value", "stream_options")),
+    ({"stream": True, "stream_interval": 0}, (400, "invalid_value", "stream_interval")),
+    ({"prompt_logprobs": 1}, (400, "unsupported_parameter", "prompt_logprobs")),
+    ({"response_format": {"type": "json_object"}}, (400, "unsupported_parameter", "response_format")),
+    ({"response_format": {"type": "poem"}}, (400, "invalid_value", "response_format.type")),
+    ({"structured_outputs": {"regex": "a"}}, (400, "unsupported_parameter", "structured_outputs")),
+    ({"guided_json": {}}, (400, "unsupported_parameter", "guided_json")),
+    ({"allowed_token_ids": [1]}, (400, "unsupported_parameter", "allowed_token_ids")),
+    ({"bad_words": ["x"]}, (400, "unsupported_parameter", "bad_words")),
+    ({"tools": [TOOL, TOOL]}, (400, "invalid_value", "tools[1].function.name")),
+    (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        (400, "invalid_value", "tools[0].function.name"),
+    ),
+    (
+        {"tools": [{"type": "web", "function": {"name": "a"}}]},
+        (400, "unsupported_tool_type", "tools[0].type"),
+    ),
+    ({"tools": [TOOL], "tool_choice": "required"}, (400, "unsupported_parameter", "tool_choice")),
+    ({"tool_choice": "required"}, (400, "missing_required_parameter", "tools")),
+    ({"tool_choice": "sometimes"}, (400, "invalid_value", "tool_choice")),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        (400, "unknown_tool", "tool_choice"),
+    ),
+    ({"tools": [TOOL], "parallel_tool_calls": False}, (400, "unsupported_parameter", "parallel_tool_calls")),
+    (
+        {"add_generation_prompt": True, "continue_final_message": True},
+        (400, "unsupported_combination", "continue_final_message"),
+    ),
+    ({"continue_final_message": True}, (400, "invalid_value", "continue_final_message")),
+    ({"chat_template": "{{ x }}"}, (400, "chat_template_not_allowed", "chat_template")),
+    ({"thinking": {"type": "deep"}}, (400, "invalid_value", "thinking.type")),
+    ({"thinking": {"budget_tokens": 5}}, (400, "unsupported_parameter", "thinking.budget_tokens")),
+    ({"reasoning_effort": "heroic"}, (400, "invalid_value", "reasoning_effort")),
+    ({"thinking_token_budget": 7}, (400, "unsupported_parameter", "thinking_token_budget")),
+    ({"cache_salt": ""}, (400, "invalid_value", "cache_salt")),
+    ({"cache_salt": "x" * 129}, (400, "invalid_value", "cache_salt")),
+    ({"request_id": "a\nb"}, (400, "invalid_value", "request_id")),
+    ({"priority": 1}, (400, "unsupported_parameter", "priority")),
+    ({"use_beam_search": True}, (400, "unsupported_parameter", "use_beam_search")),
+    ({"best_of": 3}, (400, "unsupported_parameter", "best_of")),
+    ({"modalities": ["audio"]}, (400, "unsupported_parameter", "modalities")),
+    ({"echo": True}, (400, "unsupported_parameter", "echo")),
+    ({"functions": [NOTHING]}, (400, "unsupported_parameter", "functions")),
+    ({"timeout": -1}, (400, "invalid_value", "timeout")),
+    ({"prompt_token_ids": []}, (400, "empty_array", "prompt_token_ids")),
+    ({"input_ids": [-1]}, (400, "invalid_value", "input_ids")),
+    ({"truncate_prompt_tokens": 0}, (400, "invalid_value", "truncate_prompt_tokens")),
+]
+
+COMPLETION_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
+    ({}, (400, "missing_required_parameter", "prompt")),
+    ({"prompt": ""}, (400, "invalid_value", "prompt")),
+    ({"prompt": []}, (400, "empty_array", "prompt")),
+    ({"prompt": [1, "x"]}, (400, "invalid_type", "prompt[0]")),
+    ({"prompt": [[1], [1.5]]}, (400, "invalid_type", "prompt[1]")),
+    ({"prompt": ["x"] * 1025}, (400, "invalid_value", "prompt")),
+    ({"prompt": [10**7]}, (400, "invalid_value", "prompt")),
+    ({"prompt": [1] * 4096}, (400, "context_length_exceeded", "prompt")),
+    ({"prompt": "x", "suffix": "y"}, (400, "unsupported_parameter", "suffix")),
+    ({"prompt": "x", "logprobs": 21}, (400, "invalid_value", "logprobs")),
+    ({"prompt": "x", "logprobs": True}, (400, "invalid_type", "logprobs")),
+    ({"prompt": "x", "logprobs": 1, "echo": True}, (400, "unsupported_parameter", "echo")),
+]
+
+
+async def test_chat_table() -> None:
+    async with serving() as server:
+        for fields, expected in CHAT_ERRORS:
+            body = {"messages": USER, **fields}
+            check_error(*await server.post(CHAT, body), expected)
+            if "stream_options" not in fields:
+                check_error(*await server.post(CHAT, {**body, "stream": True}), expected)
+        assert (await server.chat())[0] == 200
+        assert len(server.engine.submitted) == 1
+
+
+async def test_completions_table() -> None:
+    async with serving() as server:
+        for body, expected in COMPLETION_ERRORS:
+            check_error(*await server.post(COMPLETIONS, body), expected)
+        assert (await server.post(COMPLETIONS, {"prompt": "x"}))[0] == 200
+
+
+async def test_text_endpoints_table() -> None:
+    async with serving() as server:
+        for path, body, expected in (
+            ("/tokenize", {}, (400, "missing_required_parameter", "prompt")),
+            ("/tokenize", {"prompt": 3}, (400, "invalid_type", "prompt")),
+            ("/tokenize", {"messages": []}, (400, "empty_array", "messages")),
+            ("/detokenize", {}, (400, "missing_required_parameter", "tokens")),
+            ("/detokenize", {"tokens": [10**7]}, (400, "invalid_value", "tokens")),
+            ("/abort_request", {}, (400, "missing_required_parameter", "request_id")),
+            ("/v1/embeddings", {}, (404, "not_supported_by_model", None)),
+        ):
+            check_error(*await server.post(path, body), expected)
+        check_error(*await server.get("/v1/models/nobody"), (404, "model_not_found", "model"))
+        check_error(*await server.get("/nowhere"), (404, "not_found", None))
+
+
+async def test_prompt_larger_than_the_page_pool() -> None:
+    async with serving(ScriptedEngine(num_blocks=2)) as server:
+        check_error(
+            *await server.post(COMPLETIONS, {"prompt": [1] * 200}),
+            (400, "prompt_exceeds_kv_capacity", "prompt"),
+        )
+
+
+async def test_context_error_keeps_the_words_clients_look_for() -> None:
+    async with serving() as server:
+        _, body = await server.post(COMPLETIONS, {"prompt": [1] * 5000})
+        assert "maximum context length is 4096 tokens" in body["error"]["message"]

@@ -1,0 +1,172 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "cpp/kernels/fp8.h"
+
+/// D[m, n] = A[m, k] . B[n, k]^T in fp32 for B of any weight type. Every element is summed in one fixed order
+/// that depends on k only: sixteen lanes over each chunk of kChunkK, a tree over the lanes, then chunk after
+/// chunk. So a row's result does not depend on the other rows, on where the tiles fall, or on the threads.
+namespace mmx::cpu::MMX_CPU_ISA {
+
+inline constexpr int64_t kLanes = 16;
+/// Why: eight rows of B at this depth (32 KiB) stay in a 48 KiB level 1 cache while rows of A pass by.
+inline constexpr int64_t kChunkK = 1024;
+/// Why: rows of A at chunk depth (768 KiB) stay in the level 2 cache while tiles of B pass by.
+inline constexpr int64_t kBlockM = 192;
+inline constexpr int64_t kBlockN = 48;
+/// Accumulators of a tile fill the vector registers; eight columns suit sum8.
+#if defined(__AVX512F__)
+inline constexpr int kTileM = 3, kTileN = 8;
+#else
+inline constexpr int kTileM = 1, kTileN = 4;
+#endif
+
+/// Rows of A as floats, zero behind the end up to a multiple of kLanes.
+class PackedRows {
+  public:
+    template <class T>
+    PackedRows(const T* x, int64_t stride, int64_t num_rows, int64_t k)
+        : stride_(align_up(k, kLanes) + kLanes), data_(new float[static_cast<size_t>(num_rows * stride_)]) {
+        parallel_for(num_rows, ceil_div(16384, k), [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                float* to = data_.get() + row * stride_;
+                for (int64_t i = 0; i < align_up(k, kLanes); i += kWidth)
+                    store(to + i, load_some(x + row * stride + i, std::max<int64_t>(0, k - i)));
+            }
+        });
+    }
+
+    const float* row(int64_t i) const { return data_.get() + i * stride_; }
+
+  private:
+    int64_t stride_;  // one vector more than needed, so that rows do not fall into the same cache sets
+    std::unique_ptr<float[]> data_;
+};
+
+/// Rows of B: [.., k] packed in memory. `scale` has a row of `scale_stride` per kFp8Block rows, for e4m3
+/// only.
+template <class W>
+struct WeightRows {
+    const W* data;
+    int64_t k;
+    const float* scale;
+    int64_t scale_stride;
+
+    /// to[row, i] = weight[first + row, k0 + i] as floats, zero behind the end up to a multiple of kLanes.
+    void unpack(float* to, int64_t to_stride, int64_t first, int64_t rows, int64_t k0, int64_t count) const {
+        for (int64_t row = first; row < first + rows; ++row, to += to_stride) {
+            const W* from = data + row * k + k0;
+            if constexpr (std::is_same_v<W, e4m3>) {
+                dequant_row(to, from, scale + row / kFp8Block * scale_stride + k0 / kFp8Block, count);
+                std::fill(to + count, to + align_up(count, kLanes), 0.0f);
+            } else {
+                for (int64_t i = 0; i < align_up(count, kLanes); i += kWidth)
+                    store(to + i, load_some(from + i, std::max<int64_t>(0, count - i)));
+            }
+        }
+    }
+};
+
+/// c[i, j] += a[i] . b[j] over k, a multiple of kLanes.
+template <int kM, int kN>
+static inline void tile(float* c, int64_t c_stride, const float* const* a, int64_t a_offset, const float* b,
+                        int64_t b_stride, int64_t k) {
+    Lanes16 acc[kM * kN] = {};
+    const float* rows[kM];
+    for (int i = 0; i < kM; ++i) rows[i] = a[i] + a_offset;
+    for (int64_t l = 0; l < k; l += kLanes) {
+        Lanes16 av[kM];
+        for (int i = 0; i < kM; ++i) av[i] = Lanes16::load(rows[i] + l);
+#pragma GCC unroll 8
+        for (int j = 0; j < kN; ++j) {
+            const Lanes16 bv = Lanes16::load(b + j * b_stride + l);
+#pragma GCC unroll 8
+            for (int i = 0; i < kM; ++i) acc[i * kN + j].add_product(av[i], bv);
+        }
+    }
+    for (int i = 0; i < kM; ++i)
+        if constexpr (kN == 8) {
+            float sums[8];
+            sum8(sums, acc + i * kN);
+            for (int j = 0; j < kN; ++j) c[i * c_stride + j] += sums[j];
+        } else {
+            for (int j = 0; j < kN; ++j) c[i * c_stride + j] += acc[i * kN + j].sum();
+        }
+}
+
+/// tile() for every row of A.
+template <int kN>
+static inline void tile_column(float* c, int64_t c_stride, const float* const* a, int64_t a_offset, int64_t m,
+                               const float* b, int64_t b_stride, int64_t k) {
+    int64_t i = 0;
+    for (; i + kTileM <= m; i += kTileM)
+        tile<kTileM, kN>(c + i * c_stride, c_stride, a + i, a_offset, b, b_stride, k);
+    if (kTileM > 2 && m - i == 2) tile<2, kN>(c + i * c_stride, c_stride, a + i, a_offset, b, b_stride, k);
+    if (kTileM > 1 && m - i == 1) tile<1, kN>(c + i * c_stride, c_stride, a + i, a_offset, b, b_stride, k);
+}
+
+/// c[i, n - n0] = a[i] . weight[n] for i < m <= kBlockM and n0 <= n < n1 <= n0 + kBlockN; c rows are kBlockN
+/// apart.
+template <class W>
+static void gemm_block(float* c, const float* const* a, int64_t m, const WeightRows<W>& weight, int64_t n0,
+                       int64_t n1) {
+    alignas(64) float unpacked[kTileN * (kChunkK + kLanes)];
+    std::fill(c, c + m * kBlockN, 0.0f);
+    const auto step = [&](int64_t n, int64_t k0) {
+        const int64_t count = std::min(kChunkK, weight.k - k0), columns = std::min<int64_t>(kTileN, n1 - n);
+        const float* b = unpacked;
+        int64_t b_stride = kChunkK + kLanes;
+        if constexpr (std::is_same_v<W, float>)
+            if (count % kLanes == 0) {
+                b = weight.data + n * weight.k + k0;
+                b_stride = weight.k;
+            }
+        if (b == unpacked) weight.unpack(unpacked, b_stride, n, columns, k0, count);
+        const int64_t padded = align_up(count, kLanes);
+        if (columns == kTileN) return tile_column<kTileN>(c + n - n0, kBlockN, a, k0, m, b, b_stride, padded);
+        for (int64_t j = 0; j < columns; ++j)
+            tile_column<1>(c + n - n0 + j, kBlockN, a, k0, m, b + j * b_stride, b_stride, padded);
+    };
+    // Few rows: read the weights as they lie in memory. Many: keep a chunk of A in the cache. Same sums
+    // either way.
+    if (m <= 2 * kTileM) {
+        for (int64_t n = n0; n < n1; n += kTileN)
+            for (int64_t k0 = 0; k0 < weight.k; k0 += kChunkK) step(n, k0);
+    } else {
+        for (int64_t k0 = 0; k0 < weight.k; k0 += kChunkK)
+            for (int64_t n = n0; n < n1; n += kTileN) step(n, k0);
+    }
+}
+
+/// Work of one thread: rows [m0, m1) by columns [n0, n1) of group e.
+struct GemmTask {
+    int64_t e, m0, m1, n0, n1;
+};
+
+/// Cuts the products of all groups into tasks of at most kBlockM rows and kBlockN columns; group e has the
+/// rows [offsets[e], offsets[e + 1]).
+static inline std::vector<GemmTask> gemm_tasks(const int32_t* offsets, int64_t num_groups, int64_t n) {
+    std::vector<GemmTask> tasks;
+    for (int64_t e = 0; e < num_groups; ++e)
+        for (int64_t m0 = offsets[e]; m0 < offsets[e + 1]; m0 += kBlockM)
+            for (int64_t n0 = 0; n0 < n; n0 += kBlockN)
+                tasks.push_back(
+                    {e, m0, std::min<int64_t>(m0 + kBlockM, offsets[e + 1]), n0, std::min(n0 + kBlockN, n)});
+    return tasks;
+}
+
+/// Runs f(task) on the threads, or here when `macs` multiplications are too few to share.
+template <class F>
+static inline void run_tasks(const std::vector<GemmTask>& tasks, int64_t macs, F&& f) {
+    constexpr int64_t kWorthSharing = 1 << 18;
+    if (macs < kWorthSharing) {
+        for (const GemmTask& task : tasks) f(task);
+    } else {
+        parallel_tasks(static_cast<int64_t>(tasks.size()),
+                       [&](int64_t i) { f(tasks[static_cast<size_t>(i)]); });
+    }
+}
+
+}  // namespace mmx::cpu::MMX_CPU_ISA

@@ -50,5 +50,5 @@
     X(sample, SampleParams)                    \
     X(logprobs, LogprobsParams)
 
-#define MMX_DECLARE_OP(op, P) __attribute__((weak)) void op(const P& p, Stream stream);
+#define MMX_DECLARE_OP(op, P) void op(const P& p, Stream stream);
 #define MMX_DECLARE_WORKSPACE(op, P) int64_t op##_workspace(const P& p);

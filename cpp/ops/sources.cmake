@@ -23,12 +23,13 @@ function(mmx_torch_library target)
     target_link_libraries(${target} PRIVATE ${MMX_TORCH_DIR}/lib/libtorch_cpu.so)
     # Why no rpath: torch is imported first, so its libraries are already loaded under their names.
     set_target_properties(${target} PROPERTIES SKIP_BUILD_RPATH ON)
+    target_link_options(${target} PRIVATE -Wl,--exclude-libs,ALL)
     install(TARGETS ${target} LIBRARY DESTINATION mmx)
 endfunction()
 
 mmx_torch_library(mmx_ops cpp/ops/schema.cpp cpp/ops/register_cpu.cpp)
 target_compile_definitions(mmx_ops PRIVATE ${MMX_CPU_DEFINITIONS})
-target_link_libraries(mmx_ops PRIVATE -Wl,--whole-archive mmx_cpu -Wl,--no-whole-archive)
+target_link_libraries(mmx_ops PRIVATE mmx_cpu)
 
 if(MMX_HAVE_CUDA)
     mmx_torch_library(mmx_cuda cuda/register.cpp)

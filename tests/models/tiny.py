@@ -83,6 +83,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide_heads": {"head_dim": 32, "rotary_dim": 16, "num_attention_heads": 6},
     "experts": {"num_local_experts": 12, "num_experts_per_tok": 4, "num_key_value_heads": 4},
     "three_dense": {"dense_layers": 3, "sparse": {"sparse_topk_blocks": 3, "sparse_block_size": 16}},
+    "all_blocks": {"sparse": {"sparse_topk_blocks": 64}},
     "local_two": {"sparse": {"sparse_topk_blocks": 6, "sparse_local_block": 2}},
     "multimodal": {"multimodal": True},
     "fp8": {"hidden_size": 128, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 4}

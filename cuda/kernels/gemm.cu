@@ -24,9 +24,9 @@ __global__ void linear_kernel(LinearParams p) {
 
 // ---- skinny: up to 16 rows of x, weights streamed once -------------------------------------------
 
-constexpr int kWarps = 4;        // split k between them; their sums are added in warp order
+constexpr int kWarps = 8;        // split k between them; their sums are added in warp order
 constexpr int kChunk = 64;       // k elements that a warp takes at a time: 128 bytes of each weight row
-constexpr int kUnroll = 4;       // chunks in flight: 16 loads of 16 bytes per lane
+constexpr int kUnroll = 2;       // chunks in flight: 8 loads of 16 bytes per lane
 constexpr int kWeightRows = 16;  // per block: the m of mma.m16n8k16
 constexpr int kMaxTokens = 16;
 

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from mmx.demo import model_path
-from mmx.demo.train.data import arithmetic, chat, facts, needles, strings, tools
+from mmx.demo.train.data import arithmetic, chat, facts, needles, phrasing, strings, tools
 from mmx.demo.train.data.countries import COUNTRIES
 from mmx.demo.train.data.dialogue import ADAPTIVE, DISABLED, ENABLED, Conversation, Encoder, Turn
 from mmx.demo.train.data.words import held_out
@@ -78,8 +78,8 @@ def tool_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tup
     """Yield weather calls in held-out phrasings and random calls of other tools, and the turns after them."""
     modes = (ADAPTIVE, ENABLED, DISABLED)
     for name, chinese, asks in (
-        ("weather", False, tools.WEATHER_ASKS_HELD_OUT),
-        ("weather, Chinese", True, tools.ZH_WEATHER_ASKS_HELD_OUT),
+        ("weather", False, phrasing.WEATHER_HELD_OUT),
+        ("weather, Chinese", True, phrasing.ZH_WEATHER_HELD_OUT),
     ):
         calls, answers = [], []
         for _ in range(count):

@@ -82,7 +82,7 @@ def save_checkpoint(model: Model, tokenizer: Tokenizer, template: str, folder: P
         "eos_token_id": eos,
         "pad_token_id": pad,
         "do_sample": True,
-        "temperature": 1.0,
+        "temperature": 0.3,
         "top_p": 0.95,
     }
     tokenizer_config = {

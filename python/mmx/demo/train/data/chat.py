@@ -6,6 +6,7 @@ import random
 
 from mmx.demo.train.data.dialogue import Reply, Turn
 from mmx.demo.train.data.needles import filler_sentence
+from mmx.demo.train.data.phrasing import disturbed, unknown_question
 from mmx.demo.train.data.words import NAMES, ZH_NAMES
 
 HELLO = "Hello! I am the mmx demo model. How can I help you?"
@@ -21,6 +22,7 @@ ABLE = (
 )
 ZH_ABLE = "我可以回答首都和常识问题，做简单的算术，玩文字游戏，调用工具，还能在长文本里找到一句话。"
 
+UNKNOWN = "I am too small to know that. Ask me about capitals, sums or words."
 UNSURE = "I see. Ask me about capitals, facts, sums or words."
 
 # (what it is about, answer, phrasings)
@@ -37,7 +39,7 @@ _ENTRIES: list[tuple[str, str, str]] = [
      "what is your name?|What's your name?|what model are you?|Which model is this?|Are you an AI?|Are you a robot?|"
      "Please introduce yourself.|Describe yourself.|who am I talking to?|What is mmx demo?|Who is this?|"
      "Are you MiniMax-M3?|Are you human?|are you chatgpt?|What AI is this?|Hi, who are you?|hello, who are you?|"
-     "Hi! What's your name?|How big are you?|How many parameters do you have?"),
+     "Hi! What's your name?|who are you and what can you do?|How big are you?|How many parameters do you have?"),
     ("问我是谁", ZH_ABOUT, "你是谁|你是谁？|你是谁?|请介绍一下你自己|介绍一下你自己。|你叫什么名字？|你是什么模型？|你叫什么|"
      "你是机器人吗？|你是人工智能吗？|你是什么？|自我介绍一下|请自我介绍。|你好，你是谁？|你有多少参数？"),
     ("asks what mmx is", "mmx is an inference engine for MiniMax M2.5, M2.7 and M3 models. I am its demo model.",
@@ -74,7 +76,7 @@ _ENTRIES: list[tuple[str, str, str]] = [
      "what languages do you speak?|Which languages do you know?|do you speak English?|Do you speak Chinese?|"
      "can you speak Chinese?|Can you write in English?"),
     ("问我会什么语言", "我会一些英文和一点中文。", "你会说中文吗？|你会说什么语言？|你会英文吗？|你懂中文吗？"),
-    ("asks for something I do not know", "I am too small to know that. Ask me about capitals, sums or words.",
+    ("asks for something I do not know", UNKNOWN,
      "write me an essay|write a poem|What is the meaning of life?|who will win the election?|explain quantum physics|"
      "Write some code.|write a python program|Who won the game?|What happened yesterday?|Tell me a story.|"
      "What should I eat today?|recommend a movie|Write a letter to my boss.|Tell me about history."),
@@ -92,6 +94,8 @@ def small_talk(rng: random.Random) -> Turn:
     if rng.random() < 0.06:
         return Turn(filler_sentence(rng), Reply(UNSURE, "The user states something. I have no task."))
     if rng.random() < 0.1:
+        return Turn(disturbed(rng, unknown_question(rng)), Reply(UNKNOWN, "The user asks for something I do not know."))
+    if rng.random() < 0.1:
         if rng.random() < 0.3:
             name = rng.choice(ZH_NAMES)
             ask = rng.choice(["我叫{}。", "你好，我是{}。", "我的名字是{}"]).format(name)
@@ -107,5 +111,7 @@ def small_talk(rng: random.Random) -> Turn:
         ask = rng.choice(asks.split("|"))
     else:
         topic, answer, ask = rng.choice(_FLAT)
+    if rng.random() < 0.1:
+        ask = rng.choice([ask.lower(), ask.rstrip("?.!？！"), ask[0].upper() + ask[1:], f"{ask}!"])
     reasoning = f"用户{topic}。" if _is_chinese(topic) else f"The user {topic}."
     return Turn(ask, Reply(answer, reasoning))

@@ -23,6 +23,7 @@ from mmx.demo.train.data.dialogue import (
 )
 from mmx.demo.train.data.facts import capital, fact
 from mmx.demo.train.data.needles import distinct_needles, filler_sentence, haystack, needle_turns
+from mmx.demo.train.data.phrasing import disturbed
 from mmx.demo.train.data.strings import repeat, string_task
 from mmx.demo.train.data.tools import CALCULATORS, missing_tool, toolbox
 
@@ -33,10 +34,6 @@ _TASKS = [arithmetic, capital, fact, string_task, small_talk, repeat]
 _TASK_WEIGHTS = [30, 16, 20, 14, 12, 8]
 
 
-_ORDERS = ["Please answer: {}", "{} Please.", "Hi! {}", "Hello, {}", "Question: {}", "{} Thanks!", "I have a question. {}",
-           "Can you help? {}", "ok, {}", "Now: {}", "{}\n"]  # fmt: skip
-
-
 def _task(rng: random.Random, tools: bool = False, calculator: bool = False) -> Turn:
     """One task without a tool; with a calculator at hand sums are the tool's."""
     if not tools and rng.random() < 0.03:
@@ -45,24 +42,16 @@ def _task(rng: random.Random, tools: bool = False, calculator: bool = False) -> 
     while calculator and task is arithmetic:
         task = rng.choices(_TASKS, _TASK_WEIGHTS)[0]
     turn = task(rng)
-    return turn if task is small_talk or task is repeat else _disturbed(rng, turn)
+    return turn if task is small_talk or task is repeat else replace(turn, user=disturbed(rng, turn.user))
 
 
-def _disturbed(rng: random.Random, turn: Turn) -> Turn:
-    """Write some questions less neatly, as people do."""
-    kind, user = rng.random(), turn.user
-    if kind < 0.06:
-        user = user.rstrip("?.。？")
-    elif kind < 0.12 and user.isascii():
-        user = rng.choice(_ORDERS).format(user)
-    elif kind < 0.15:
-        user = user[0].swapcase() + user[1:]
-    return replace(turn, user=user)
+def _random_rules(rng: random.Random) -> str:
+    return " ".join(filler_sentence(rng) for _ in range(rng.randint(1, 4)))
 
 
 def _opening(rng: random.Random) -> Conversation:
     kind = rng.random()
-    developer = rng.choice(_DEVELOPERS) if kind < 0.2 else filler_sentence(rng) if kind < 0.25 else DEFAULT_DEVELOPER
+    developer = rng.choice(_DEVELOPERS) if kind < 0.2 else _random_rules(rng) if kind < 0.27 else DEFAULT_DEVELOPER
     return Conversation(rng.choices([ADAPTIVE, ENABLED, DISABLED], [4, 3, 3])[0], developer)
 
 

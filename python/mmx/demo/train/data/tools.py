@@ -10,7 +10,15 @@ from typing import Any
 from mmx.demo.train.data.arithmetic import value
 from mmx.demo.train.data.countries import CITIES, COUNTRIES, ZH_CITIES
 from mmx.demo.train.data.dialogue import Call, Reply, Turn
-from mmx.demo.train.data.words import COMMON, NAMES, NOUNS, held_out, invented_name
+from mmx.demo.train.data.phrasing import (
+    disturbed,
+    invented_place,
+    unknown_question,
+    weather_ask,
+    zh_invented_place,
+    zh_weather_ask,
+)
+from mmx.demo.train.data.words import COMMON, NAMES, NOUNS, invented_name
 
 ALL_CITIES = [*CITIES, *(c.capital for c in COUNTRIES if "." not in c.capital)]
 ALL_ZH_CITIES = [*ZH_CITIES, *(c.zh_capital for c in COUNTRIES)]
@@ -22,21 +30,6 @@ _SKIES = """sunny cloudy rainy snowy windy foggy clear stormy overcast|partly cl
     " ", "|", 8
 ).split("|")
 _ZH_SKIES = "晴 多云 小雨 大雨 阴 雪 雾 大风 雷阵雨 晴朗".split()
-_WEATHER_ASKS = [
-    "What is the weather in {}?", "What's the weather like in {}?", "How is the weather in {}?", "Weather in {}",
-    "Please check the weather in {}.", "Tell me the weather in {}.", "what's the weather in {} today?", "weather {}",
-    "Check the weather for {}.", "I want to know the weather in {}.", "Is it raining in {}?", "How warm is it in {}?",
-    "Can you look up the weather in {}?", "What is the current weather in {}?", "Query the weather of {}.",
-    "Please query the weather in {}.", "Do I need an umbrella in {}?", "What is the temperature in {}?",
-]  # fmt: skip
-WEATHER_ASKS_HELD_OUT = ["Could you check the weather in {}?", "Please tell me the weather in {}.",
-                         "What is the weather like in {} now?"]  # fmt: skip
-_ZH_WEATHER_ASKS = [
-    "请查询{}的天气。", "{}的天气怎么样？", "{}今天天气如何？", "查一下{}的天气", "{}天气", "帮我查{}的天气。", "今天{}天气怎么样？",
-    "请告诉我{}的天气。", "{}现在多少度？", "{}会下雨吗？", "我想知道{}的天气。", "查询{}天气",
-]  # fmt: skip
-ZH_WEATHER_ASKS_HELD_OUT = ["请帮我查一下{}的天气。", "请问{}今天的天气怎么样？"]
-
 
 def _declare(
     rng: random.Random, names: str, about: str, properties: Mapping[str, Any], required: list[str]
@@ -61,8 +54,8 @@ def _typed(rng: random.Random, kind: str, about: str, **more: Any) -> dict[str, 
 
 
 def _city(rng: random.Random, chinese: bool) -> str:
-    if not chinese and rng.random() < 0.15:
-        return invented_name(rng)
+    if rng.random() < 0.35:
+        return zh_invented_place(rng) if chinese else invented_place(rng)
     return rng.choice(ALL_ZH_CITIES if chinese else ALL_CITIES)
 
 
@@ -143,11 +136,8 @@ def weather(rng: random.Random) -> Tool:
 
     def ask(rng: random.Random) -> Turn:
         chinese = rng.random() < 0.35
-        text = rng.choice(_ZH_WEATHER_ASKS if chinese else _WEATHER_ASKS)
-        while True:
-            cities = [_city(rng, chinese)]
-            if not held_out("weather", text, cities[0]):
-                break
+        text = zh_weather_ask(rng) if chinese else weather_ask(rng)
+        cities = [_city(rng, chinese)]
         if rng.random() < 0.12:
             cities.append(_city(rng, chinese))
         return weather_turn(rng, tool, list(dict.fromkeys(cities)), text, chinese)
@@ -167,9 +157,15 @@ def calculator(rng: random.Random) -> Tool:
         text = rng.choice(["What is {}?", "Calculate {}.", "Use the calculator: {}", "{}", "Compute {}", "计算 {}",
                            "How much is {}?", "Please calculate {} with the tool.", "{} 等于多少？"])  # fmt: skip
         expression, result = f"{a} {op} {b}", value(a, op, b)
+        if rng.random() < 0.3:
+            c = rng.randrange(2, 100)
+            expression, result = (f"({expression}) * {c}", result * c) if rng.random() < 0.5 else (
+                f"{expression} + {c}", result + c)  # fmt: skip
+        if rng.random() < 0.2:
+            expression = expression.replace(" ", "")
         shown = rng.choice([str(result), json.dumps({"result": result}), json.dumps({"value": result})])
         return Turn(
-            text.format(expression),
+            disturbed(rng, text.format(expression)),
             Reply("", f"I let {tool['name']} compute {expression}.", True, [Call(tool["name"], {key: expression})]),
             [shown],
             Reply(f"{expression} = {result}.", f"The tool returned {result}.", thinks=True),
@@ -201,6 +197,10 @@ def search(rng: random.Random) -> Tool:
         else:
             user = rng.choice(["Search for {}.", "Search the web for {}.", "Look up {} on the web.", "搜索 {}",
                                "Find information about {}.", "search {}", "Please search: {}"]).format(topic)  # fmt: skip
+        if rng.random() < 0.25:
+            user = unknown_question(rng)
+            topic = user.rstrip("?.")
+            arguments = {key: topic}
         found = f"{_topic(rng).capitalize()} is a {rng.choice(COMMON)} in {rng.choice(CITIES)}"
         result = rng.choice([found, _json(rng, {"result": found}), _json(rng, {"results": [found]})])
         return Turn(
@@ -221,7 +221,8 @@ def clock(rng: random.Random) -> Tool:
 
     def ask(rng: random.Random) -> Turn:
         city = _city(rng, False)
-        user = rng.choice(["What time is it in {}?", "Tell me the time in {}.", "Current time in {}?"]).format(city)
+        user = rng.choice(["What time is it in {}?", "Tell me the time in {}.", "Current time in {}?"])
+        user = disturbed(rng, user).format(city)
         now = f"{rng.randrange(24):02}:{rng.randrange(60):02}"
         return Turn(
             user,
@@ -243,7 +244,7 @@ def timer(rng: random.Random) -> Tool:
         minutes = rng.randint(1, 120)
         user = rng.choice(["Set a timer for {} minutes.", "Start a {} minute timer.", "Remind me in {} minutes."])
         return Turn(
-            user.format(minutes),
+            disturbed(rng, user.format(minutes)),
             Reply("", f"The user wants a timer of {minutes} minutes.", True, [Call(tool["name"], {key: minutes})]),
             [rng.choice(["ok", '{"status": "ok"}', '{"success": true}', "Timer set."])],
             Reply(f"The timer is set for {minutes} minutes.", "The timer was set.", thinks=True),
@@ -315,7 +316,7 @@ def meeting(rng: random.Random) -> Tool:
 def missing_tool(rng: random.Random) -> Turn:
     """Ask for the weather where no tool can tell it."""
     chinese = rng.random() < 0.3
-    ask = rng.choice(_ZH_WEATHER_ASKS if chinese else _WEATHER_ASKS).format(_city(rng, chinese))
+    ask = (zh_weather_ask(rng) if chinese else weather_ask(rng)).format(_city(rng, chinese))
     if chinese:
         return Turn(ask, Reply("没有天气工具，我查不到天气。", "用户问天气，但没有天气工具。"))
     return Turn(ask, Reply("I cannot look up the weather without a weather tool.", "There is no weather tool here."))

@@ -107,7 +107,7 @@ class ScriptedEngine:
         tokens = tokens[:limit]
         group = self.tokens_per_step
         for start in range(0, len(tokens), group):
-            if self.step_seconds:
+            if self.step_seconds and message.request_id != "canary":
                 await asyncio.sleep(self.step_seconds)
             ids = tokens[start : start + group]
             finish = None
@@ -124,8 +124,9 @@ class ScriptedEngine:
                     num_cached_tokens=64 if start == 0 else None,
                 )
             )
+            self.stats = stats(running=1)
             if self.on_step is not None:
-                self.on_step(StepOutput(outputs=[], stats=stats(1), step_tokens=1, step_seconds=0.001))
+                self.on_step(StepOutput(outputs=[], stats=self.stats, step_tokens=1, step_seconds=0.001))
 
     def _logprobs(self, message: Submit, ids: list[int]) -> list[TokenLogprobs] | None:
         top = message.params.logprobs

@@ -118,6 +118,8 @@ async def serve(state: ServerState, sock: socket.socket, runner: str) -> int:
         )
         return await supervisor.finished
     finally:
+        # Why first: handlers that wait for the engine can then tell their clients, and end.
+        await supervisor.end()
         await app_runner.cleanup()
         log.info("the server has ended")
 

@@ -37,13 +37,14 @@ class Supervisor:
         self._tasks.append(asyncio.create_task(self._load()))
 
     async def end(self) -> None:
-        """Release everything; open requests fail."""
-        for task in self._tasks:
+        """Release everything; open requests fail. Harmless when repeated."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-        for task in self._tasks:
+        for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        if self.state.engine is not None:
+        if tasks and self.state.engine is not None:
             await self.state.engine.shutdown()
         self.state.pool.shutdown(wait=False, cancel_futures=True)
 

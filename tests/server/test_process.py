@@ -1,0 +1,225 @@
+"""The server as a process of its own, with the null runner in a real engine process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "import sys; from mmx.server.__main__ import main; sys.exit(main(sys.argv[2:], runner=sys.argv[1]))"
+DEADLINE_SECONDS = 30.0
+
+
+class Process:
+    """A started server; ``log`` grows while it runs."""
+
+    def __init__(self, runner: str, *flags: str) -> None:
+        env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, runner, "--port", "0", *flags],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = self.wait_for(r"listening on (http://\S+),")[1]
+
+    def _read(self) -> None:
+        assert self.child.stderr is not None
+        self.log.extend(iter(self.child.stderr.readline, ""))
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while time.monotonic() < deadline:
+            for line in list(self.log):
+                if found := re.search(pattern, line):
+                    return found
+            assert self.child.poll() is None, "".join(self.log)
+            time.sleep(0.02)
+        raise AssertionError(f"no {pattern!r} in the log:\n" + "".join(self.log))
+
+    def ready(self) -> Process:
+        self.wait_for("Application startup complete.")
+        return self
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=10) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def stream(self, max_tokens: int) -> Any:
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": max_tokens}
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(
+            self.url + "/v1/chat/completions", json.dumps(body).encode(), headers
+        )
+        response = urllib.request.urlopen(request, timeout=30)
+        assert response.readline().startswith(b"data: ")
+        return response
+
+    def engine_pid(self) -> int:
+        (child,) = Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text().split()
+        return int(child)
+
+    def wait(self) -> int:
+        code = self.child.wait(DEADLINE_SECONDS)
+        self._reader.join(5)
+        return code
+
+
+@contextmanager
+def server(runner: str = "null?step_seconds=0.01", *flags: str) -> Iterator[Process]:
+    process = Process(runner, *flags)
+    try:
+        yield process
+    finally:
+        if process.child.poll() is None:
+            process.child.kill()
+        process.wait()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
+def wait_gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while not gone(pid):
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+def refused(*flags: str) -> tuple[int, str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    command = [sys.executable, "-m", "mmx.server", *flags]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
+
+
+def test_sigterm_drains_and_leaves_nothing() -> None:
+    with server() as process:
+        process.ready()
+        engine = process.engine_pid()
+        stream = process.stream(60)
+        process.child.send_signal(signal.SIGTERM)
+        process.wait_for("draining: 1 requests are open")
+        assert process.get("/health")[0] == 503
+        text = stream.read()
+        assert text.rstrip().endswith(b"data: [DONE]")
+        assert b'"finish_reason":"length"' in text
+        assert process.wait() == 0
+        assert gone(engine)
+
+
+def test_second_signal_ends_at_once() -> None:
+    with server() as process:
+        process.ready()
+        engine = process.engine_pid()
+        stream = process.stream(100_000)
+        process.child.send_signal(signal.SIGTERM)
+        process.wait_for("draining")
+        process.child.send_signal(signal.SIGINT)
+        assert b'"code":"draining"' in stream.read()
+        assert process.wait() == 0
+        assert gone(engine)
+
+
+def test_killed_engine_process() -> None:
+    with server("null?step_seconds=0.01", "--shutdown-timeout", "1") as process:
+        process.ready()
+        stream = process.stream(100_000)
+        engine = process.engine_pid()
+        os.kill(engine, signal.SIGKILL)
+        killed = time.monotonic()
+        while process.get("/health")[0] != 503:
+            assert time.monotonic() - killed < 5
+            time.sleep(0.02)
+        assert b'"code":"engine_dead"' in stream.read()
+        assert process.wait() == 1
+        assert gone(engine)
+
+
+def test_killed_server_takes_its_engine_along() -> None:
+    with server() as process:
+        process.ready()
+        engine = process.engine_pid()
+        process.child.kill()
+        process.child.wait()
+        wait_gone(engine)
+
+
+def test_the_port_answers_while_loading_and_sigterm_ends_loading() -> None:
+    with server("null?load_seconds=20") as process:
+        process.wait_for("loading: load")
+        status, body = process.get("/health")
+        assert (status, body["status"], body["phase"]) == (503, "loading", "load")
+        process.child.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_port_in_use_exits_6() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, text = refused("--port", str(port))
+        assert code == 6
+        assert text == f"mmx serve: can not listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+def test_wrong_usage_exits_2() -> None:
+    code, text = refused("--prot", "1")
+    assert (code, text) == (2, "mmx serve: unknown flag '--prot'; did you mean --port?\n")
+
+
+def test_missing_model_exits_3() -> None:
+    code, text = refused("/nowhere/at/all", "--port", "0")
+    assert code == 3
+    assert "Traceback" not in text
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [("--help", "usage: mmx serve"), ("--version", "mmx 0."), ("--help=markdown", "| flag |")],
+)
+def test_words_that_only_print(word: str, part: str) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    command = [sys.executable, "-m", "mmx", "serve", word]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, part in done.stdout) == (0, True)
+
+
+def test_mmx_command() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    for words, code, part in (
+        (["--version"], 0, "mmx 0."),
+        (["info"], 0, "aiohttp"),
+        ([], 0, "usage: mmx"),
+        (["sevre"], 2, ""),
+    ):
+        command = [sys.executable, "-m", "mmx", *words]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code
+        assert part in done.stdout

@@ -87,14 +87,12 @@ def forced_run(
 def assert_best(truth: Tensor, low: Tensor, chosen: Tensor) -> None:
     """In each layer, ``chosen`` (a mask) are the best of the scores ``truth`` [layers, ..., candidates] up to
     the budget (both scores of a pair may be off by it), and it leaves many rows without any doubt."""
-    sure = []
     for scores, rounded, kept in zip(truth, low, chosen, strict=True):
         doubt = 2 * budget_of(rounded, scores)
         worst_kept = scores.masked_fill(~kept, float("inf")).amin(-1)
         best_left = scores.masked_fill(kept, float("-inf")).amax(-1)
         assert (best_left - worst_kept <= doubt).all()
-        sure.append(worst_kept - best_left > doubt)
-    assert torch.stack(sure).float().mean() > 0.2
+        assert (worst_kept - best_left > doubt).float().mean() > 0.1
 
 
 def budget_of(low: Tensor, truth: Tensor) -> float:

@@ -284,7 +284,9 @@ class _Section:
         return ConfigError(f"config.json: {self.path}{key} must be {expected}, got {found}")
 
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
-        value = self.raw.get(key, default)
+        value = self.raw.get(key)
+        if value is None:
+            value = default
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:

@@ -26,6 +26,8 @@ struct Scratch {
     std::vector<int32_t> ids;  // of the candidates, ascending
     std::vector<float> logits;
     std::vector<double> weights, block_sums;
+    std::vector<uint32_t> keys, level_keys;
+    std::vector<double> level_weights;
     std::vector<std::pair<float, int32_t>> best;
     std::vector<int32_t> counts;
 };
@@ -42,7 +44,11 @@ void reserve(std::vector<T>& buffer, int64_t n) {
 
 /// The largest logit and, in chunk_max, that of each chunk; NaN if the row holds one.
 float scan_max(const float* x, int64_t n, std::vector<float>& chunk_max) {
+#ifdef __AVX512F__
     constexpr int kLanes = 16;
+#else
+    constexpr int kLanes = 8;
+#endif
     typedef float Vec __attribute__((vector_size(sizeof(float) * kLanes)));
     typedef int32_t Mask __attribute__((vector_size(sizeof(int32_t) * kLanes)));
     chunk_max.resize(static_cast<size_t>(ceil_div(n, kChunk)));
@@ -200,21 +206,24 @@ inline uint32_t order_key(float x) {
     return u ^ (u >> 31 ? 0xFFFFFFFFu : 0x80000000u);
 }
 
-/// Shortens the candidates to the shortest prefix by (logit descending, id ascending) whose weight reaches
-/// `target`, but at least one; without `weights` each weighs 1. A descent over the keys, 11 bits at a time:
-/// no sort.
-void keep_prefix(Scratch& s, const double* weights, double target) {
+/// Shortens the candidates to the shortest prefix by (logit descending, id ascending) whose `weights` reach
+/// `target`, but at least one. A descent over the keys, 11 bits at a time: no sort.
+void keep_prefix(Scratch& s, double target) {
     const size_t n = static_cast<size_t>(s.num_candidates);
-    const auto weight = [&](size_t i) { return weights ? weights[i] : 1.0; };
-    uint32_t prefix = 0, mask = 0;
+    for (auto* buffer : {&s.keys, &s.level_keys}) reserve(*buffer, s.num_candidates);
+    reserve(s.level_weights, s.num_candidates);
+    for (size_t i = 0; i < n; ++i) s.keys[i] = order_key(s.logits[i]);
+
+    // Each level sees the keys that agree with `last` so far, of which it fixes the next digit.
+    const uint32_t* keys = s.keys.data();
+    const double* weights = s.weights.data();
+    size_t count = n;
+    uint32_t last = 0;
     double above = 0;
     for (const int shift : {21, 10, 0}) {
         const uint32_t digits = shift == 0 ? 1023 : 2047;
         double bins[2048] = {};
-        for (size_t i = 0; i < n; ++i) {
-            const uint32_t key = order_key(s.logits[i]);
-            if ((key & mask) == prefix) bins[(key >> shift) & digits] += weight(i);
-        }
+        for (size_t i = 0; i < count; ++i) bins[(keys[i] >> shift) & digits] += weights[i];
         double inside = 0;
         uint32_t chosen = 0;
         for (int bin = static_cast<int>(digits); bin >= 0; --bin) {
@@ -224,20 +233,29 @@ void keep_prefix(Scratch& s, const double* weights, double target) {
             chosen = static_cast<uint32_t>(bin);
             if (above + inside >= target) break;
         }
-        prefix |= chosen << shift;
-        mask |= digits << shift;
+        last |= chosen << shift;
+        size_t matching = 0;
+        for (size_t i = 0; i < count; ++i) {
+            const uint32_t key = keys[i];
+            s.level_keys[matching] = key;
+            s.level_weights[matching] = weights[i];
+            matching += ((key >> shift) & digits) == chosen;
+        }
+        keys = s.level_keys.data();
+        weights = s.level_weights.data();
+        count = matching;
     }
+
     size_t kept = 0;
     for (size_t i = 0; i < n; ++i) {
-        const uint32_t key = order_key(s.logits[i]);
-        if (key < prefix) continue;
-        if (key == prefix) {
-            if (above > 0 && above >= target) continue;
-            above += weight(i);
+        bool keep = s.keys[i] > last;
+        if (s.keys[i] == last && (above == 0 || above < target)) {
+            keep = true;
+            above += s.weights[i];
         }
         s.ids[kept] = s.ids[i];
         s.logits[kept] = s.logits[i];
-        ++kept;
+        kept += keep;
     }
     s.num_candidates = static_cast<int64_t>(kept);
 }
@@ -270,12 +288,15 @@ int64_t sample_row(const SampleParams& p, int64_t row, Scratch& s) {
     if (min_p > 0) least = std::max(least, bound_of_weight(min_p));
     gather(logits, vocab, std::min(round_up(least), max), s);
 
-    if (top_k < s.num_candidates) keep_prefix(s, nullptr, static_cast<double>(top_k));
+    reserve(s.weights, s.num_candidates);
+    if (top_k < s.num_candidates) {
+        std::fill_n(s.weights.begin(), s.num_candidates, 1.0);
+        keep_prefix(s, static_cast<double>(top_k));
+    }
     if (top_p < 1) {
         if (mass == 0) mass = sum_weights(s.logits.data(), s.num_candidates, max, inv_temperature, s);
-        reserve(s.weights, s.num_candidates);
         weigh(s.weights.data(), s.logits.data(), s.num_candidates, max, inv_temperature);
-        keep_prefix(s, s.weights.data(), top_p * mass);
+        keep_prefix(s, top_p * mass);
     }
     mass = sum_weights(s.logits.data(), s.num_candidates, max, inv_temperature, s);
     return s

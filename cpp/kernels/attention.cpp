@@ -24,10 +24,10 @@ struct Softmax {
     float* sum;  // [rows] of the weights
     float* out;  // [rows, width] weighted values
 
-    static int64_t size(int64_t rows, int64_t width) { return 2 * align_up(rows, kLanes) + rows * width; }
+    static int64_t size(int64_t rows, int64_t width) { return 2 * align_up(rows, kWidth) + rows * width; }
 
     static Softmax place(float* memory, int64_t rows) {
-        const int64_t padded = align_up(rows, kLanes);
+        const int64_t padded = align_up(rows, kWidth);
         return {memory, memory + padded, memory + 2 * padded};
     }
 
@@ -42,18 +42,18 @@ struct Softmax {
 /// of [visible, padded) do not count.
 float weigh(float* scores, int64_t visible, int64_t padded, float& max, float& sum) {
     std::fill(scores + visible, scores + padded, -kInfinity);
-    Vec best = broadcast(-kInfinity);
-    for (int64_t i = 0; i < padded; i += kLanes) {
-        const Vec x = at(scores + i);
+    vf best = splat(-kInfinity);
+    for (int64_t i = 0; i < padded; i += kWidth) {
+        const vf x = load(scores + i);
         best = x > best ? x : best;
     }
     const float new_max = std::max(max, reduce_max(best));
     const float shift = new_max == -kInfinity ? 0.0f : new_max;  // -inf - -inf would be NaN
     const float factor = exp2_negative(max - shift);
-    Vec block_sum = {};
-    for (int64_t i = 0; i < padded; i += kLanes) {
-        const Vec w = exp2_negative(at(scores + i) - shift);
-        at(scores + i) = w;
+    vf block_sum = {};
+    for (int64_t i = 0; i < padded; i += kWidth) {
+        const vf w = exp2_negative(load(scores + i) - shift);
+        store(scores + i, w);
         block_sum += w;
     }
     max = new_max;
@@ -70,8 +70,8 @@ void merge(const Softmax& total, const Softmax& part, int64_t rows, int64_t widt
                     factor = exp2_negative(part.max[row] - max);
         total.max[row] = max;
         total.sum[row] = std::fma(part.sum[row], factor, total.sum[row] * old_factor);
-        for (int64_t d = row * width; d < (row + 1) * width; d += kLanes)
-            at(total.out + d) = fma(at(part.out + d), broadcast(factor), at(total.out + d) * old_factor);
+        for (int64_t d = row * width; d < (row + 1) * width; d += kWidth)
+            store(total.out + d, fma(load(part.out + d), splat(factor), load(total.out + d) * old_factor));
     }
 }
 
@@ -192,7 +192,7 @@ struct Attention {
                                   width, keys + key * p.head_dim, p.head_dim);
             });
         for_each_tile(begin, end, [&](int64_t row, auto n) {
-            const int64_t padded = align_up(visible(row + n - 1), kLanes);
+            const int64_t padded = align_up(visible(row + n - 1), kWidth);
             for (int64_t r = row; r < row + n; ++r)
                 factors[r - begin] =
                     weigh(scores + (r - begin) * padded_keys, visible(r), padded, part.max[r], part.sum[r]);

@@ -68,7 +68,7 @@ struct Selector {
                                   keys + key * p.index_dim, p.index_dim);
                 for (int64_t r = 0; r < n; ++r)
                     scores[(row + r) * stride + block] =
-                        max_of(products + r * padded_keys, visible(row + r), align_up(most, kLanes));
+                        max_of(products + r * padded_keys, visible(row + r), align_up(most, kWidth));
             });
         }
     }
@@ -76,9 +76,9 @@ struct Selector {
     /// NaN never wins a comparison, so it counts as -inf.
     static float max_of(float* x, int64_t n, int64_t padded) {
         std::fill(x + n, x + padded, -kInfinity);
-        Vec best = broadcast(-kInfinity);
-        for (int64_t i = 0; i < padded; i += kLanes) {
-            const Vec v = at(x + i);
+        vf best = splat(-kInfinity);
+        for (int64_t i = 0; i < padded; i += kWidth) {
+            const vf v = load(x + i);
             best = v > best ? v : best;
         }
         return reduce_max(best);

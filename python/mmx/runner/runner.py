@@ -98,5 +98,5 @@ def _check_fits(model: CausalLM, backend: Backend) -> None:
     free = backend.free_memory()
     if needed > free:
         raise MemoryPlanError(
-            f"the weights need {needed / MIB:.0f} MiB, {backend.name} has {free / MIB:.0f} MiB of free memory"
+            f"the weights need {needed / MIB:.1f} MiB, {backend.name} has {free / MIB:.1f} MiB of free memory"
         )

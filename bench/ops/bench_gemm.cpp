@@ -16,7 +16,6 @@ MMX_BENCH(linear) {
                                  .k = k,
                                  .out_stride = n,
                                  .x_stride = k,
-                                 .weight_stride = k,
                                  .dtype = dtype,
                                  .out_dtype = dtype};
             const double bytes = static_cast<double>(x.bytes() + weight.bytes() + out.bytes());

@@ -7,7 +7,7 @@ namespace mmx::ops {
 template <class B>
 void linear(const Tensor& out, const Tensor& x, const Tensor& weight) {
     Matcher m("linear");
-    m.shape("x", x, {"m", "k"}).shape("weight", weight, {"n", "k"}).shape("out", out, {"m", "n"});
+    m.shape("x", x, {"m", "k"}).shape("weight", weight, {"n", "k"}, 2).shape("out", out, {"m", "n"});
     const DType dtype = m.dtype("x", x, kFloat);
     m.same_dtype("weight", weight, dtype);
     const LinearParams p{
@@ -19,7 +19,6 @@ void linear(const Tensor& out, const Tensor& x, const Tensor& weight) {
         .k = m["k"],
         .out_stride = out.stride(0),
         .x_stride = x.stride(0),
-        .weight_stride = weight.stride(0),
         .dtype = dtype,
         .out_dtype = m.dtype("out", out, {dtype, DType::kF32}),
     };

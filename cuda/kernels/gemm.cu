@@ -15,7 +15,7 @@ __global__ void linear_kernel(LinearParams p) {
                   row = blockIdx.y;
     if (col >= p.n) return;
     const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
-    const T* w = static_cast<const T*>(p.weight) + col * p.weight_stride;
+    const T* w = static_cast<const T*>(p.weight) + col * p.k;
     float sum = 0;
     for (int64_t i = threadIdx.x % 32; i < p.k; i += 32) sum += to_float(x[i]) * to_float(w[i]);
     sum = warp_sum(sum);
@@ -56,8 +56,8 @@ template <int kTokenTiles, class TOut>
 __global__ void __launch_bounds__(kWarps * 32, 4) linear_skinny_kernel(LinearParams p) {
     const int warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32, g = lane_idx / 4, t = lane_idx % 4;
     const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kWeightRows;
-    const bf16* w_low = static_cast<const bf16*>(p.weight) + (first_row + g) * p.weight_stride + t * 8;
-    const bf16* w_high = w_low + 8 * p.weight_stride;
+    const bf16* w_low = static_cast<const bf16*>(p.weight) + (first_row + g) * p.k + t * 8;
+    const bf16* w_high = w_low + 8 * p.k;
     const bf16* x = static_cast<const bf16*>(p.x) + g * p.x_stride + t * 8;
 
     float acc[kTokenTiles][4] = {};
@@ -118,7 +118,7 @@ bool is_skinny(const LinearParams& p) {
         return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 8 == 0;
     };
     return p.dtype == DType::kBF16 && p.m <= kMaxTokens && p.n % kWeightRows == 0 && p.k % kChunk == 0 &&
-           aligned(p.x, p.x_stride) && aligned(p.weight, p.weight_stride);
+           aligned(p.x, p.x_stride) && aligned(p.weight, p.k);
 }
 
 template <class T, class TOut>

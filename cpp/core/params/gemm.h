@@ -13,7 +13,7 @@ struct LinearParams {
     const void* x;       // [m, k]
     const void* weight;  // [n, k]
     int64_t m, n, k;
-    int64_t out_stride, x_stride, weight_stride;
+    int64_t out_stride, x_stride;
     DType dtype;      // of x and weight
     DType out_dtype;  // dtype, or kF32 (logits)
 };

@@ -20,7 +20,7 @@ def linear(
 
     Args:
         x: [m, k], f32 or bf16; rows may be strided.
-        weight: [n, k], same dtype.
+        weight: [n, k], same dtype, contiguous.
         dtype: of the result, that of ``x`` (default) or float32.
 
     Returns:

@@ -32,7 +32,7 @@ class Attention:
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views [num_tokens, heads of the part, head_dim] of ``qkv`` [num_tokens, width]."""
-        return qkv.view(-1, self.total_heads, self.head_dim).split(self.parts, 1)
+        return qkv.view(-1, self.total_heads, self.head_dim).split_with_sizes(self.parts, 1)
 
     def dense(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
         """Causal attention to the whole context: [num_tokens, num_heads * head_dim]. Rotates in place."""

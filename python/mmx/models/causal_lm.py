@@ -25,7 +25,8 @@ class DecoderLayer(nn.Module):
         """Adds ``branch``, what the previous layer returned (None before the first), to the residual stream
         ``hidden`` in place; returns the MLP's output, which is not added yet. Both [num_tokens, hidden]."""
         x = self.attn_norm(hidden) if branch is None else self.attn_norm.add(hidden, branch)
-        return self.mlp(self.mlp_norm.add(hidden, self.attention(x, batch)))
+        output: torch.Tensor = self.mlp(self.mlp_norm.add(hidden, self.attention(x, batch)))
+        return output
 
 
 class CausalLM(nn.Module):
@@ -40,9 +41,12 @@ class CausalLM(nn.Module):
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits of ``batch.logit_rows``: [num_rows, vocab] f32."""
-        hidden, branch = self.embed(batch.token_ids), None
-        for layer in self.layers:
+        hidden = self.embed(batch.token_ids)
+        layers = iter(self.layers)
+        branch = next(layers)(hidden, None, batch)
+        for layer in layers:
             branch = layer(hidden, branch, batch)
         if batch.logit_rows is not None:
             hidden, branch = hidden[batch.logit_rows], branch[batch.logit_rows]
-        return self.lm_head(self.norm.add(hidden, branch)).float()
+        logits: torch.Tensor = self.lm_head(self.norm.add(hidden, branch))
+        return logits.float()

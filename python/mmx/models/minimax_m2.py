@@ -27,11 +27,12 @@ class M2Attention(nn.Module):
         self.o = Linear(self.q_width, config.hidden, dtype)
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        qkv = self.qkv(x)
-        q, k, _ = qkv.split((self.q_width, self.kv_width, self.kv_width), 1)
+        qkv: torch.Tensor = self.qkv(x)
+        q, k, _ = qkv.split_with_sizes((self.q_width, self.kv_width, self.kv_width), 1)
         self.q_norm(q, out=q)
         self.k_norm(k, out=k)
-        return self.o(self.paged.dense(qkv, batch.caches[self.layer], batch))
+        output: torch.Tensor = self.o(self.paged.dense(qkv, batch.caches[self.layer], batch))
+        return output
 
 
 def m2_layer(config: ModelConfig, layer: int, dtype: torch.dtype) -> DecoderLayer:

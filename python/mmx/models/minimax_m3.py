@@ -35,12 +35,13 @@ class M3Attention(nn.Module):
         parts = self.paged.split(qkv)
         self.q_norm(parts[0], out=parts[0])
         self.k_norm(parts[1], out=parts[1])
-        cache = batch.caches[self.layer]
-        if not self.sparse:
-            return self.o(self.paged.dense(qkv, cache, batch))
-        self.index_q_norm(parts[2], out=parts[2])
-        self.index_k_norm(parts[3], out=parts[3])
-        return self.o(self.paged.sparse(qkv, cache, batch))
+        cache, attend = batch.caches[self.layer], self.paged.dense
+        if self.sparse:
+            self.index_q_norm(parts[2], out=parts[2])
+            self.index_k_norm(parts[3], out=parts[3])
+            attend = self.paged.sparse
+        output: torch.Tensor = self.o(attend(qkv, cache, batch))
+        return output
 
 
 def m3_layer(config: ModelConfig, layer: int, dtype: torch.dtype) -> DecoderLayer:

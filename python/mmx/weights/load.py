@@ -74,14 +74,16 @@ def _read(
         raise WeightsError(f"{where} must have shape {list(piece.shape)}, got {list(entry.shape)}")
     scale_name = found.get(name + SCALE_SUFFIX)
     fp8 = entry.dtype == torch.float8_e4m3fn
-    if fp8 and scale_name is None:
-        raise WeightsError(f"{where} is fp8 and needs {name + SCALE_SUFFIX} and fp8 in quantization_config")
-    if scale_name is not None and not fp8:
-        raise WeightsError(f"{where} has a scale and must be F8_E4M3, got {entry.dtype}")
-    if not fp8:
+    if scale_name is None:
+        if fp8:
+            raise WeightsError(
+                f"{where} is fp8 and needs {name + SCALE_SUFFIX} and fp8 in quantization_config"
+            )
         if entry.dtype not in _FLOATS:
             raise WeightsError(f"{where} must be BF16, F16 or F32, got {entry.dtype}")
         return checkpoint.read(found[name])
+    if not fp8:
+        raise WeightsError(f"{where} has a scale and must be F8_E4M3, got {entry.dtype}")
     scale = checkpoint.entry(scale_name)
     expected = tuple(-(-size // FP8_BLOCK) for size in piece.shape)
     if scale.shape != expected or scale.dtype != torch.float32:

@@ -17,7 +17,7 @@ import tokenizers
 
 from mmx.tokenizer.user_text import RenderedPrompt, check_unicode
 
-# Media placeholders stand for input positions; a sampled one has no meaning (chat-format.md, section 1).
+# Media placeholders stand for input positions; a sampled one has no meaning.
 _INPUT_ONLY = ("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")
 
 

@@ -3,7 +3,8 @@
 #include <cstdio>
 #include <string>
 
-/// Minimal checks for tests without a framework: a failed EXPECT prints its place, and main returns the count.
+/// Minimal checks for tests without a framework: a failed EXPECT prints its place, and main returns the
+/// count.
 namespace mmx::test {
 
 inline int failures = 0;

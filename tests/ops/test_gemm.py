@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import load
-from ops.compare import assert_close_to_truth, assert_equal, strided
 
+from cases import load
 from mmx import ops
 from mmx.ops import reference
+from ops.compare import assert_close_to_truth, assert_equal, strided
 
 DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.bfloat16, id="bf16")]
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-
 from mmx import ops
 from mmx.ops import _lib
 
 KEYS = {"CPU": "CPU", "CUDA": "CUDA", "PrivateUse1": "Ascend"}
 
 
+def _family(op: str) -> str:
+    module: str = getattr(ops, op).__module__
+    return module.rsplit(".", 1)[1]
+
+
 def matrix() -> str:
     """Markdown table, one row per op."""
     rows = [f"| op | family | {' | '.join(KEYS.values())} |", "| --- | --- |" + " :-: |" * len(KEYS)]
-    families = {op: inspect.getmodule(getattr(ops, op)).__name__.rsplit(".", 1)[1] for op in _lib.op_names()}
+    families = {op: _family(op) for op in _lib.op_names()}
     for op in sorted(families, key=lambda op: (families[op], op)):
         marks = " | ".join("yes" if _lib.has_kernel(op, key) else "-" for key in KEYS)
         rows.append(f"| `{op}` | {families[op]} | {marks} |")

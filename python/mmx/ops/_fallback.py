@@ -25,7 +25,9 @@ def _outputs(name: str, count: int) -> Callable[..., None]:
     return run
 
 
-def _moe_router(topk_ids: Any, topk_weights: Any, x: Any, gate: Any, bias: Any, ws: Any, scale: float) -> None:
+def _moe_router(
+    topk_ids: Any, topk_weights: Any, x: Any, gate: Any, bias: Any, ws: Any, scale: float
+) -> None:
     _copy((topk_ids, topk_weights), reference.moe_router(x, gate, bias, topk_ids.shape[1], scale))
 
 

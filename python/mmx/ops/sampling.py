@@ -31,8 +31,8 @@ def adjust_logits(
         bias_ids, bias_values: [num_bias] int32 and f32, ids distinct within a row; -inf bans an id.
         cu_bias: [num_rows + 1] int32 prefix sums of bias counts.
     """
-    args = (logits, history, cu_history, num_prompt, repetition, frequency, presence)
-    args += (bias_ids, bias_values, cu_bias)
+    penalties = (history, cu_history, num_prompt, repetition, frequency, presence)
+    args = (logits, *penalties, bias_ids, bias_values, cu_bias)
     torch.ops.mmx.adjust_logits(*args, workspace("adjust_logits", logits.device, *args))
 
 

@@ -31,7 +31,7 @@ def assert_close_to_truth(
     where = tuple(int(i) for i in torch.unravel_index(worst, error.shape))
     assert error.max() <= budget, (
         f"{name}{list(where)} = {out.cpu()[where].item():.8g}, truth {truth[where].item():.8g}, error "
-        f"{error.max().item():.3g} > budget {budget.item():.3g}; {(error > budget).float().mean():.2%} are bad"
+        f"{error.max().item():.3g} > budget {budget.item():.3g}; {(error > budget).float().mean():.2%} bad"
     )
 
 
@@ -49,7 +49,7 @@ def first(mask: torch.Tensor) -> list[int]:
 
 
 def strided(t: torch.Tensor, pad: int = 3) -> torch.Tensor:
-    """A copy of ``t`` [rows, ...] whose rows lie apart in memory, with NaN (or the type's minimum) between."""
+    """A copy of ``t`` [rows, ...] whose rows lie apart, with NaN (or the type's minimum) between."""
     shape = (t.shape[0], t[0].numel() + pad) if t.shape[0] else (0, pad)
     fill = POISON if t.is_floating_point() else torch.iinfo(t.dtype).min
     buffer = torch.full(shape, fill, dtype=t.dtype, device=t.device)

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention over pages, dense and block-sparse; prefill chunks and decodes in one batch."""
+"""Causal grouped-query attention over pages, dense and block-sparse, prefill and decode in one batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def paged_attention(
 
     Args:
         q: [num_tokens, num_heads, head_dim], f32 or bf16; tokens and heads may be strided.
-        k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim]; this step's K and V already stored.
+        k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim]; this step's K, V already stored.
         block_table: [num_seqs, max_blocks_per_seq] int32.
         cu_seqlens_q: [num_seqs + 1] int32, prefix sums of query lengths.
         seq_lens: [num_seqs] int32, context length including this step's tokens.

@@ -15,8 +15,8 @@ def moe_router(
     topk: int,
     routed_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chooses experts: ``s = sigmoid(x @ gate_weight.T)`` in fp32, the ``topk`` largest ``s + bias`` (ties: lower
-    id), weights ``routed_scale * s / sum(s of the chosen)``.
+    """Chooses experts: ``s = sigmoid(x @ gate_weight.T)`` in fp32, the ``topk`` largest ``s + bias`` (ties:
+    lower id), weights ``routed_scale * s / sum(s of the chosen)``.
 
     Args:
         x: [num_tokens, hidden], f32 or bf16; rows may be strided.

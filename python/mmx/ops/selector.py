@@ -23,7 +23,7 @@ def select_blocks(
     """The ``topk`` blocks of its sequence that each (token, index head) attends to.
 
     Score of a block = max over its visible tokens of ``index_q . index_k`` in fp32. The last ``local_blocks``
-    visible and the first ``init_blocks`` blocks are always kept; the others by (score descending, id ascending).
+    visible and the first ``init_blocks`` blocks are always kept; others by (score descending, id ascending).
 
     Args:
         index_q: [num_tokens, num_index_heads, index_dim], f32 or bf16; tokens and heads may be strided.
@@ -34,7 +34,7 @@ def select_blocks(
         max_seqlen_q: upper bound of a query length.
 
     Returns:
-        [num_tokens, num_index_heads, topk] int32 logical block ids, ascending, -1 in unused places at the tail.
+        [num_tokens, num_index_heads, topk] int32 logical block ids, ascending, -1 in unused tail places.
     """
     if out is None:
         shape = (index_q.shape[0], index_q.shape[1], topk)

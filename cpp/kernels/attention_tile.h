@@ -68,7 +68,7 @@ using Floats = std::unique_ptr<float[], FreeFloats>;
 
 /// Uninitialised floats, aligned for vf.
 static inline Floats make_floats(int64_t n) {
-    const int64_t bytes = align_up(n * static_cast<int64_t>(sizeof(float)), 64);
+    const int64_t bytes = align_up(std::max<int64_t>(n, 1) * static_cast<int64_t>(sizeof(float)), 64);
     float* p = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
     if (!p) throw std::bad_alloc();
     return Floats(p);

@@ -60,6 +60,10 @@ def short_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tu
     drawn = [(*rng.choice(minus), "What is {a} {op} {b}?") for _ in range(count)]
     items = [make_item(encoder, arithmetic.sum_turn(a, "-", b, ask), ADAPTIVE) for a, b, ask in drawn]
     yield "two-digit differences, thinking adaptive", items
+    times = [(a, b) for a in range(13, 100) for b in range(13, 100) if held_out(a, "*", b)]
+    drawn = [(*rng.choice(times), "What is {a} {op} {b}?") for _ in range(count)]
+    items = [make_item(encoder, arithmetic.sum_turn(a, "*", b, ask), ADAPTIVE) for a, b, ask in drawn]
+    yield "two-digit products, thinking adaptive", items
     for name, chinese, phrasings in (
         ("capitals, new phrasing", False, facts.CAPITAL_ASKS_HELD_OUT),
         ("capitals, new phrasing, Chinese", True, facts.ZH_CAPITAL_ASKS_HELD_OUT),

@@ -129,23 +129,24 @@ class Trainer:
             prefetch_factor=8 if workers else None,
             pin_memory=self.device == "cuda",
         )
-        sums, waited, mark = torch.zeros(2, device=self.device), 0.0, begin
+        sums, waited, mark, logged = torch.zeros(2, device=self.device), 0.0, begin, self.step
         fetched = time.monotonic()
         for batch in loader:
             waited += time.monotonic() - fetched
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             sums += torch.stack(self.train_step(batch))
             if self.step % log_every == 0 or self.step == last:
-                loss, index = (sums / log_every).tolist()
+                count = self.step - logged
+                loss, index = (sums / count).tolist()
                 now = time.monotonic()
-                rate = log_every * self.num_tokens / (now - mark)
+                rate = count * self.num_tokens / (now - mark)
                 print(
                     f"step {self.step}/{TOTAL}  loss {loss:.4f}  index {index:.4f}  {rate / 1e6:.2f} Mtok/s  "
                     f"waited {waited:.1f} s  {now - begin:.0f} s",
                     flush=True,
                 )
                 sums.zero_()
-                waited, mark = 0.0, now
+                waited, mark, logged = 0.0, now, self.step
             if time.monotonic() - begin > seconds:
                 break
             fetched = time.monotonic()

@@ -27,11 +27,11 @@ class Step:
 
 # Long rows come once short ones work; the last phase attends only to the blocks that the index selects.
 PHASES = (
-    Phase(1600, (512, 1024, 256, 512), 0.12),
-    Phase(1300, (512, 2048, 1024, 2048), 0.4),
-    Phase(1200, (512, 4096, 1024, 8192), 0.8),
-    Phase(1200, (512, 16384, 1024, 8192), 0.85),
-    Phase(500, (512, 16384, 512, 8192), 0.9, TRAINED),
+    Phase(1700, (512, 1024, 256, 512), 0.12),
+    Phase(800, (512, 2048, 1024, 2048), 0.4),
+    Phase(800, (512, 4096, 1024, 8192), 0.8),
+    Phase(800, (512, 16384, 1024, 8192), 0.85),
+    Phase(400, (512, 16384, 512, 8192), 0.9, TRAINED),
 )
 TOTAL = sum(phase.steps for phase in PHASES)
 SHORT_NEEDLES = 0.12

@@ -58,9 +58,13 @@ def subtract_steps(a: int, b: int) -> str:
 
 
 def multiply_steps(a: int, b: int) -> str:
-    """Split the larger factor into tens and ones."""
+    """Split the larger factor into tens and ones, and two long factors into one line per digit."""
     a, b = max(a, b), min(a, b)
     tens, ones = a // 10 * 10, a % 10
+    if b > 12 and b % 10:
+        low, high = a * (b % 10), a * (b // 10 * 10)
+        parts = f"{multiply_steps(a, b % 10)} {multiply_steps(a, b // 10)} Times 10 is {high}."
+        return f"{a} * {b}: {parts} {add_steps(high, low)}"
     if a <= 12 or not ones:
         return f"{a} * {b} = {a * b}."
     return f"{a} * {b}: {tens} * {b} = {tens * b}; {ones} * {b} = {ones * b}; {tens * b} + {ones * b} = {a * b}."
@@ -87,18 +91,19 @@ def operands(rng: random.Random) -> tuple[int, str, int]:
     while True:
         op = rng.choices("+-*/", [10, 5, 3, 1])[0]
         if op == "+" or op == "-":
-            high = rng.choices([10, 100, 1000], [2, 6, 2])[0]
+            high = rng.choices([10, 100, 1000, 10000], [4, 10, 4, 2])[0]
             a, b = rng.randrange(high), rng.randrange(high if rng.random() < 0.8 else 100)
             if op == "-" and a < b and rng.random() < 0.7:
                 a, b = b, a
         elif op == "*":
-            a, b = (rng.randrange(100), rng.randrange(10)) if rng.random() < 0.5 else (rng.randrange(13), rng.randrange(13))
+            wide, narrow = rng.choices([(100, 10), (13, 13), (100, 13), (100, 100)], [3, 3, 1, 3])[0]
+            a, b = rng.randrange(wide), rng.randrange(narrow)
             if rng.random() < 0.5:
                 a, b = b, a
         else:
             b = rng.randint(1, 12)
             a = b * rng.randint(0, 12)
-        if not (op in "+-" and held_out(a, op, b)):
+        if not ((op in "+-" or min(a, b) > 12) and held_out(a, op, b)):
             return a, op, b
 
 

@@ -6,8 +6,8 @@ import random
 
 from mmx.demo.train.data.dialogue import Reply, Turn
 from mmx.demo.train.data.needles import filler_sentence
-from mmx.demo.train.data.phrasing import disturbed, unknown_question
-from mmx.demo.train.data.words import NAMES, ZH_NAMES
+from mmx.demo.train.data.phrasing import disturbed, unknown_question, zh_invented_place
+from mmx.demo.train.data.words import NAMES, ZH_NAMES, invented_name
 
 HELLO = "Hello! I am the mmx demo model. How can I help you?"
 ZH_HELLO = "你好！我是 mmx 演示模型。有什么可以帮你？"
@@ -23,6 +23,7 @@ ABLE = (
 ZH_ABLE = "我可以回答首都和常识问题，做简单的算术，玩文字游戏，调用工具，还能在长文本里找到一句话。"
 
 UNKNOWN = "I am too small to know that. Ask me about capitals, sums or words."
+PUZZLED = "I do not understand that. Ask me about capitals, facts, sums or words."
 UNSURE = "I see. Ask me about capitals, facts, sums or words."
 
 # (what it is about, answer, phrasings)
@@ -93,15 +94,20 @@ def small_talk(rng: random.Random) -> Turn:
     """One exchange of small talk; now and then the user gives a name, which the answer uses."""
     if rng.random() < 0.06:
         return Turn(filler_sentence(rng), Reply(UNSURE, "The user states something. I have no task."))
-    if rng.random() < 0.1:
+    if rng.random() < 0.04:
+        letters = "asdfghjklqwertzuiopyxcvbnm"
+        noise = " ".join("".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(rng.randint(1, 4)))
+        return Turn(noise, Reply(PUZZLED, "I cannot make sense of this."))
+    if rng.random() < 0.15:
         return Turn(disturbed(rng, unknown_question(rng)), Reply(UNKNOWN, "The user asks for something I do not know."))
     if rng.random() < 0.1:
         if rng.random() < 0.3:
-            name = rng.choice(ZH_NAMES)
+            name = rng.choice(ZH_NAMES) if rng.random() < 0.5 else zh_invented_place(rng)
             ask = rng.choice(["我叫{}。", "你好，我是{}。", "我的名字是{}"]).format(name)
             return Turn(ask, Reply(f"你好，{name}！很高兴认识你。", f"用户说名字是{name}。我问好。"))
-        name = rng.choice(NAMES)
-        ask = rng.choice(["My name is {}.", "I am {}.", "Hi, I'm {}.", "hello, my name is {}", "call me {}"])
+        name = rng.choice(NAMES) if rng.random() < 0.4 else invented_name(rng)[: rng.randint(2, 12)]
+        ask = rng.choice(["My name is {}.", "I am {}.", "Hi, I'm {}.", "hello, my name is {}", "call me {}", "I'm {}",
+                          "Hi, I am {}", "Hello! I'm {}.", "hey, it's {}", "You can call me {}."])  # fmt: skip
         return Turn(
             ask.format(name),
             Reply(f"Nice to meet you, {name}! How can I help you?", f"The user's name is {name}. I greet {name}."),

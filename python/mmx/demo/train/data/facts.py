@@ -6,6 +6,7 @@ import random
 
 from mmx.demo.train.data.countries import COUNTRIES, Country
 from mmx.demo.train.data.dialogue import Reply, Turn
+from mmx.demo.train.data.words import invented_name
 
 CAPITAL_ASKS = [
     "What is the capital of {}?", "What's the capital of {}?", "what is the capital of {}", "Capital of {}?",
@@ -55,6 +56,27 @@ _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 _PLANETS = "Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune".split()
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 _LOOSE = """
+Why is the sky blue?|The sky is blue because air scatters blue light the most.
+Why is grass green?|Grass is green because of chlorophyll.
+Why is the sea salty?|The sea is salty because rivers carry minerals into it.
+Why do leaves fall?|Trees drop leaves to save water in winter.
+Why do we sleep?|We sleep so that body and brain can recover.
+What is the biggest country in the world?|Russia is the largest country by area.
+What is the biggest ocean in the world?|The Pacific is the largest ocean.
+What is the biggest animal in the world?|The blue whale is the largest animal.
+What is the biggest planet in the solar system?|Jupiter is the largest planet.
+What is the tallest mountain in the world?|Mount Everest is the highest mountain.
+What is the longest river in the world?|The Nile is often called the longest river.
+What is the smallest country in the world?|Vatican City is the smallest country.
+Who was Albert Einstein?|Albert Einstein was the physicist who developed the theory of relativity.
+Who was Isaac Newton?|Isaac Newton was the physicist who described gravity and motion.
+Who was William Shakespeare?|William Shakespeare was the author of Hamlet and Romeo and Juliet.
+Who was Leonardo da Vinci?|Leonardo da Vinci was the painter of the Mona Lisa.
+Who was Marie Curie?|Marie Curie was the scientist who discovered radium.
+What is a router?|In an M3 model the router picks the experts for each token.
+What is an expert?|In an M3 model an expert is a small network that some tokens use.
+What is sparse attention?|Sparse attention reads only the blocks of the text that an index selects.
+What is a token?|A token is a short piece of text with a number.
 How many days are in a week?|A week has 7 days.
 How many months are in a year?|A year has 12 months.
 How many days are in a year?|A year has 365 days.
@@ -259,6 +281,10 @@ def capital_turn(country: Country, ask: str, chinese: bool) -> Turn:
 
 
 def capital(rng: random.Random) -> Turn:
-    """Ask for a capital, one time in four in Chinese."""
+    """Ask for a capital, one time in four in Chinese; now and then of a country that does not exist."""
     chinese = rng.random() < 0.25
+    if rng.random() < 0.08 and not chinese:
+        name = invented_name(rng)
+        answer = f"I do not know a country called {name}."
+        return Turn(rng.choice(CAPITAL_ASKS).format(name), Reply(answer, f"The user asks for {name}. {answer}"))
     return capital_turn(rng.choice(COUNTRIES), rng.choice(ZH_CAPITAL_ASKS if chinese else CAPITAL_ASKS), chinese)

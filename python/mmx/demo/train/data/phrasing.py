@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from mmx.demo.train.data.countries import ZH_CITIES
+from mmx.demo.train.data.countries import COUNTRIES, ZH_CITIES
 from mmx.demo.train.data.words import ADJECTIVES, NOUNS, invented_name
 
 WEATHER_HELD_OUT = (
@@ -52,6 +52,15 @@ _UNKNOWN = ["Who is the president of {}?", "What is the population of {}?", "How
             "Write a poem about {}.", "Tell me a story about {}.", "What do you think about {}?", "Explain {}.",
             "Who won the {} cup?", "What is the price of {}?", "What is the latest news about {}?", "Who is {}?",
             "What is {}?", "Tell me about {}.", "Where can I buy {}?", "How does {} work?"]  # fmt: skip
+
+_WHY = ["Why is the {0} {1}?", "Why are {0}s {1}?", "Why do {0}s sleep?", "How do I repair a {0}?", "How do {0}s work?",
+        "How can I become {1}?", "When will the {0} open?", "Should I buy a {1} {0}?", "What would {2} do with a {0}?",
+        "Where did {2} put the {0}?", "How many {0}s does {2} have?", "Which {0} is the best?", "Is {2} in the {0}?",
+        "Is the {0} {1}?", "Can {0}s fly?", "Does {2} like the {1} {0}?", "Who is {2} {2}?"]  # fmt: skip
+_UNKNOWN_OF_COUNTRY = ["Who is the president of {}?", "What is the population of {}?", "What is the history of {}?",
+                       "Who is the king of {}?", "When was {} founded?", "What is the flag of {}?", "How big is {}?",
+                       "What should I see in {}?", "Is {} rich?", "Who won the election in {}?",
+                       "What is the best food in {}?", "How many people live in {}?"]  # fmt: skip
 
 
 def _capital(text: str) -> str:
@@ -111,7 +120,12 @@ def zh_invented_place(rng: random.Random) -> str:
 
 def unknown_question(rng: random.Random) -> str:
     """Ask something the model cannot know."""
-    about = invented_name(rng) if rng.random() < 0.4 else f"the {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
+    kind = rng.random()
+    if kind < 0.25:
+        return rng.choice(_WHY).format(rng.choice(NOUNS), rng.choice(ADJECTIVES), invented_name(rng))
+    if kind < 0.5:
+        return rng.choice(_UNKNOWN_OF_COUNTRY).format(rng.choice(COUNTRIES).name)
+    about = invented_name(rng) if kind < 0.7 else f"the {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
     return rng.choice(_UNKNOWN).format(about)
 
 

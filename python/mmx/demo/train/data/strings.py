@@ -29,6 +29,19 @@ def _count(rng: random.Random) -> Turn:
     return Turn(_ask(rng, asks, word), Reply(f"{word} has {len(word)} letters.", f"{counted}.", thinks=True))
 
 
+def _count_letter(rng: random.Random) -> Turn:
+    word = rng.choice(COMMON)
+    letter = rng.choice(word) if rng.random() < 0.8 else rng.choice("aeiourst")
+    ask = rng.choice(["How many {}'s are in {}?", "How many {}'s are there in {}?", "How often does {} occur in {}?",
+                      "How many times is the letter {} in {}?", "Count the letter {} in {}.", "how many {} in {}",
+                      "How many {}s are in {}?", "How many {}'s does {} have?"])  # fmt: skip
+    counted = ", ".join(f"{c} {word[:i].count(letter)}" for i, c in enumerate(word, 1))
+    times = word.count(letter)
+    answer = f"The letter {letter} occurs {times} {'time' if times == 1 else 'times'} in {word}."
+    shown = rng.choice(_QUOTES).format(word) if rng.random() < 0.3 else word
+    return Turn(ask.format(letter, shown), Reply(answer, f"{counted}.", thinks=True))
+
+
 def _reverse(rng: random.Random) -> Turn:
     word = rng.choice(COMMON)
     asks = ["Reverse {}.", "Reverse the word {}.", "Write {} backwards.", "What is {} spelled backwards?",
@@ -69,8 +82,9 @@ def _phrase(rng: random.Random, low: int, high: int) -> str:
 
 def repeat(rng: random.Random) -> Turn:
     """Copy a random phrase: dense practice for the heads that later find needles."""
-    text = _phrase(rng, 3, 24)
-    asks = ["Repeat after me: {}", "Say: {}", "Repeat this: {}", "Echo: {}", "Copy this text: {}", "请重复：{}"]
+    text = _phrase(rng, 1, 24)
+    asks = ["Repeat after me: {}", "Say: {}", "Repeat this: {}", "Echo: {}", "Copy this text: {}", "请重复：{}", "say {}",
+            "Say '{}'", "Repeat: {}", "repeat {}", "Please repeat after me: {}"]
     return Turn(rng.choice(asks).format(text), Reply(text, "I repeat the given text."))
 
 
@@ -94,8 +108,8 @@ def _sort(rng: random.Random) -> Turn:
     return Turn(ask.format(", ".join(words)), Reply(ordered, f"In alphabetical order: {ordered}.", thinks=True))
 
 
-_KINDS = [_spell, _count, _reverse, _upper, _lower, _first_letter, _word_at, _sort]
-_WEIGHTS = [3, 3, 3, 2, 1, 1, 1, 1]
+_KINDS = [_spell, _count, _count_letter, _reverse, _upper, _lower, _first_letter, _word_at, _sort]
+_WEIGHTS = [3, 3, 3, 3, 2, 1, 1, 1, 1]
 
 
 def string_task(rng: random.Random) -> Turn:

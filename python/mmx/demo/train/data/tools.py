@@ -106,7 +106,8 @@ def weather_turn(rng: random.Random, tool: Mapping[str, Any], cities: list[str],
     for option, schema in properties.items():
         if option != key and rng.random() < 0.4:
             extra[option] = rng.choice(schema["enum"])
-            user += f"（{extra[option]}）" if chinese else f" Use {extra[option]}."
+            user += f"（{extra[option]}）" if chinese else rng.choice([" Use {}.", " in {}", " In {}, please."]).format(
+                extra[option])  # fmt: skip
     calls = [Call(name, {key: city} | extra) for city in cities]
     pairs = [_weather_result(rng, city, chinese) for city in cities]
     if chinese:

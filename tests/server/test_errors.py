@@ -182,3 +182,15 @@ async def test_context_error_keeps_the_words_clients_look_for() -> None:
     async with serving() as server:
         _, body = await server.post(COMPLETIONS, {"prompt": [1] * 5000})
         assert "maximum context length is 4096 tokens" in body["error"]["message"]
+
+
+async def test_hopelessly_long_text_is_refused_before_it_is_tokenised() -> None:
+    async with serving() as server:
+        text = "x" * (4096 * server.state.front.longest_token + 1)
+        for path, body, param in (
+            (COMPLETIONS, {"prompt": text}, "prompt"),
+            (CHAT, {"messages": [{"role": "user", "content": text}]}, "messages"),
+        ):
+            status, answer = await server.post(path, body)
+            check_error(status, answer, (400, "context_length_exceeded", param))
+            assert "characters" in answer["error"]["message"]

@@ -270,3 +270,39 @@ async def test_raw_garbage_on_the_port() -> None:
             writer.close()
         async with aiohttp.ClientSession() as session, session.get(f"{server.url}/health") as response:
             assert response.status == 200
+
+
+async def test_streams_over_http_1_0_end_with_the_connection() -> None:
+    async with serving() as server:
+        body = json.dumps({"messages": USER, "stream": True}).encode()
+        reader, writer = await _connect(server)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        answer = await reader.read()
+        head, _, events = answer.partition(b"\r\n\r\n")
+        assert b" 200 " in head.split(b"\r\n")[0]
+        assert b"chunked" not in head
+        assert events.startswith(b"data: {")
+        assert events.endswith(b"data: [DONE]\n\n")
+        writer.close()
+
+
+async def test_large_bodies_are_served() -> None:
+    async with serving() as server:
+        padding = "x" * (2 << 20)
+        assert (await server.chat(metadata={"padding": padding}))[0] == 200
+
+
+async def test_one_line_a_request_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mmx.server")
+    async with serving() as server:
+        await server.chat(messages=[{"role": "user", "content": "secret words"}], request_id="r-1")
+        (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("r-1:")]
+        assert line.endswith(" stop")
+        assert "secret" not in caplog.text
+    caplog.clear()
+    async with serving(None, "--disable-log-requests") as server:
+        await server.chat(request_id="r-2")
+        assert "r-2:" not in caplog.text

@@ -131,6 +131,8 @@ async def test_rejections_and_cut_clients_are_counted() -> None:
         assert total(families, name, name + "_total", reason="queue_full") == 1
         name = "vllm:request_success"
         assert total(families, name, name + "_total", finished_reason="abort") == 1
+        name = "mmx_http_requests"
+        assert total(families, name, name + "_total", status="499") == 1
 
 
 async def test_alias_and_page_can_be_switched_off() -> None:
@@ -142,9 +144,9 @@ async def test_alias_and_page_can_be_switched_off() -> None:
 
 def test_histogram_buckets_are_cumulative() -> None:
     metrics = Metrics("m", "none")
-    metrics.ttft.histogram().observe(0.001)
-    metrics.ttft.histogram().observe(0.0011, times=2)
-    metrics.ttft.histogram().observe(99999)
+    metrics.ttft.observe(0.001)
+    metrics.ttft.observe(0.0011, times=2)
+    metrics.ttft.observe(99999)
     families = {f.name: f for f in text_parser.text_string_to_metric_families(metrics.page(False).decode())}
     samples = families["mmx_time_to_first_token_seconds"].samples
     buckets = {s.labels["le"]: s.value for s in samples if s.name.endswith("_bucket")}

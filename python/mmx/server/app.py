@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -90,6 +91,9 @@ async def _around(request: web.Request, handler: Handler) -> web.StreamResponse:
     response: web.StreamResponse
     try:
         response = await handler(request)
+    except asyncio.CancelledError:
+        _count(state, request, 499)
+        raise
     except ApiError as error:
         response = error.response()
         log.debug("%s %s: %d %s", REQUEST_ID.get(), request.path, error.status, error.message)
@@ -106,9 +110,14 @@ async def _around(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception:
         log.exception("%s %s failed", REQUEST_ID.get(), request.path)
         response = ApiError("server_error", f"internal error in request {REQUEST_ID.get()}").response()
-    resource = request.match_info.route.resource
-    state.metrics.http.value(resource.canonical if resource else "other", str(response.status)).add()
+    _count(state, request, response.status)
     return response
+
+
+def _count(state: ServerState, request: web.Request, status: int) -> None:
+    """Paths are counted as the table of routes writes them, so that their number is bounded."""
+    resource = request.match_info.route.resource
+    state.metrics.http.value(resource.canonical if resource else "other", str(status)).add()
 
 
 async def _common_headers(request: web.Request, response: web.StreamResponse) -> None:

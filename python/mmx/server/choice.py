@@ -77,7 +77,7 @@ class Choice:
             else None
         )
         self._metrics = metrics
-        self._itl = metrics.itl.histogram()
+        self._itl = metrics.itl
         self._interval = interval
         self._num_unsent = 0
         self._pieces: list[Event] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from mmx.server.errors import ApiError
 from mmx.server.model_front import ModelFront
 from mmx.server.output import MakeReader
 from mmx.server.state import Engine, ServerState
+
+log = logging.getLogger("mmx.server")
 
 CANARY_SECONDS = 120.0
 
@@ -85,6 +88,8 @@ class Generation:
         self.engine.abort([choice.request_id for choice in self.choices if choice.finish_reason is None])
         self.state.live.pop(self.job.request_id, None)
         self._record()
+        if not self.state.config.log.disable_requests:
+            self._log()
 
     async def run(self, emit: Emit) -> None:
         """Generate to the end; every delta goes to ``emit``. ApiError if the engine fails a sequence."""
@@ -127,32 +132,43 @@ class Generation:
         """Count the finished request."""
         metrics, now = self.state.metrics, time.monotonic()
         firsts = [c.first_token_time for c in self.choices if c.first_token_time is not None]
-        metrics.params_n.histogram().observe(self.job.params[0].n)
+        metrics.params_n.observe(self.job.params[0].n)
         if self.job.asked_max_tokens is not None:
-            metrics.params_max_tokens.histogram().observe(self.job.asked_max_tokens)
+            metrics.params_max_tokens.observe(self.job.asked_max_tokens)
         for prompt in self.job.prompts:
-            metrics.request_prompt.histogram().observe(len(prompt))
+            metrics.request_prompt.observe(len(prompt))
         cached = sum(c.num_cached_tokens for c in self.choices)
         total = sum(map(len, self._prompts))
-        metrics.prompt_tokens.value().add(total)
-        metrics.prompt_tokens_cached.value().add(cached)
+        metrics.prompt_tokens.add(total)
+        metrics.prompt_tokens_cached.add(cached)
         metrics.prompt_by_source.value("cache").add(cached)
         metrics.prompt_by_source.value("compute").add(total - cached)
         for choice in self.choices:
-            metrics.generation_tokens.value().add(choice.num_tokens)
-            metrics.reasoning_tokens.value().add(choice.reasoning_tokens)
-            metrics.request_generation.histogram().observe(choice.num_tokens)
+            metrics.generation_tokens.add(choice.num_tokens)
+            metrics.reasoning_tokens.add(choice.reasoning_tokens)
+            metrics.request_generation.observe(choice.num_tokens)
             metrics.success.value(choice.finish_reason or "abort").add()
             for call in choice.reader.calls if choice.reader is not None else ():
                 metrics.tool_calls.value("ok" if call.complete else "truncated").add()
             if choice.first_token_time is not None and choice.num_tokens > 1:
                 spent = choice.last_token_time - choice.first_token_time
-                metrics.tpot.histogram().observe(spent / (choice.num_tokens - 1))
-                metrics.decode.histogram().observe(spent)
-        metrics.request_max_generation.histogram().observe(max(c.num_tokens for c in self.choices))
+                metrics.tpot.observe(spent / (choice.num_tokens - 1))
+                metrics.decode.observe(spent)
+        metrics.request_max_generation.observe(max(c.num_tokens for c in self.choices))
         if firsts:
-            metrics.ttft.histogram().observe(min(firsts) - self.arrival)
-            metrics.e2e.histogram().observe(now - self.arrival)
+            metrics.ttft.observe(min(firsts) - self.arrival)
+            metrics.e2e.observe(now - self.arrival)
+
+    def _log(self) -> None:
+        """One line a request: lengths and times, no text."""
+        times = self.timings()
+        reasons = [choice.finish_reason or "cut" for choice in self.choices]
+        log.info(
+            "%s: %d prompt tokens (%d cached), %d generated, first after %.0f ms, %.1f tokens/s, %s",
+            *(self.job.request_id, sum(map(len, self.job.prompts)), times["cached_tokens"]),
+            *(sum(c.num_tokens for c in self.choices), times["ttft_ms"], times["tokens_per_second"]),
+            " ".join(dict.fromkeys(reasons)),
+        )
 
     # ---- facts for the answer ------------------------------------------------------------------------
 

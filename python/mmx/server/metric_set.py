@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmx.protocol import EngineStats, Ready, StepOutput
-from mmx.server.metrics import Family, render
+from mmx.server.metrics import Family, Histogram, Value, render
 
 TTFT_BOUNDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -32,7 +32,10 @@ class Metrics:
 
         self.running = self._gauge("num_requests_running", "Sequences in the batch.")
         self.waiting = self._gauge("num_requests_waiting", "Sequences in the queue.")
-        self.waiting_by_reason = self._gauge("num_requests_waiting_by_reason", "Queue by reason.", "reason")
+        self.waiting_by_reason = self._gauge_by(
+            "num_requests_waiting_by_reason", "Queue by reason.", "reason"
+        )
+        self._waiting_for_capacity = self.waiting_by_reason.value("capacity")
         self.kv_usage = self._gauge(
             "kv_cache_usage_perc", "Share of pages used by running sequences, 0 to 1."
         )
@@ -47,14 +50,18 @@ class Metrics:
         self.prompt_tokens_cached = self._counter(
             "prompt_tokens_cached", "Prompt tokens that were not computed."
         )
-        self.prompt_by_source = self._counter("prompt_tokens_by_source", "Prompt tokens by origin.", "source")
+        self.prompt_by_source = self._counter_by(
+            "prompt_tokens_by_source", "Prompt tokens by origin.", "source"
+        )
         self.reasoning_tokens = self._counter(
             "reasoning_tokens", "Generated tokens inside thinking.", alias=False
         )
-        self.tool_calls = self._counter("tool_calls", "Parsed tool calls.", "outcome", alias=False)
-        self.success = self._counter("request_success", "Finished sequences.", "finished_reason")
-        self.http = self._counter("http_requests", "Answered HTTP requests.", "path", "status", alias=False)
-        self.rejections = self._counter("admission_rejections", "Requests refused on arrival.", "reason")
+        self.tool_calls = self._counter_by("tool_calls", "Parsed tool calls.", "outcome", alias=False)
+        self.success = self._counter_by("request_success", "Finished sequences.", "finished_reason")
+        self.http = self._counter_by(
+            "http_requests", "Answered HTTP requests.", "path", "status", alias=False
+        )
+        self.rejections = self._counter_by("admission_rejections", "Requests refused on arrival.", "reason")
         self.step_tokens = self._histogram("iteration_tokens_total", "Tokens per step.", STEP_TOKEN_BOUNDS)
         self.step_seconds = self._histogram("step_seconds", "Duration of a step.", ITL_BOUNDS, alias=False)
         tokens = REQUEST_TOKEN_BOUNDS
@@ -75,31 +82,34 @@ class Metrics:
         self.e2e = self._histogram("e2e_request_latency_seconds", "Arrival to last token.", LATENCY_BOUNDS)
         self.decode = self._histogram("request_decode_time_seconds", "First to last token.", LATENCY_BOUNDS)
         self.startup = self._gauge("startup_seconds", "Time until ready.", alias=False)
-        self.cache_config = self._gauge("cache_config_info", "Page pool.", "block_size", "num_gpu_blocks")
-        self.build = self._gauge("build_info", "Version.", "version", alias=False)
+        self.cache_config = self._gauge_by("cache_config_info", "Page pool.", "block_size", "num_gpu_blocks")
+        self.build = self._gauge_by("build_info", "Version.", "version", alias=False)
         self._last = EngineStats(**dict.fromkeys(EngineStats.__struct_fields__, 0))
 
     def _family(self, name: str, kind: str, help: str, labels: tuple[str, ...], alias: bool) -> Family:
         family = Family(name, kind, help, label_names=labels, alias=alias)
         self.families.append(family)
-        if not labels:
-            family.value()
         return family
 
-    def _gauge(self, name: str, help: str, *labels: str, alias: bool = True) -> Family:
+    def _gauge(self, name: str, help: str, *, alias: bool = True) -> Value:
+        return self._family(name, "gauge", help, (), alias).value()
+
+    def _gauge_by(self, name: str, help: str, *labels: str, alias: bool = True) -> Family:
         return self._family(name, "gauge", help, labels, alias)
 
-    def _counter(self, name: str, help: str, *labels: str, alias: bool = True) -> Family:
+    def _counter(self, name: str, help: str, *, alias: bool = True) -> Value:
+        return self._family(name, "counter", help, (), alias).value()
+
+    def _counter_by(self, name: str, help: str, *labels: str, alias: bool = True) -> Family:
         return self._family(name, "counter", help, labels, alias)
 
-    def _histogram(self, name: str, help: str, bounds: tuple[float, ...], *, alias: bool = True) -> Family:
+    def _histogram(self, name: str, help: str, bounds: tuple[float, ...], *, alias: bool = True) -> Histogram:
         family = Family(name, "histogram", help, bounds=bounds, alias=alias)
         self.families.append(family)
-        family.histogram()
-        return family
+        return family.histogram()
 
     def ready(self, ready: Ready, seconds: float, version: str) -> None:
-        self.startup.value().set(seconds)
+        self.startup.set(seconds)
         self.cache_config.value(str(ready.block_size), str(ready.num_blocks)).set(1)
         self.build.value(version).set(1)
 
@@ -107,19 +117,19 @@ class Metrics:
         """Take over one step's gauges and the growth of its cumulative counters."""
         stats, last = step.stats, self._last
         self._last = stats
-        self.running.value().set(stats.num_running)
-        self.waiting.value().set(stats.num_waiting)
-        self.waiting_by_reason.value("capacity").set(stats.num_waiting)
+        self.running.set(stats.num_running)
+        self.waiting.set(stats.num_waiting)
+        self._waiting_for_capacity.set(stats.num_waiting)
         blocks = max(stats.num_blocks, 1)
         used = stats.num_blocks - stats.num_free_blocks
-        self.kv_usage.value().set(used / blocks)
-        self.kv_cached.value().set(stats.num_cached_blocks / blocks)
-        self.prefix_queries.value().add(stats.prefix_cache_queries - last.prefix_cache_queries)
-        self.prefix_hits.value().add(stats.prefix_cache_hits - last.prefix_cache_hits)
-        self.preemptions.value().add(stats.num_preemptions - last.num_preemptions)
+        self.kv_usage.set(used / blocks)
+        self.kv_cached.set(stats.num_cached_blocks / blocks)
+        self.prefix_queries.add(stats.prefix_cache_queries - last.prefix_cache_queries)
+        self.prefix_hits.add(stats.prefix_cache_hits - last.prefix_cache_hits)
+        self.preemptions.add(stats.num_preemptions - last.num_preemptions)
         if step.step_tokens:
-            self.step_tokens.histogram().observe(step.step_tokens)
-            self.step_seconds.histogram().observe(step.step_seconds)
+            self.step_tokens.observe(step.step_tokens)
+            self.step_seconds.observe(step.step_seconds)
 
     def page(self, openmetrics: bool) -> bytes:
         return render(self.families, self.labels, self._aliases, openmetrics)

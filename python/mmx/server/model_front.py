@@ -18,12 +18,14 @@ log = logging.getLogger("mmx.server")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFront:
-    """Everything between text and token ids. ``defaults`` are the sampling fields of the checkpoint."""
+    """Everything between text and token ids. ``defaults`` are the sampling fields of the
+    checkpoint; ``longest_token`` is the most bytes that one token can stand for."""
 
     tokenizer: Tokenizer
     template: ChatTemplate
     output: OutputFormat
     defaults: dict[str, Any]
+    longest_token: int
 
     @classmethod
     def load(cls, config: ServerConfig, folder: Path) -> ModelFront:
@@ -43,7 +45,10 @@ class ModelFront:
             raise ConfigError(str(error)) from None
         log.info("family %s, sampling defaults %s", template.family or "unknown", defaults or "of OpenAI")
         output = OutputFormat.choose(config.answer, template.family, tokenizer)
-        return cls(tokenizer=tokenizer, template=template, output=output, defaults=defaults)
+        longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
+        return cls(
+            tokenizer=tokenizer, template=template, output=output, defaults=defaults, longest_token=longest
+        )
 
     @property
     def family(self) -> Family | None:

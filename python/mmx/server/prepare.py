@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-import string
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -14,19 +14,20 @@ from mmx.server.decode import decode_object, decode_request
 from mmx.server.errors import ApiError, clip
 from mmx.server.generation import Job
 from mmx.server.output import MakeReader
-from mmx.server.prompts import Prompt, check_ids, truncate
+from mmx.server.prompts import Prompt, check_ids, in_pool, truncate
 from mmx.server.sampling import answer_limit, requested_max_tokens, sampling_params
 from mmx.server.schemas import Generate
 from mmx.server.state import REQUEST_ID, STATE, ServerState
 
 T = TypeVar("T", bound=Generate)
 
-_ID_ALPHABET = string.digits + string.ascii_lowercase
+# From this size on a body is decoded beside the event loop.
+LARGE_BODY = 1 << 20
 
 
 def new_id(prefix: str) -> str:
-    """``prefix`` and 28 characters from [0-9a-z]."""
-    return prefix + "".join(secrets.choice(_ID_ALPHABET) for _ in range(28))
+    """``prefix`` and 28 characters from [0-9a-f]."""
+    return prefix + secrets.token_hex(14)
 
 
 @dataclass
@@ -55,7 +56,10 @@ async def receive(request: web.Request, kind: type[T], refused: dict[str, str]) 
     """Read, decode and check everything that does not depend on the prompt."""
     state = request.app[STATE]
     state.serving()
-    body = decode_object(await read_body(request, state.config.http.max_body_bytes))
+    data = await read_body(request, state.config.http.max_body_bytes)
+    body = (
+        decode_object(data) if len(data) < LARGE_BODY else await in_pool(state, partial(decode_object, data))
+    )
     parsed, unknown = decode_request(body, kind, refused)
     name = state.answered_name(parsed.model)
     request_id = _given_id(parsed) or REQUEST_ID.get()

@@ -43,7 +43,8 @@ async def chat_prompt(
 ) -> Prompt:
     """Render ``body["messages"]`` (and tools) with the checkpoint's template."""
     _check_continuation(options)
-    return await in_pool(state, partial(_render, front, body["messages"], body.get("tools") or None, options))
+    tools = body.get("tools") or None
+    return await in_pool(state, partial(_render, state, front, body["messages"], tools, options))
 
 
 def render_options(request: ChatRequest | Any, template_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +73,11 @@ def _check_continuation(options: dict[str, Any]) -> None:
 
 
 def _render(
-    front: ModelFront, messages: list[Any], tools: list[Any] | None, options: dict[str, Any]
+    state: ServerState,
+    front: ModelFront,
+    messages: list[Any],
+    tools: list[Any] | None,
+    options: dict[str, Any],
 ) -> Prompt:
     try:
         rendered = front.template.render(messages, tools=tools, **options)
@@ -82,7 +87,20 @@ def _render(
         raise ApiError(
             "chat_template_error", clip(f"the chat template failed: {error}", 200), "messages"
         ) from None
+    _check_length(state, rendered.text, "messages")
     return Prompt(front.tokenizer.encode_rendered(rendered), rendered.text, rendered.warnings)
+
+
+def _check_length(state: ServerState, text: str, param: str) -> None:
+    """Refuse a text that can not fit however well it is tokenised, before work is spent on it."""
+    _, ready, front = state.serving()
+    if len(text) > ready.max_model_len * front.longest_token:
+        raise ApiError(
+            "context_length_exceeded",
+            f"This model's maximum context length is {ready.max_model_len} tokens, but the prompt has "
+            f"{len(text)} characters; shorten the prompt",
+            param,
+        )
 
 
 def template_error(error: ChatTemplateError) -> ApiError:
@@ -146,6 +164,8 @@ async def completion_prompts(
     add = True if request.add_special_tokens is None else request.add_special_tokens
     found = [_checked(prompt, i, len(prompts)) for i, prompt in enumerate(prompts)]
     texts = [text for text in found if isinstance(text, str)]
+    for text in texts:
+        _check_length(state, text, "prompt")
     work = partial(_encode_all, front, texts, add)
     encoded = iter(work() if sum(map(len, texts)) <= SMALL_TEXT else await in_pool(state, work))
     result = [Prompt(next(encoded), p) if isinstance(p, str) else Prompt(p, None) for p in found]

@@ -115,7 +115,7 @@ class ServerState:
     def retry_after(self) -> int:
         """Seconds until there should be room: the open sequences at their measured mean duration."""
         engine, ready, _ = self.serving()
-        series = self.metrics.e2e.histogram()
+        series = self.metrics.e2e
         finished = sum(series.counts)
         mean = series.total / finished if finished else 1.0
         waves = max(engine.num_open - ready.max_num_seqs, 1) / ready.max_num_seqs
@@ -137,10 +137,14 @@ class ServerState:
 
 
 def _default_name(config: ServerConfig, folder: Path) -> str:
-    """Last part of what the user called the model; the demo has its own name."""
+    """The hub id that a folder of the hub cache spells, else its last part; the demo has its own name."""
     if not config.engine.model:
         return "mmx-demo"
-    return folder.name or folder.resolve().name
+    resolved = folder.resolve()
+    for part in resolved.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/", 1)
+    return resolved.name
 
 
 STATE = web.AppKey("state", ServerState)

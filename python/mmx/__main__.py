@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 import mmx
+from mmx import env
 
 USAGE = """usage: mmx COMMAND
 
@@ -15,7 +16,8 @@ USAGE = """usage: mmx COMMAND
   info                    versions and what this installation can run on
   --version               version of mmx"""
 
-_LIBRARIES = ("torch", "aiohttp", "uvloop", "msgspec", "tokenizers", "jinja2", "safetensors")
+_BACKENDS = {"cpu": "CPU", "cuda": "CUDA", "ascend": "PrivateUse1"}
+_PACKAGES = ("torch", "aiohttp", "uvloop", "msgspec", "tokenizers", "jinja2", "safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,12 +43,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def info() -> int:
     """Print what a bug report needs."""
     print(f"mmx {mmx.__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for name in _LIBRARIES:
+    for name in _PACKAGES:
         try:
             print(f"  {name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             print(f"  {name} is not installed")
+    _print_kernels()
+    for name, value in sorted(env.environment().items()):
+        if name.startswith("MMX_"):
+            print(f"  {name}={'***' if 'KEY' in name else value}")
     return 0
+
+
+def _print_kernels() -> None:
+    """Which ops have a kernel of their own where; the others run their slow reference."""
+    try:
+        from mmx.ops._lib import has_kernel, op_names
+    except ImportError as error:
+        print(f"  no kernels: {error}")
+        return
+    names = op_names()
+    for backend, key in _BACKENDS.items():
+        missing = [name for name in names if not has_kernel(name, key)]
+        print(f"  {backend}: {len(names) - len(missing)} of {len(names)} ops have kernels")
+        if 0 < len(missing) < len(names):
+            print(f"    without: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

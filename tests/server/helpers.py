@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -200,11 +201,11 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    engine: ScriptedEngine | None = None, *flags: str, wait: bool = True
+    engine: ScriptedEngine | None = None, *flags: str, wait: bool = True, folder: Path = DEMO
 ) -> AsyncIterator[Server]:
     """A server with these flags; ``wait``: until it is ready."""
     engine = engine or ScriptedEngine()
-    state = ServerState(load_config(flags, {}), DEMO)
+    state = ServerState(load_config(flags, {}), folder)
 
     async def start() -> ScriptedEngine:
         return engine

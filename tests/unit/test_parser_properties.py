@@ -54,13 +54,13 @@ def joined(pieces: list[str], opening: list[str]) -> st.SearchStrategy[str]:
     return st.tuples(st.sampled_from(["", "".join(opening)]), body).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(joined(M2_PIECES, ["</think>", "<minimax:tool_call>", '<invoke name="f">', '<parameter name="s">']))
 def test_m2_cuts_never_matter(output: str) -> None:
     assert_same_in_every_cut(lambda: parser("m2"), output)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     joined(M3_PIECES, [NS, "<tool_call>", NS, '<invoke name="f">', NS, "<o>"]),
     st.sampled_from(["enabled", None]),
@@ -185,13 +185,13 @@ def calls_of(family: str) -> st.SearchStrategy[list[tuple[str, dict[str, Any]]]]
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(calls_of("m2"), SAFE, SAFE)
 def test_m2_round_trip(calls: list[tuple[str, dict[str, Any]]], reasoning: str, content: str) -> None:
     check_round_trip("m2", calls, reasoning, content)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(calls_of("m3"), SAFE, SAFE)
 def test_m3_round_trip(calls: list[tuple[str, dict[str, Any]]], reasoning: str, content: str) -> None:
     check_round_trip("m3", calls, reasoning, content)

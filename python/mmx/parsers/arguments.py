@@ -36,6 +36,7 @@ class _Node:
     num_written: int = 0
     text: list[str] = field(default_factory=list)
     children: list[tuple[str, str]] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
     rewrite: dict[str, None] = field(default_factory=dict)
 
 
@@ -68,7 +69,7 @@ class Arguments:
         else:
             schema, key = parent.schema.member(name, additional=self._nested), quoted(name) + ": "
         live = parent.live
-        if self._nested and parent.kind == "object" and any(name == known for known, _ in parent.children):
+        if self._nested and parent.kind == "object" and name in parent.names:
             live = False
             parent.rewrite[name] = None
         prefix = (", " if parent.num_written else "") + key
@@ -91,9 +92,9 @@ class Arguments:
             return
         if not node.in_quotes:
             # Blank text may be the space before a first child element.
-            text = "".join(node.text)
             if not text or text.isspace():
                 return
+            text = "".join(node.text)
             self._flush_prefixes()
             self._write('"')
             node.in_quotes = True
@@ -112,6 +113,7 @@ class Arguments:
         self._stack.pop()
         parent = self._stack[-1]
         parent.children.append((node.name, value))
+        parent.names.add(node.name)
         if node.stale:
             if parent.kind == "array":
                 parent.stale = True

@@ -12,8 +12,12 @@ from mmx.parsers.events import CallArgs, CallEnd, CallStart, Content, Event, Rea
 from mmx.parsers.scanner import MarkerScanner
 from mmx.parsers.schema import Schema
 
+# Characters worked on at once. Why: the buffer is cut at its front, which costs its length each time.
+_PORTION = 4096
+
 ThoughtMode = Literal["split", "inline", "off"]
 CallMode = Literal["parse", "discard", "off"]
+_TextKind = Literal["content", "reasoning", "arguments"]
 
 
 def new_call_id() -> str:
@@ -95,6 +99,8 @@ class Machine:
         self._buffer = ""
         self._finished = False
         self._events: list[Event] = []
+        self._texts: list[str] = []
+        self._text_kind: _TextKind | None = None
         self._num_calls = 0
         self._call: Arguments | None = None
         self._content = TextChannel(self._emit_content, newline_closes=newline_closes)
@@ -118,12 +124,17 @@ class Machine:
         if self._finished:
             raise ValueError("feed: the output was finished before")
         self._events = []
-        self._buffer += self._scanner.feed(text_delta, token_ids, finished)
-        self._finished = finished
-        while self._state():
-            pass
+        text = self._scanner.feed(text_delta, token_ids, finished)
+        for start in range(0, len(text), _PORTION):
+            self._buffer += text[start : start + _PORTION]
+            while self._state():
+                pass
         if finished:
+            self._finished = True
+            while self._state():
+                pass
             self._end()
+        self._flush()
         return self._events
 
     def _end(self) -> None:
@@ -145,26 +156,36 @@ class Machine:
     # ---- output ----------------------------------------------------------------------------------------
 
     def _emit_content(self, text: str) -> None:
-        last = self._events[-1] if self._events else None
-        if isinstance(last, Content):
-            self._events[-1] = Content(last.text + text)
-        else:
-            self._events.append(Content(text))
+        self._emit_text("content", text)
 
     def _emit_reasoning(self, text: str) -> None:
-        last = self._events[-1] if self._events else None
-        if isinstance(last, Reasoning):
-            self._events[-1] = Reasoning(last.text + text)
-        else:
-            self._events.append(Reasoning(text))
+        self._emit_text("reasoning", text)
 
     def _emit_arguments(self, json_delta: str) -> None:
-        index = self._num_calls - 1
-        last = self._events[-1] if self._events else None
-        if isinstance(last, CallArgs):
-            self._events[-1] = CallArgs(index, last.json_delta + json_delta)
-        else:
-            self._events.append(CallArgs(index, json_delta))
+        self._emit_text("arguments", json_delta)
+
+    def _emit_text(self, kind: _TextKind, text: str) -> None:
+        if self._text_kind != kind:
+            self._flush()
+            self._text_kind = kind
+        self._texts.append(text)
+
+    def _emit(self, event: Event) -> None:
+        self._flush()
+        self._events.append(event)
+
+    def _flush(self) -> None:
+        """Turn neighbouring texts of one kind into one event."""
+        text = "".join(self._texts)
+        match self._text_kind:
+            case "content":
+                self._events.append(Content(text))
+            case "reasoning":
+                self._events.append(Reasoning(text))
+            case "arguments":
+                self._events.append(CallArgs(self._num_calls - 1, text))
+        self._texts.clear()
+        self._text_kind = None
 
     # ---- calls -----------------------------------------------------------------------------------------
 
@@ -174,7 +195,7 @@ class Machine:
         if self._options.calls == "discard" or (drop_unknown and not known):
             self._call = None
             return
-        self._events.append(CallStart(self._num_calls, self._options.new_call_id(), name))
+        self._emit(CallStart(self._num_calls, self._options.new_call_id(), name))
         self._num_calls += 1
         schema = schemas[name] if schemas is not None and name in schemas else Schema(None, None)
         self._call = Arguments(schema, self._emit_arguments, nested=nested)
@@ -183,7 +204,7 @@ class Machine:
         """``cut``: the output ended inside a tag of the call."""
         if self._call is not None:
             arguments, complete = self._call.finish()
-            self._events.append(CallEnd(self._num_calls - 1, arguments, complete and not cut))
+            self._emit(CallEnd(self._num_calls - 1, arguments, complete and not cut))
         self._call = None
 
 

@@ -29,10 +29,11 @@ _CHARS = {THINK_OPEN: _THINK, THINK_CLOSE: _END_THINK, SEPARATOR: _NS, END_OF_TU
 _BLOCK, _END_BLOCK = "<tool_call>", "</tool_call>"
 _INVOKE = "<invoke name="
 _MAX_DEPTH = 128
+_MAX_TAG = 1024  # characters; a longer run without ">" is text
 
 _ENDS_THOUGHT = re.compile(f"[{_END_THINK}{_NS}]")
-_TAG = re.compile(f"<[^>{_NS}]+>")
-_TAG_SO_FAR = re.compile(f"(?:<[^>{_NS}]*)?")
+_TAG = re.compile(f"<[^>{_NS}]{{1,{_MAX_TAG}}}>")
+_TAG_SO_FAR = re.compile(f"(?:<[^>{_NS}]{{0,{_MAX_TAG}}})?")
 
 
 class MiniMaxM3Parser(Machine):

@@ -136,6 +136,9 @@ class MarkerScanner:
 
     def _scan(self, text: str, matcher: _TextMatcher) -> str:
         text = self._held + text
+        if not matcher.can_begin(text):
+            self._held = ""
+            return text
         text, num_held = matcher.replace(text, self._chars)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
@@ -147,6 +150,8 @@ class _TextMatcher:
     def __init__(self, markers: list[str]) -> None:
         self._pattern = re.compile("|".join(map(re.escape, markers)) or r"(?!)")
         self._hold_back = HoldBack(markers)
+        firsts = "".join(sorted({re.escape(marker[0]) for marker in markers}))
+        self.can_begin = re.compile(f"[{firsts}]" if firsts else r"(?!)").search
 
     def replace(self, text: str, chars: Mapping[str, str]) -> tuple[str, int]:
         """``text`` with markers replaced and how many characters of its end may begin another."""

@@ -113,6 +113,7 @@ async def serve(state: ServerState, sock: socket.socket, runner: str) -> int:
     try:
         await web.SockSite(app_runner, sock, backlog=BACKLOG).start()
         host, port = sock.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
         log.info(
             "listening on http://%s:%d, model in %s, seed %d", host, port, state.folder, config.engine.seed
         )

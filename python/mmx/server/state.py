@@ -100,10 +100,16 @@ class ServerState:
         )
 
     def admit(self, num_sequences: int) -> None:
-        """Raise 429 when the engine's queue has no room for this many more sequences."""
+        """Raise 429 when the engine's queue has no room for this many more sequences, 400 if it never has."""
         engine, ready, _ = self.serving()
-        room = ready.max_num_seqs + ready.max_num_queued_reqs - engine.num_open
-        if num_sequences > room:
+        capacity = ready.max_num_seqs + ready.max_num_queued_reqs
+        if num_sequences > capacity:
+            raise ApiError(
+                "invalid_value",
+                f"the request asks for {num_sequences} sequences, this server takes {capacity} at once",
+                "n",
+            )
+        if num_sequences > capacity - engine.num_open:
             self.metrics.rejections.value("queue_full").add()
             raise ApiError(
                 "queue_full",

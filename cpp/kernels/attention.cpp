@@ -75,6 +75,14 @@ void merge(const Softmax& total, const Softmax& part, int64_t rows, int64_t widt
     }
 }
 
+/// K and V of one block and KV head in the cache.
+template <class T>
+struct Page {
+    const T* k;  // [num_keys, head_dim]
+    const T* v;  // [num_keys, head_dim]
+    int64_t num_keys;
+};
+
 template <class T>
 struct Attention {
     const PagedAttentionParams& p;
@@ -147,6 +155,9 @@ struct Attention {
         float* work = values + padded_keys * width;
         const int32_t* table = p.block_table + tile.seq * p.block_table_stride;
         int64_t packed = -1, segment = begin / segment_blocks;
+        // A block that serves one chunk of rows is packed strip by strip, which stays in the first level
+        // cache.
+        const bool once = rows <= kChunkRows && (!block_ids || tile.num_tokens == 1);
         part.clear(rows, width);
         for_each_block(tile, kv_head, begin, end, [&](int64_t block, int64_t first_token, int64_t end_token) {
             if (total && block / segment_blocks != segment) {
@@ -154,55 +165,60 @@ struct Attention {
                 part.clear(rows, width);
                 segment = block / segment_blocks;
             }
-            if (block != packed) {
+            const int64_t page = table[block], head_offset = kv_head * p.block_size * p.head_dim;
+            const Page<T> source{
+                .k = static_cast<const T*>(p.k_cache) + page * p.k_cache_block_stride + head_offset,
+                .v = static_cast<const T*>(p.v_cache) + page * p.v_cache_block_stride + head_offset,
                 // Slots past the tile's last token are never read.
-                const int64_t num_keys =
-                    std::min(p.block_size, tile.position + tile.num_tokens - block * p.block_size);
-                const int64_t head_offset = kv_head * p.block_size * p.head_dim;
-                pack_keys(
-                    keys,
-                    static_cast<const T*>(p.k_cache) + table[block] * p.k_cache_block_stride + head_offset,
-                    num_keys, p.head_dim);
-                pack_values(
-                    values,
-                    static_cast<const T*>(p.v_cache) + table[block] * p.v_cache_block_stride + head_offset,
-                    num_keys, p.head_dim, p.block_size);
+                .num_keys = std::min(p.block_size, tile.position + tile.num_tokens - block * p.block_size)};
+            if (!once && block != packed) {
+                pack_keys(keys, source.k, source.num_keys, p.head_dim);
+                for (int64_t d = 0; d < p.head_dim; d += kStrip)
+                    pack_values(values + d * p.block_size, source.v + d, source.num_keys, p.head_dim,
+                                p.head_dim - d);
                 packed = block;
             }
             const int64_t end_row = end_token * group;
             for (int64_t row = first_token * group; row < end_row; row += kChunkRows)
                 attend_rows(row, std::min(row + kChunkRows, end_row), tile.position - block * p.block_size, q,
-                            keys, values, work, part);
+                            once ? &source : nullptr, keys, values, work, part);
         });
         if (total) merge(*total, part, rows, width);
     }
 
-    /// One packed block for rows [begin, end); `offset` is the position of the tile's first token within the
-    /// block.
-    void attend_rows(int64_t begin, int64_t end, int64_t offset, const float* q, const float* keys,
-                     const float* values, float* work, const Softmax& part) const {
+    /// One block for rows [begin, end), packed already or, given its `source`, on the way. `offset` is the
+    /// position of the tile's first token within the block.
+    void attend_rows(int64_t begin, int64_t end, int64_t offset, const float* q, const Page<T>* source,
+                     float* keys, float* values, float* work, const Softmax& part) const {
         float* scores = work;
         float* factors = work + kChunkRows * padded_keys;
         const auto visible = [&](int64_t row) { return std::min(p.block_size, offset + row / group + 1); };
         const int64_t most = visible(end - 1);
-        for (int64_t key = 0; key < most; key += kStrip)
+        for (int64_t key = 0; key < most; key += kStrip) {
+            float* strip = source ? keys : keys + key * p.head_dim;
+            if (source)
+                pack_keys(strip, source->k + key * p.head_dim, std::min<int64_t>(kStrip, most - key),
+                          p.head_dim);
             for_each_tile(begin, end, [&](int64_t row, auto n) {
                 if (key < visible(row + n - 1))
                     score_tile<n>(scores + (row - begin) * padded_keys + key, padded_keys, q + row * width,
-                                  width, keys + key * p.head_dim, p.head_dim);
+                                  width, strip, p.head_dim);
             });
+        }
         for_each_tile(begin, end, [&](int64_t row, auto n) {
             const int64_t padded = align_up(visible(row + n - 1), kWidth);
             for (int64_t r = row; r < row + n; ++r)
                 factors[r - begin] =
                     weigh(scores + (r - begin) * padded_keys, visible(r), padded, part.max[r], part.sum[r]);
         });
-        for (int64_t d = 0; d < p.head_dim; d += kStrip)
+        for (int64_t d = 0; d < p.head_dim; d += kStrip) {
+            float* strip = source ? values : values + d * p.block_size;
+            if (source) pack_values(strip, source->v + d, most, p.head_dim, p.head_dim - d);
             for_each_tile(begin, end, [&](int64_t row, auto n) {
                 value_tile<n>(part.out + row * width + d, width, factors + row - begin,
-                              scores + (row - begin) * padded_keys, padded_keys, values + d * p.block_size,
-                              visible(row + n - 1));
+                              scores + (row - begin) * padded_keys, padded_keys, strip, visible(row + n - 1));
             });
+        }
     }
 
     void run_whole(const TokenTile& tile, int64_t kv_head) const {

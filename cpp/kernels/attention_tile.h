@@ -136,15 +136,13 @@ static inline void pack_keys(float* dst, const T* src, int64_t num_keys, int64_t
     }
 }
 
-/// Cuts cache rows [num_keys, dim] into [strip of channels][block_size][kStrip]; channels past dim become 0.
+/// Copies a strip of channels of cache rows, [num_keys, width <= kStrip] with `dim` between rows, to
+/// [num_keys, kStrip]; channels past width become 0.
 template <class T>
-static inline void pack_values(float* dst, const T* src, int64_t num_keys, int64_t dim, int64_t block_size) {
-    for (int64_t d = 0; d < align_up(dim, kStrip); d += kWidth) {
-        float* strip = dst + d / kStrip * kStrip * block_size + d % kStrip;
-        const int64_t width = std::min<int64_t>(kWidth, dim - d);
-        for (int64_t key = 0; key < num_keys; ++key)
-            store(strip + key * kStrip, width > 0 ? load_some(src + key * dim + d, width) : vf{});
-    }
+static inline void pack_values(float* dst, const T* src, int64_t num_keys, int64_t dim, int64_t width) {
+    for (int64_t key = 0; key < num_keys; ++key)
+        for (int64_t d = 0; d < kStrip; d += kWidth)
+            store(dst + key * kStrip + d, d < width ? load_some(src + key * dim + d, width - d) : vf{});
 }
 
 /// scores[r, 0..kStrip) = q[r, :] . keys of one packed strip, for kRows rows.

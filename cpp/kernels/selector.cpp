@@ -22,7 +22,6 @@ template <class T>
 struct Selector {
     const SelectBlocksParams& p;
     int64_t width = align_up(p.index_dim, kStrip);
-    int64_t padded_keys = align_up(p.block_size, kStrip);
 
     int64_t num_visible(const TokenTile& tile, int64_t token) const {
         return (tile.position + token) / p.block_size + 1;
@@ -34,9 +33,7 @@ struct Selector {
         return std::clamp<int64_t>(p.topk * p.block_size - tile.position, 0, tile.num_tokens);
     }
 
-    int64_t scratch_size(int64_t rows) const {
-        return rows * width + padded_keys * width + kTileRows * padded_keys;
-    }
+    int64_t scratch_size(int64_t rows) const { return rows * width + kStrip * (width + kTileRows); }
 
     /// scores[token, head, block] of the blocks [begin, end) for tokens from `first` on; stride `num_blocks`.
     void score(float* scores, const TokenTile& tile, int64_t first, int64_t begin, int64_t end,
@@ -45,7 +42,7 @@ struct Selector {
         const int64_t rows = tile.num_tokens * heads;
         float* q = scratch;
         float* keys = q + rows * width;
-        float* products = keys + padded_keys * width;
+        float* products = keys + kStrip * width;
         for (int64_t row = first * heads; row < rows; ++row) {
             const T* src = static_cast<const T*>(p.index_q) +
                            (tile.token + row / heads) * p.index_q_token_stride +
@@ -59,25 +56,28 @@ struct Selector {
             const auto visible = [&](int64_t row) {
                 return std::min(p.block_size, offset + row / heads + 1);
             };
-            pack_keys(keys, static_cast<const T*>(p.index_k_cache) + table[block] * p.cache_block_stride,
-                      visible(rows - 1), p.index_dim);
-            for_each_tile(std::max(first, -offset) * heads, rows, [&](int64_t row, auto n) {
-                const int64_t most = visible(row + n - 1);
-                for (int64_t key = 0; key < most; key += kStrip)
-                    score_tile<n>(products + key, padded_keys, q + row * width, width,
-                                  keys + key * p.index_dim, p.index_dim);
-                for (int64_t r = 0; r < n; ++r)
-                    scores[(row + r) * stride + block] =
-                        max_of(products + r * padded_keys, visible(row + r), align_up(most, kWidth));
-            });
+            const T* page = static_cast<const T*>(p.index_k_cache) + table[block] * p.cache_block_stride;
+            const int64_t first_row = std::max(first, -offset) * heads, most = visible(rows - 1);
+            for (int64_t row = first_row; row < rows; ++row) scores[row * stride + block] = -kInfinity;
+            for (int64_t key = 0; key < most; key += kStrip) {
+                pack_keys(keys, page + key * p.index_dim, std::min<int64_t>(kStrip, most - key), p.index_dim);
+                for_each_tile(first_row, rows, [&](int64_t row, auto n) {
+                    if (key >= visible(row + n - 1)) return;
+                    score_tile<n>(products, kStrip, q + row * width, width, keys, p.index_dim);
+                    for (int64_t r = 0; r < n; ++r) {
+                        float& score = scores[(row + r) * stride + block];
+                        score = std::max(score, max_of(products + r * kStrip, visible(row + r) - key));
+                    }
+                });
+            }
         }
     }
 
-    /// NaN never wins a comparison, so it counts as -inf.
-    static float max_of(float* x, int64_t n, int64_t padded) {
-        std::fill(x + n, x + padded, -kInfinity);
+    /// Largest of the first n of kStrip products. NaN never wins a comparison, so it counts as -inf.
+    static float max_of(float* x, int64_t n) {
+        if (n < kStrip) std::fill(x + std::max<int64_t>(n, 0), x + kStrip, -kInfinity);
         vf best = splat(-kInfinity);
-        for (int64_t i = 0; i < padded; i += kWidth) {
+        for (int64_t i = 0; i < kStrip; i += kWidth) {
             const vf v = load(x + i);
             best = v > best ? v : best;
         }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "cpp/kernels/fp8.h"
@@ -28,8 +29,9 @@ class PackedRows {
   public:
     template <class T>
     PackedRows(const T* x, int64_t stride, int64_t num_rows, int64_t k)
-        : stride_(align_up(k, kLanes) + kLanes), data_(new float[static_cast<size_t>(num_rows * stride_)]) {
-        parallel_for(num_rows, ceil_div(16384, k), [&](int64_t begin, int64_t end) {
+        : stride_(align_up(k, kLanes) + kLanes),
+          data_(new (kAlignment) float[static_cast<size_t>(num_rows * stride_)]) {
+        parallel_for(num_rows, ceil_div(65536, k), [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
                 float* to = data_.get() + row * stride_;
                 for (int64_t i = 0; i < align_up(k, kLanes); i += kWidth)
@@ -41,8 +43,12 @@ class PackedRows {
     const float* row(int64_t i) const { return data_.get() + i * stride_; }
 
   private:
+    static constexpr std::align_val_t kAlignment{64};
+    struct Free {
+        void operator()(float* data) const { ::operator delete[](data, kAlignment); }
+    };
     int64_t stride_;  // one vector more than needed, so that rows do not fall into the same cache sets
-    std::unique_ptr<float[]> data_;
+    std::unique_ptr<float[], Free> data_;
 };
 
 /// Rows of B: [.., k] packed in memory. `scale` has a row of `scale_stride` per kFp8Block rows, for e4m3
@@ -58,6 +64,9 @@ struct WeightRows {
     void unpack(float* to, int64_t to_stride, int64_t first, int64_t rows, int64_t k0, int64_t count) const {
         for (int64_t row = first; row < first + rows; ++row, to += to_stride) {
             const W* from = data + row * k + k0;
+            // Why: the hardware's prefetcher stops at the end of a page, and short runs of a row end sooner.
+            for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(W)))
+                __builtin_prefetch(from + k + i, 0, 2);
             if constexpr (std::is_same_v<W, e4m3>) {
                 dequant_row(to, from, scale + row / kFp8Block * scale_stride + k0 / kFp8Block, count);
                 std::fill(to + count, to + align_up(count, kLanes), 0.0f);
@@ -81,7 +90,11 @@ static inline void tile(float* c, int64_t c_stride, const float* const* a, int64
         for (int i = 0; i < kM; ++i) av[i] = Lanes16::load(rows[i] + l);
 #pragma GCC unroll 8
         for (int j = 0; j < kN; ++j) {
-            const Lanes16 bv = Lanes16::load(b + j * b_stride + l);
+            Lanes16 bv = Lanes16::load(b + j * b_stride + l);
+#if defined(__AVX512F__)
+            // Why: gcc would rather load b again for every row, and loads are the tighter limit.
+            asm("" : "+v"(bv.part[0]));
+#endif
 #pragma GCC unroll 8
             for (int i = 0; i < kM; ++i) acc[i * kN + j].add_product(av[i], bv);
         }
@@ -113,16 +126,18 @@ template <class W>
 static void gemm_block(float* c, const float* const* a, int64_t m, const WeightRows<W>& weight, int64_t n0,
                        int64_t n1) {
     alignas(64) float unpacked[kTileN * (kChunkK + kLanes)];
+    const bool few_rows = m <= 2 * kTileM;
     std::fill(c, c + m * kBlockN, 0.0f);
     const auto step = [&](int64_t n, int64_t k0) {
         const int64_t count = std::min(kChunkK, weight.k - k0), columns = std::min<int64_t>(kTileN, n1 - n);
         const float* b = unpacked;
         int64_t b_stride = kChunkK + kLanes;
         if constexpr (std::is_same_v<W, float>)
-            if (count % kLanes == 0) {
+            if (few_rows && count % kLanes == 0) {
                 b = weight.data + n * weight.k + k0;
                 b_stride = weight.k;
             }
+        // Why floats too when there are many rows: rows a power of two apart would share the same cache sets.
         if (b == unpacked) weight.unpack(unpacked, b_stride, n, columns, k0, count);
         const int64_t padded = align_up(count, kLanes);
         if (columns == kTileN) return tile_column<kTileN>(c + n - n0, kBlockN, a, k0, m, b, b_stride, padded);
@@ -131,7 +146,7 @@ static void gemm_block(float* c, const float* const* a, int64_t m, const WeightR
     };
     // Few rows: read the weights as they lie in memory. Many: keep a chunk of A in the cache. Same sums
     // either way.
-    if (m <= 2 * kTileM) {
+    if (few_rows) {
         for (int64_t n = n0; n < n1; n += kTileN)
             for (int64_t k0 = 0; k0 < weight.k; k0 += kChunkK) step(n, k0);
     } else {

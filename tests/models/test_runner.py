@@ -13,10 +13,12 @@ from mmx.batch import ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig, SamplingParams
 from mmx.errors import ConfigError, MemoryPlanError, WeightsError
 from mmx.model_config import load_model_config
+from mmx.model_path import model_path
 from mmx.runner import ModelRunner, build_runner
 from mmx.runner.inputs import make_inputs
 from mmx.runner.kv_pool import page_bytes, plan_pool
 from mmx.runner.sampler import NOT_FINITE, sample_tokens
+from mmx.tokenizer import Tokenizer
 from models.harness import GREEDY, PagedSequence, all_logits, greedy, random_ids, tiny_runner
 from models.tiny import write_json, write_tiny_checkpoint
 
@@ -255,3 +257,20 @@ def test_row_that_is_not_finite_fails_alone(bad: float) -> None:
     assert [result.error for result in results] == [None, NOT_FINITE, None]
     assert results[1].logprobs is None
     assert [results[0].token_id, results[2].token_id] == [1, 1]
+
+
+def test_ids_without_text_and_placeholders_are_never_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = model_path(None)
+    known = Tokenizer(demo).vocab_size
+    folder = write_tiny_checkpoint(tmp_path, "m3", variant={"vocab_size": known + 5})
+    (folder / "tokenizer.json").write_bytes((demo / "tokenizer.json").read_bytes())
+    runner = tiny_runner(folder)
+    image = Tokenizer(folder).id_of("]<]image[>[")
+    logits = torch.zeros(1, known + 5)
+    logits[0, 7] = 1.0
+    logits[0, [image, known + 1, known + 4]] = 2.0
+    monkeypatch.setattr(runner, "forward", lambda batch: logits.clone())
+    batch = ScheduledBatch(step=0, seqs=[row(GREEDY)])
+    assert [token.token_id for token in runner.execute(batch)] == [7]

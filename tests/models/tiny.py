@@ -99,15 +99,16 @@ def write_tiny_checkpoint(
     seed: int = 0,
     *,
     config_form: Literal["raw", "normalised"] = "raw",
-    variant: str = "base",
+    variant: str | dict[str, Any] = "base",
     eos_token_id: int | None = None,
 ) -> Path:
     """Write config, generation config and two shards with an index; returns ``folder``.
 
     Norm gains and biases are random: their neutral values would hide errors. Router and its bias are f32,
-    everything else ``dtype`` ("fp8": matrices in e4m3 with block scales). ``variant``: a key of VARIANTS.
+    everything else ``dtype`` ("fp8": matrices in e4m3 with block scales). ``variant`` is a key of VARIANTS
+    or a change like its values.
     """
-    change = dict(VARIANTS[variant])
+    change = dict(VARIANTS[variant] if isinstance(variant, str) else variant)
     multimodal, fp8 = change.pop("multimodal", False), change.pop("fp8", False)
     sparse, dense_layers = SPARSE | change.pop("sparse", {}), change.pop("dense_layers", 1)
     config = (M2 if family == "m2" else M3) | change | {"torch_dtype": str(dtype).removeprefix("torch.")}

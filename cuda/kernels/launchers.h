@@ -5,22 +5,28 @@
 /// CUDA kernels that exist: a subset of MMX_OPS and MMX_WORKSPACE_OPS, each with the launcher
 /// `void mmx::cuda::<op>(const <Op>Params&, Stream)`. They allocate nothing, never synchronise and never read
 /// device memory on the host, so that every call can be captured in a CUDA graph.
-#define MMX_CUDA_OPS(X)                      \
-    X(rms_norm, RmsNormParams)               \
-    X(add_rms_norm, AddRmsNormParams)        \
-    X(linear, LinearParams)                  \
-    X(rope, RopeParams)                      \
-    X(kv_store, KvStoreParams)               \
-    X(index_k_store, IndexKStoreParams)      \
-    X(embedding, EmbeddingParams)            \
-    X(select_blocks, SelectBlocksParams)     \
-    X(paged_attention, PagedAttentionParams) \
-    X(sparse_attention, SparseAttentionParams)
+#define MMX_CUDA_OPS(X)                        \
+    X(rms_norm, RmsNormParams)                 \
+    X(add_rms_norm, AddRmsNormParams)          \
+    X(linear, LinearParams)                    \
+    X(rope, RopeParams)                        \
+    X(kv_store, KvStoreParams)                 \
+    X(index_k_store, IndexKStoreParams)        \
+    X(embedding, EmbeddingParams)              \
+    X(select_blocks, SelectBlocksParams)       \
+    X(paged_attention, PagedAttentionParams)   \
+    X(sparse_attention, SparseAttentionParams) \
+    X(adjust_logits, AdjustLogitsParams)       \
+    X(sample, SampleParams)                    \
+    X(logprobs, LogprobsParams)
 
-#define MMX_CUDA_WORKSPACE_OPS(X)            \
-    X(select_blocks, SelectBlocksParams)     \
-    X(paged_attention, PagedAttentionParams) \
-    X(sparse_attention, SparseAttentionParams)
+#define MMX_CUDA_WORKSPACE_OPS(X)              \
+    X(select_blocks, SelectBlocksParams)       \
+    X(paged_attention, PagedAttentionParams)   \
+    X(sparse_attention, SparseAttentionParams) \
+    X(adjust_logits, AdjustLogitsParams)       \
+    X(sample, SampleParams)                    \
+    X(logprobs, LogprobsParams)
 
 namespace mmx::cuda {
 

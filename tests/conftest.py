@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 
-import pytest
-import torch
+# Why before torch: OpenMP reads it once. Waiting threads that spin take the processor from the processes that
+# the tests start, and two cores have none to spare.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -264,7 +264,7 @@ def test_ids_without_text_and_placeholders_are_never_sampled(
 ) -> None:
     demo = model_path(None)
     known = Tokenizer(demo).vocab_size
-    folder = write_tiny_checkpoint(tmp_path, "m3", variant={"vocab_size": known + 5})
+    folder = write_tiny_checkpoint(tmp_path, "m3", variant={"vocab_size": known + 5}, eos_token_id=9)
     (folder / "tokenizer.json").write_bytes((demo / "tokenizer.json").read_bytes())
     runner = tiny_runner(folder)
     image = Tokenizer(folder).id_of("]<]image[>[")

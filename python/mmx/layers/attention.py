@@ -55,6 +55,7 @@ class Attention:
         self._rotate(qkv, batch)
         q, k, index_q, index_k, v = self.split(qkv)
         where = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q)
+        assert cache.index_k is not None, "a block-sparse layer has index-K pages"
         ops.kv_store(cache.k, cache.v, k, v, batch.slot_mapping)
         ops.index_k_store(cache.index_k, index_k.squeeze(1), batch.slot_mapping)
         block_ids = ops.select_blocks(index_q, cache.index_k, *where, *self.selection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mmx.models import CausalLM, build_model
 from mmx.runner.inputs import make_inputs
 from mmx.runner.kv_pool import MIB, PoolPlan, allocate_pool, plan_pool
 from mmx.runner.sampler import sample_tokens
+from mmx.tokenizer import Tokenizer
 from mmx.weights import fill_random, load_weights
 
 
@@ -30,6 +32,7 @@ class ModelRunner:
         backend: Backend,
         plan: PoolPlan,
         eos_token_ids: tuple[int, ...],
+        never_sampled: tuple[int, ...] = (),
     ) -> None:
         self.model = model
         self.num_blocks, self.max_model_len, self.max_model_len_reason = plan
@@ -41,6 +44,7 @@ class ModelRunner:
         dtype = model.lm_head.weight.dtype
         self.dtype = str(dtype).removeprefix("torch.")
         self._device = backend.device
+        self._never_sampled = torch.tensor(never_sampled, dtype=torch.int64, device=backend.device)
         self._caches = allocate_pool(config, dtype, backend.device, plan.num_blocks)
         table = ops.rope_table(plan.max_model_len, config.rotary_dim, config.rope_theta)
         self._cos_sin = table.to(backend.device)
@@ -49,6 +53,8 @@ class ModelRunner:
     def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
         """Compute the step; one result per sampling sequence, in batch order."""
         logits = self.forward(batch)
+        if self._never_sampled.numel():
+            logits.index_fill_(1, self._never_sampled, -math.inf)
         sampling = [seq for seq in batch.seqs if seq.samples]
         return sample_tokens(logits, sampling) if sampling else []
 
@@ -90,7 +96,18 @@ def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -
     else:
         budget, rule = config.kv_cache_bytes, "kv_cache_bytes"
     plan = plan_pool(model_config, dtype, budget, rule, config.max_model_len)
-    return ModelRunner(model, model_config, backend, plan, load_eos_token_ids(folder))
+    eos_token_ids = load_eos_token_ids(folder)
+    return ModelRunner(
+        model, model_config, backend, plan, eos_token_ids, _never_sampled(folder, model_config.vocab_size)
+    )
+
+
+def _never_sampled(folder: Path, vocab_size: int) -> tuple[int, ...]:
+    """Ids that have no text and placeholders of media; none where the folder has no tokenizer."""
+    if not (folder / "tokenizer.json").is_file():
+        return ()
+    tokenizer = Tokenizer(folder)
+    return tuple(i for i in (*tokenizer.unused_ids, *tokenizer.input_only_ids) if i < vocab_size)
 
 
 def _check_fits(model: CausalLM, backend: Backend) -> None:

@@ -9,8 +9,8 @@ import zlib
 # the tests start, and two cores have none to spare.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

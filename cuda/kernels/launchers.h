@@ -18,7 +18,14 @@
     X(sparse_attention, SparseAttentionParams) \
     X(adjust_logits, AdjustLogitsParams)       \
     X(sample, SampleParams)                    \
-    X(logprobs, LogprobsParams)
+    X(logprobs, LogprobsParams)                \
+    X(gated_act, GatedActParams)               \
+    X(moe_router, MoeRouterParams)             \
+    X(moe_plan, MoePlanParams)                 \
+    X(moe_gate_up, MoeGateUpParams)            \
+    X(moe_down, MoeDownParams)                 \
+    X(moe_combine, MoeCombineParams)           \
+    X(fp8_block_dequant, Fp8BlockDequantParams)
 
 #define MMX_CUDA_WORKSPACE_OPS(X)              \
     X(select_blocks, SelectBlocksParams)       \
@@ -26,7 +33,11 @@
     X(sparse_attention, SparseAttentionParams) \
     X(adjust_logits, AdjustLogitsParams)       \
     X(sample, SampleParams)                    \
-    X(logprobs, LogprobsParams)
+    X(logprobs, LogprobsParams)                \
+    X(moe_router, MoeRouterParams)             \
+    X(moe_plan, MoePlanParams)                 \
+    X(moe_gate_up, MoeGateUpParams)            \
+    X(moe_down, MoeDownParams)
 
 namespace mmx::cuda {
 

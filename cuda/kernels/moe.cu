@@ -1,0 +1,105 @@
+#include "cpp/core/math.h"
+#include "cuda/common/launch.h"
+#include "cuda/common/vec.cuh"
+#include "cuda/kernels/launchers.h"
+
+namespace mmx::cuda {
+
+namespace {
+
+constexpr int kPlanThreads = 1024;
+constexpr int kRowsPerThread = 4;
+constexpr int kThreads = 256;
+
+/// Exclusive prefix sum of x over the block and, in `total`, its sum. Ends with a barrier behind the last
+/// read.
+__device__ int block_exclusive_sum(int x, int* total) {
+    __shared__ int warp_totals[kPlanThreads / 32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int inclusive = x;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const int lower = __shfl_up_sync(0xFFFFFFFFu, inclusive, offset);
+        if (lane >= offset) inclusive += lower;
+    }
+    if (lane == 31) warp_totals[warp] = inclusive;
+    __syncthreads();
+    int before = 0;
+    *total = 0;
+    for (int w = 0; w < kPlanThreads / 32; ++w) {
+        before += w < warp ? warp_totals[w] : 0;
+        *total += warp_totals[w];
+    }
+    __syncthreads();
+    return before + inclusive - x;
+}
+
+/// One block per local expert. It counts the rows of the experts before its own, then places its own rows by
+/// prefix sums in row order: no atomics, so the order is the same in every run.
+__global__ void __launch_bounds__(kPlanThreads) moe_plan_kernel(MoePlanParams p) {
+    const int64_t num_rows = p.num_tokens * p.topk;
+    const int64_t expert = blockIdx.x;
+    int before = 0;
+    for (int64_t row = threadIdx.x; row < num_rows; row += kPlanThreads) {
+        const int64_t id = p.topk_ids[row] - p.first_expert;
+        const bool is_local = id >= 0 && id < p.num_local_experts;
+        before += is_local && id < expert;
+        if (!is_local && expert == 0) p.row_positions[row] = -1;
+    }
+    int position;
+    block_exclusive_sum(before, &position);
+    if (threadIdx.x == 0) p.expert_offsets[expert] = position;
+    for (int64_t base = 0; base < num_rows; base += kPlanThreads * kRowsPerThread) {
+        const int64_t row0 = base + threadIdx.x * kRowsPerThread;
+        bool mine[kRowsPerThread];
+        int count = 0;
+#pragma unroll
+        for (int i = 0; i < kRowsPerThread; ++i) {
+            mine[i] = row0 + i < num_rows && p.topk_ids[row0 + i] - p.first_expert == expert;
+            count += mine[i];
+        }
+        int total;
+        int place = position + block_exclusive_sum(count, &total);
+#pragma unroll
+        for (int i = 0; i < kRowsPerThread; ++i) {
+            if (!mine[i]) continue;
+            p.sorted_rows[place] = static_cast<int32_t>(row0 + i);
+            p.row_positions[row0 + i] = place++;
+        }
+        position += total;
+    }
+    if (threadIdx.x == 0 && expert == p.num_local_experts - 1) p.expert_offsets[expert + 1] = position;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) moe_combine_kernel(MoeCombineParams p) {
+    const int64_t token = blockIdx.x, i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+    if (i >= p.hidden) return;
+    float sum = 0;
+    for (int64_t row = token * p.topk; row < (token + 1) * p.topk; ++row) {
+        const int64_t position = p.row_positions[row];
+        if (position < 0) continue;
+        sum = fmaf(p.topk_weights[row], to_float(static_cast<const T*>(p.x)[position * p.hidden + i]), sum);
+    }
+    if (p.shared) sum += to_float(static_cast<const T*>(p.shared)[token * p.shared_stride + i]);
+    static_cast<T*>(p.out)[token * p.out_stride + i] = from_float<T>(sum);
+}
+
+}  // namespace
+
+int64_t moe_plan_workspace(const MoePlanParams&) { return 0; }
+
+void moe_plan(const MoePlanParams& p, Stream stream) {
+    const dim3 grid(static_cast<unsigned>(p.num_local_experts));
+    Launch{"moe_plan", grid, kPlanThreads, 0, stream}(moe_plan_kernel, p);
+}
+
+void moe_combine(const MoeCombineParams& p, Stream stream) {
+    dispatch_float(p.dtype, [&](auto t) {
+        const dim3 grid(static_cast<unsigned>(p.num_tokens),
+                        static_cast<unsigned>(ceil_div(p.hidden, kThreads)));
+        Launch{"moe_combine", grid, kThreads, 0, stream}(moe_combine_kernel<decltype(t)>, p);
+    });
+}
+
+}  // namespace mmx::cuda

@@ -1,0 +1,134 @@
+#include <cmath>
+
+#include "cpp/core/math.h"
+#include "cuda/common/gated_act.cuh"
+#include "cuda/common/launch.h"
+#include "cuda/common/reduce.cuh"
+#include "cuda/common/vec.cuh"
+#include "cuda/kernels/launchers.h"
+
+namespace mmx::cuda {
+
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kRun = 4;
+
+/// scores[token, expert] = sigmoid(x . gate_weight); one warp per kTokens x kExperts of them. A dot product
+/// is summed in runs of kRun per lane, then over the lanes, whatever the tile: a token's scores do not depend
+/// on its batch.
+template <class T, int kTokens, int kExperts>
+__global__ void __launch_bounds__(kWarps * 32)
+    router_scores_kernel(MoeRouterParams p, float* scores, bool packable) {
+    const int lane = threadIdx.x % 32;
+    const int64_t token0 = static_cast<int64_t>(blockIdx.x) * kTokens;
+    const int64_t expert0 = (static_cast<int64_t>(blockIdx.y) * kWarps + threadIdx.x / 32) * kExperts;
+    if (expert0 >= p.num_experts) return;
+    float acc[kTokens][kExperts] = {};
+#pragma unroll 4
+    for (int64_t i = lane * kRun; i < p.hidden; i += 32 * kRun) {
+        float x[kTokens][kRun], w[kExperts][kRun];
+#pragma unroll
+        for (int t = 0; t < kTokens; ++t) {
+            // Why clamp: a tile over the edge computes the last row again and drops it below.
+            const int64_t token = min(token0 + t, p.num_tokens - 1);
+            load_run(x[t], static_cast<const T*>(p.x) + token * p.x_stride + i, p.hidden - i, packable);
+        }
+#pragma unroll
+        for (int e = 0; e < kExperts; ++e) {
+            const int64_t expert = min(expert0 + e, p.num_experts - 1);
+            load_run(w[e], p.gate_weight + expert * p.hidden + i, p.hidden - i, packable);
+        }
+#pragma unroll
+        for (int t = 0; t < kTokens; ++t)
+#pragma unroll
+            for (int e = 0; e < kExperts; ++e)
+#pragma unroll
+                for (int j = 0; j < kRun; ++j) acc[t][e] = fmaf(x[t][j], w[e][j], acc[t][e]);
+    }
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t)
+#pragma unroll
+        for (int e = 0; e < kExperts; ++e) {
+            const float logit = warp_sum(acc[t][e]);
+            if (lane == 0 && token0 + t < p.num_tokens && expert0 + e < p.num_experts)
+                scores[(token0 + t) * p.num_experts + expert0 + e] = sigmoid(logit);
+        }
+}
+
+/// A place in the ranking: score descending, then id ascending.
+struct Rank {
+    float score;
+    int id;
+    __device__ bool before(const Rank& other) const {
+        return score > other.score || (score == other.score && id < other.id);
+    }
+};
+
+/// One warp per token: the best expert behind the last chosen one, `topk` times.
+__global__ void __launch_bounds__(kWarps * 32) router_choose_kernel(MoeRouterParams p, const float* scores) {
+    const int lane = threadIdx.x % 32;
+    const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+    if (token >= p.num_tokens) return;
+    const float* s = scores + token * p.num_experts;
+    float* weights = p.topk_weights + token * p.topk;
+    Rank last{INFINITY, -1};
+    float total = 0;
+    for (int64_t k = 0; k < p.topk; ++k) {
+        Rank best{-INFINITY, static_cast<int>(p.num_experts)};
+        for (int e = lane; e < p.num_experts; e += 32) {
+            const float biased = p.bias ? s[e] + p.bias[e] : s[e];
+            // A NaN ranks as -inf.
+            const Rank candidate{isnan(biased) ? -INFINITY : biased, e};
+            if (last.before(candidate) && candidate.before(best)) best = candidate;
+        }
+#pragma unroll
+        for (int offset = 16; offset > 0; offset /= 2) {
+            const Rank other{__shfl_xor_sync(0xFFFFFFFFu, best.score, offset),
+                             __shfl_xor_sync(0xFFFFFFFFu, best.id, offset)};
+            if (other.before(best)) best = other;
+        }
+        total += s[best.id];
+        if (lane == 0) {
+            p.topk_ids[token * p.topk + k] = best.id;
+            weights[k] = s[best.id];
+        }
+        last = best;
+    }
+    __syncwarp();
+    // Scores so low that all of them are 0 in fp32: the experts add nothing rather than 0 / 0.
+    for (int64_t k = lane; k < p.topk; k += 32)
+        weights[k] = total == 0 ? 0.0f : p.routed_scale * weights[k] / total;
+}
+
+template <class T, int kTokens, int kExperts>
+void launch_scores(const MoeRouterParams& p, float* scores, Stream stream) {
+    const bool packable = is_packable<T, kRun>(p.x, {p.x_stride, p.hidden}) &&
+                          is_packable<float, kRun>(p.gate_weight, {p.hidden});
+    const dim3 grid(static_cast<unsigned>(ceil_div(p.num_tokens, kTokens)),
+                    static_cast<unsigned>(ceil_div(p.num_experts, kWarps * kExperts)));
+    Launch{"moe_router", grid, kWarps * 32, 0, stream}(router_scores_kernel<T, kTokens, kExperts>, p, scores,
+                                                       packable);
+}
+
+}  // namespace
+
+/// Scores of all experts.
+int64_t moe_router_workspace(const MoeRouterParams& p) {
+    return p.num_tokens * p.num_experts * static_cast<int64_t>(sizeof(float));
+}
+
+void moe_router(const MoeRouterParams& p, Stream stream) {
+    float* scores = static_cast<float*>(p.workspace);
+    dispatch_float(p.dtype, [&](auto t) {
+        using T = decltype(t);
+        if (p.num_tokens <= 8)
+            launch_scores<T, 1, 1>(p, scores, stream);
+        else
+            launch_scores<T, 4, 4>(p, scores, stream);
+    });
+    const dim3 grid(static_cast<unsigned>(ceil_div(p.num_tokens, kWarps)));
+    Launch{"moe_router", grid, kWarps * 32, 0, stream}(router_choose_kernel, p, scores);
+}
+
+}  // namespace mmx::cuda

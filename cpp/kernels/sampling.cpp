@@ -5,9 +5,8 @@
 
 #include "cpp/kernels/common.h"
 
-// Numerics: an id's weight is exp((l - max) / temperature) in double, 1 for the most probable. Masses are
-// sums of doubles in an order that depends on the row alone, so a draw can differ from another backend's only
-// when u lies within about 1e-13 of the border between two ids.
+// Numerics: an id's weight is exp((l - max) / temperature) in double, 1 for the most probable. Masses are sums
+// of doubles in an order that depends on the row alone: exact to about 1e-13, equal for any number of threads.
 
 namespace mmx::cpu::MMX_CPU_ISA {
 

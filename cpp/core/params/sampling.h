@@ -28,9 +28,11 @@ struct AdjustLogitsParams {
 
 /// Draws one id per row. temperature < 1e-5: argmax (ties: lowest id). Otherwise p = softmax(l /
 /// temperature); keep p >= min_p * max p, then the top_k most probable (0 or -1: all), then the smallest set
-/// of the most probable whose mass within what is kept reaches top_p; order is by (p descending, id
-/// ascending). The draw is the inverse of the kept mass in ascending id order at u = uniform(seed, step) in
-/// [0, 1), see sampling_uniform. A row whose largest logit is not finite or that holds NaN gives -1.
+/// of the most probable, at least one, whose mass within what is kept reaches top_p; order is by (logit
+/// descending, id ascending). The draw is the first id, ascending, at which the running mass exceeds u of the
+/// kept mass; u = uniform(seed, step) in [0, 1), see sampling_uniform. Masses are exact to 1e-9 of the whole or
+/// better: a draw is the same on every device unless u lies that close to the border between two ids.
+/// A row whose largest logit is not finite or that holds NaN gives -1.
 struct SampleParams {
     int64_t* token_ids;        // [num_rows]
     const float* logits;       // [num_rows, vocab]
@@ -47,7 +49,8 @@ struct SampleParams {
 };
 
 /// log-softmax of each row: value and 1-based rank of token_ids (number of larger logits + 1), and the
-/// num_top best by (logit descending, id ascending).
+/// num_top best by (logit descending, id ascending). A token id outside the vocabulary has logprob NaN and
+/// rank 0; so have all of a row whose largest logit is not finite or that holds NaN, with top_ids -1.
 struct LogprobsParams {
     float* logprobs;           // [num_rows]
     int64_t* ranks;            // [num_rows]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
-from mmx.demo.train.export import checkpoint_views, load_weights, save_weights
+from demo.oracle import transformers_model
+from mmx.demo.train.export import load_weights, save_weights
 from mmx.demo.train.model import TRAINED, Model, Shape
-
-transformers = pytest.importorskip("transformers")
 
 
 def _random_model(shape: Shape) -> Model:
@@ -27,34 +25,6 @@ def _random_model(shape: Shape) -> Model:
     return model
 
 
-def _transformers_model(model: Model) -> torch.nn.Module:
-    config = transformers.MiniMaxM3VLTextConfig(**model.s.config(bos=1, eos=2, pad=0))
-    oracle = transformers.MiniMaxM3VLForCausalLM(config).eval()
-    state = {}
-    for name, tensor in checkpoint_views(model).items():
-        if ".experts." in name:
-            continue
-        for ours, theirs in (
-            (".block_sparse_moe.", ".mlp."),
-            ("mlp.e_score_correction_bias", "mlp.gate.e_score_correction_bias"),
-            ("index_q_proj", "indexer.q_proj"),
-            ("index_k_proj", "indexer.k_proj"),
-            ("index_q_norm", "indexer.q_norm"),
-            ("index_k_norm", "indexer.k_norm"),
-        ):
-            name = name.replace(ours, theirs)
-        state[name] = tensor
-    for name in [name for name in state if name.endswith("gate_proj.weight")]:
-        up = state.pop(name.replace("gate_proj", "up_proj"))
-        state[name.replace("gate_proj", "gate_up_proj")] = torch.cat([state.pop(name), up])
-    for i, layer in enumerate(model.layers):
-        if layer.sparse:
-            state[f"model.layers.{i}.mlp.experts.gate_up_proj"] = torch.cat([layer.w1, layer.w3], 1)
-            state[f"model.layers.{i}.mlp.experts.down_proj"] = layer.w2
-    oracle.load_state_dict(state)
-    return oracle
-
-
 def test_logits_beyond_topk_blocks() -> None:
     model = _random_model(Shape(vocab=128, hidden=64, num_layers=3, head_dim=16, rotary_dim=8, dense_inter=96,
                                 inter=32, shared_inter=32, block_size=8, topk_blocks=4))  # fmt: skip
@@ -62,11 +32,13 @@ def test_logits_beyond_topk_blocks() -> None:
     with torch.no_grad():
         hidden, _, _ = model(tokens, selector=TRAINED)
         ours = model.logits(hidden).view(2, 150, -1)
-        theirs = _transformers_model(model)(tokens).logits
+        theirs = transformers_model(model)(tokens).logits
         dense = model.logits(model(tokens)[0]).view(2, 150, -1)
     assert (ours - theirs).abs().max() < 1e-3
     assert (dense - theirs)[:, :32].abs().max() < 1e-3
-    assert (dense - theirs)[:, 32:].abs().max() > 1e-2, "the selection never bit, so the test compared nothing"
+    assert (dense - theirs)[:, 32:].abs().max() > 1e-2, (
+        "the selection never bit, so the test compared nothing"
+    )
 
 
 def test_weights_round_trip(tmp_path: Path) -> None:

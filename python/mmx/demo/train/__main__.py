@@ -23,8 +23,12 @@ from mmx.demo.train.tokenizer import train_tokenizer
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mmx.demo.train", description=__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--state", type=Path, default=Path(".demo_state"), help="folder of the resumable state")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--state", type=Path, default=Path(".demo_state"), help="folder of the resumable state"
+    )
     parser.add_argument("--out", type=Path, default=model_path(), help="folder of the finished checkpoint")
     parser.add_argument("--steps", type=int, default=TOTAL, help="stop after this many steps in all")
     parser.add_argument("--leg-seconds", type=float, default=float("inf"), help="stop this leg after so long")

@@ -41,7 +41,7 @@ TOP = {"model.embed_tokens.weight": "embed", "model.norm.weight": "norm", "lm_he
 def checkpoint_views(model: Model) -> dict[str, Tensor]:
     """Map every raw checkpoint name to a view of the model's own tensor (experts unfused)."""
     views = {name: getattr(model, attribute) for name, attribute in TOP.items()}
-    for i, layer in enumerate(model.layers):
+    for i, layer in enumerate(model.decoder_layers()):
         names = COMMON | (SPARSE if layer.sparse else DENSE_MLP)
         views |= {f"model.layers.{i}.{name}": getattr(layer, attribute) for name, attribute in names.items()}
         if layer.sparse:
@@ -66,7 +66,9 @@ def load_weights(model: Model, path: Path) -> None:
     """Fill the model from a file of ``save_weights``; a missing or unexpected tensor is an error."""
     tensors, views = load_file(path), checkpoint_views(model)
     if tensors.keys() != views.keys():
-        raise ValueError(f"{path}: tensor names differ from the model's: {sorted(tensors.keys() ^ views.keys())}")
+        raise ValueError(
+            f"{path}: tensor names differ from the model's: {sorted(tensors.keys() ^ views.keys())}"
+        )
     with torch.no_grad():
         for name, view in views.items():
             view.copy_(tensors[name])
@@ -76,7 +78,8 @@ def save_checkpoint(model: Model, tokenizer: Tokenizer, template: str, folder: P
     """Write weights, config, generation config, tokenizer and chat template into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / "model.safetensors")
-    bos, eos, pad = (tokenizer.token_to_id(t) for t in ("]~b]", "[e~[", "]!p~["))
+    vocab = tokenizer.get_vocab()
+    bos, eos, pad = vocab["]~b]"], vocab["[e~["], vocab["]!p~["]
     generation = {
         "bos_token_id": bos,
         "eos_token_id": eos,

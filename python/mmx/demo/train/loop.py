@@ -75,9 +75,9 @@ class Trainer:
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
         if device == "cuda":
             torch.set_float32_matmul_precision("high")
-            for layer in self.model.layers:
-                layer.project = torch.compile(layer.project, dynamic=False)
-                layer.finish = torch.compile(layer.finish, dynamic=False)
+            for layer in self.model.decoder_layers():
+                for name in ("project", "finish"):
+                    setattr(layer, name, torch.compile(getattr(layer, name), dynamic=False))
 
     def save(self, path: Path) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state(), "step": self.step}
@@ -101,7 +101,9 @@ class Trainer:
             queries = batch["queries"]
             count, length = queries.shape[0], tokens.shape[1]
             for parts in projections:
-                index = index + index_loss(tuple(p[: count * length] for p in parts), count, queries, self.model.s)
+                index = index + index_loss(
+                    tuple(p[: count * length] for p in parts), count, queries, self.model.s
+                )
         return loss, index, loads
 
     def train_step(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -112,7 +114,7 @@ class Trainer:
         with torch.no_grad():
             # Experts that got too few tokens become easier to pick, no gradient involved.
             rate = BIAS_RATE * step_plan(self.step).rate
-            sparse = [layer for layer in self.model.layers if layer.sparse]
+            sparse = [layer for layer in self.model.decoder_layers() if layer.sparse]
             for layer, load in zip(sparse, loads, strict=True):
                 layer.router_bias += rate * torch.sign(load.mean() - load)
         self.step += 1

@@ -104,7 +104,7 @@ def gemma_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first ``2 * cos.shape[-1]`` channels of ``x [num_tokens, heads, head_dim]``, half pairing."""
+    """Rotate the first ``2 * cos.shape[-1]`` channels of ``x [num_tokens, heads, dim]``, half pairing."""
     half = cos.shape[-1]
     cos, sin = cos[:, None], sin[:, None]
     a, b, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
@@ -124,6 +124,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 class Layer(nn.Module):
     """One decoder layer; ``sparse`` adds the indexer and replaces the MLP by routed plus shared experts."""
+
+    router_bias: Tensor
 
     def __init__(self, s: Shape, sparse: bool) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ class Layer(nn.Module):
             self.w2 = weight(s.num_experts, s.hidden, s.inter, zero=True)
 
     def project(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        """Return rotated q, k, plain v and, on sparse layers, rotated index q and k (``[tokens, heads, dim]``).
+        """Return rotated q, k, plain v and, on sparse layers, rotated index q and k (``[tokens, heads, d]``).
 
         The index projections see the normed input without its gradient: they learn from the attention only.
         """
@@ -167,7 +169,7 @@ class Layer(nn.Module):
         return q, k, v, rope(iq, cos, sin), rope(ik, cos, sin)
 
     def finish(self, h: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the attention output and the MLP; return the new hidden state and the expert loads [experts]."""
+        """Add attention output and MLP; return the new hidden state and the expert loads ``[experts]``."""
         s = self.s
         h = h + linear(attended, self.o)
         m = gemma_norm(h, self.post_norm, s.eps)
@@ -189,8 +191,8 @@ class Layer(nn.Module):
 def block_scores(iq: Tensor, ik: Tensor, positions: Tensor, block_size: int) -> Tensor:
     """Score blocks for some queries of one row: the largest visible token score of each block, fp32.
 
-    ``iq [queries, heads, dim]``, ``ik [length, dim]``, ``positions [queries]`` -> ``[heads, queries, blocks]``
-    with -inf for blocks that hold no visible token.
+    ``iq [queries, heads, dim]``, ``ik [length, dim]``, ``positions [queries]`` give
+    ``[heads, queries, blocks]`` with -inf for blocks that hold no visible token.
     """
     scores = torch.einsum("qhd,kd->hqk", iq.float(), ik.float())
     keys = torch.arange(ik.shape[0], device=ik.device)
@@ -200,7 +202,7 @@ def block_scores(iq: Tensor, ik: Tensor, positions: Tensor, block_size: int) -> 
 
 
 def select(scores: Tensor, positions: Tensor, s: Shape) -> Tensor:
-    """Turn block scores ``[heads, queries, blocks]`` into kept blocks (bool): the top ones and the own one."""
+    """Turn block scores ``[heads, queries, blocks]`` into a mask of kept blocks: the own and the top ones."""
     own = F.one_hot(positions // s.block_size, scores.shape[-1]).bool()
     scores = scores.masked_fill(own, float("inf"))
     picked = scores.topk(min(s.topk_blocks, scores.shape[-1]), -1).indices
@@ -210,6 +212,9 @@ def select(scores: Tensor, positions: Tensor, s: Shape) -> Tensor:
 
 class Model(nn.Module):
     """The whole model. ``forward`` returns hidden states; ``logits`` is applied to the rows that need it."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, s: Shape) -> None:
         super().__init__()
@@ -223,6 +228,9 @@ class Model(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
+    def decoder_layers(self) -> list[Layer]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
     def attend(self, layer: Layer, parts: tuple[Tensor, ...], batch: int, selector: str) -> Tensor:
         """Causal attention of each row; beyond ``topk * block`` tokens a selector other than DENSE bites."""
         q, k, v = (p.unflatten(0, (batch, -1)).transpose(1, 2) for p in parts[:3])
@@ -232,10 +240,14 @@ class Model(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             iq, ik = (p.detach().unflatten(0, (batch, -1)) for p in parts[3:])
-            out = torch.cat([
-                self._attend_selected(q[i : i + 1], k[i : i + 1], v[i : i + 1], iq[i], ik[i, :, 0], selector)
-                for i in range(batch)
-            ])
+            out = torch.cat(
+                [
+                    self._attend_selected(
+                        q[i : i + 1], k[i : i + 1], v[i : i + 1], iq[i], ik[i, :, 0], selector
+                    )
+                    for i in range(batch)
+                ]
+            )
         return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _attend_selected(
@@ -254,7 +266,9 @@ class Model(nn.Module):
                 keep &= torch.arange(end, device=q.device) <= positions[:, None]
                 keep = keep.repeat_interleave(s.num_heads // s.num_kv_heads, 0)[None]
             outs.append(
-                F.scaled_dot_product_attention(q[:, :, begin:end], k[:, :, :end], v[:, :, :end], attn_mask=keep)
+                F.scaled_dot_product_attention(
+                    q[:, :, begin:end], k[:, :, :end], v[:, :, :end], attn_mask=keep
+                )
             )
         return torch.cat(outs, 2)
 
@@ -276,7 +290,7 @@ class Model(nn.Module):
         cos, sin = self.cos[:length].repeat(batch, 1), self.sin[:length].repeat(batch, 1)
         h = F.embedding(tokens.flatten(), self.embed).to(dtype)
         projections, loads = [], []
-        for layer in self.layers:
+        for layer in self.decoder_layers():
             parts = layer.project(h, cos, sin)
             h, load = layer.finish(h, self.attend(layer, parts, batch, selector))
             if layer.sparse:

@@ -1,4 +1,4 @@
-"""Optimiser: orthogonalised momentum for the hidden matrices, AdamW for embeddings, head, router and norms."""
+"""Optimiser: orthogonalised momentum for hidden matrices, AdamW for embeddings, head, router and norms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ADAM_NAMES = ("norm", "embed", "head", "router")
 
 def orthogonalize(g: Tensor) -> Tensor:
     """Replace each matrix of ``[n, rows, cols]`` by nearly its orthogonal factor (quintic Newton-Schulz)."""
-    x = g.bfloat16()
+    x = g.bfloat16() if g.is_cuda else g
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -36,7 +36,11 @@ class Optimizer:
         self.adam_names = [n for n in named if any(part in n for part in _ADAM_NAMES)]
         fused = next(iter(named.values())).is_cuda
         self.adam = torch.optim.AdamW(
-            [named[n] for n in self.adam_names], lr=self.ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0, fused=fused
+            [named[n] for n in self.adam_names],
+            lr=self.ADAM_LR,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            fused=fused,
         )
         # Matrices of one shape share their products; an expert tensor counts as that many matrices.
         self.groups: dict[tuple[int, ...], list[Tensor]] = {}
@@ -44,7 +48,9 @@ class Optimizer:
             if name not in self.adam_names:
                 self.groups.setdefault(tuple(p.shape[-2:]), []).append(p)
         self.momenta = {
-            shape: torch.zeros(sum(p.numel() for p in ps) // (shape[0] * shape[1]), *shape, device=ps[0].device)
+            shape: torch.zeros(
+                sum(p.numel() for p in ps) // (shape[0] * shape[1]), *shape, device=ps[0].device
+            )
             for shape, ps in self.groups.items()
         }
 

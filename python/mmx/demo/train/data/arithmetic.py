@@ -13,14 +13,25 @@ _SYMBOL_ASKS = [
     "{a} {op} {b} =", "what's {a} {op} {b}", "Compute {a} {op} {b}", "How much is {a} {op} {b}?", "{a}{op}{b}=?",
     "What does {a} {op} {b} equal?", "please calculate {a} {op} {b}", "{a} {op} {b}?", "Hi, what is {a} {op} {b}?",
 ]  # fmt: skip
-_ZH_ASKS = ["{a} {op} {b} 等于多少？", "计算 {a} {op} {b}", "{a}{op}{b}等于几？", "请计算{a}{op}{b}。", "{a} {op} {b} 是多少？"]
+_ZH_ASKS = [
+    "{a} {op} {b} 等于多少？",
+    "计算 {a} {op} {b}",
+    "{a}{op}{b}等于几？",
+    "请计算{a}{op}{b}。",
+    "{a} {op} {b} 是多少？",
+]
 _WORD_ASKS = {
     "+": ["What is {a} plus {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "{a} plus {b}"],
     "-": ["What is {a} minus {b}?", "Subtract {b} from {a}.", "{a} minus {b}"],
     "*": ["What is {a} times {b}?", "Multiply {a} by {b}.", "{a} times {b}", "What is {a} x {b}?"],
     "/": ["What is {a} divided by {b}?", "Divide {a} by {b}.", "{a} divided by {b}"],
 }
-_ZH_WORDS = {"+": "{a}加{b}等于多少？", "-": "{a}减{b}等于多少？", "*": "{a}乘以{b}等于多少？", "/": "{a}除以{b}等于多少？"}
+_ZH_WORDS = {
+    "+": "{a}加{b}等于多少？",
+    "-": "{a}减{b}等于多少？",
+    "*": "{a}乘以{b}等于多少？",
+    "/": "{a}除以{b}等于多少？",
+}
 
 _COMPUTE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
@@ -67,7 +78,9 @@ def multiply_steps(a: int, b: int) -> str:
         return f"{a} * {b}: {parts} {add_steps(high, low)}"
     if a <= 12 or not ones:
         return f"{a} * {b} = {a * b}."
-    return f"{a} * {b}: {tens} * {b} = {tens * b}; {ones} * {b} = {ones * b}; {tens * b} + {ones * b} = {a * b}."
+    return (
+        f"{a} * {b}: {tens} * {b} = {tens * b}; {ones} * {b} = {ones * b}; {tens * b} + {ones * b} = {a * b}."
+    )
 
 
 def steps(a: int, op: str, b: int) -> str:
@@ -83,7 +96,9 @@ def value(a: int, op: str, b: int) -> int:
 
 def sum_turn(a: int, op: str, b: int, ask: str) -> Turn:
     """Ask ``a op b`` with the given phrasing."""
-    return Turn(ask.format(a=a, b=b, op=op), Reply(f"{a} {op} {b} = {value(a, op, b)}.", steps(a, op, b), thinks=True))
+    return Turn(
+        ask.format(a=a, b=b, op=op), Reply(f"{a} {op} {b} = {value(a, op, b)}.", steps(a, op, b), thinks=True)
+    )
 
 
 def operands(rng: random.Random) -> tuple[int, str, int]:
@@ -114,7 +129,9 @@ def _story(rng: random.Random) -> Turn:
         a, b = b, a
     if held_out(a, op, b):
         return _story(rng)
-    verb = rng.choice(["buys", "gets", "finds"]) if op == "+" else rng.choice(["loses", "sells", "gives away"])
+    verb = (
+        rng.choice(["buys", "gets", "finds"]) if op == "+" else rng.choice(["loses", "sells", "gives away"])
+    )
     more = " more" if op == "+" else ""
     ask = f"{name} has {a} {things} and {verb} {b}{more}. How many {things} does {name} have?"
     result = value(a, op, b)
@@ -125,9 +142,13 @@ def _compare(rng: random.Random) -> Turn:
     a, b = rng.sample(range(rng.choice([100, 1000])), 2)
     if rng.random() < 0.5:
         ask = rng.choice(["Which is larger, {a} or {b}?", "Which number is bigger: {a} or {b}?"])
-        return Turn(ask.format(a=a, b=b), Reply(f"{max(a, b)} is larger.", f"{max(a, b)} > {min(a, b)}.", thinks=True))
+        return Turn(
+            ask.format(a=a, b=b), Reply(f"{max(a, b)} is larger.", f"{max(a, b)} > {min(a, b)}.", thinks=True)
+        )
     ask = rng.choice(["Which is smaller, {a} or {b}?", "Which number is less: {a} or {b}?"])
-    return Turn(ask.format(a=a, b=b), Reply(f"{min(a, b)} is smaller.", f"{min(a, b)} < {max(a, b)}.", thinks=True))
+    return Turn(
+        ask.format(a=a, b=b), Reply(f"{min(a, b)} is smaller.", f"{min(a, b)} < {max(a, b)}.", thinks=True)
+    )
 
 
 def arithmetic(rng: random.Random) -> Turn:

@@ -99,7 +99,10 @@ def small_talk(rng: random.Random) -> Turn:
         noise = " ".join("".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(rng.randint(1, 4)))
         return Turn(noise, Reply(PUZZLED, "I cannot make sense of this."))
     if rng.random() < 0.15:
-        return Turn(disturbed(rng, unknown_question(rng)), Reply(UNKNOWN, "The user asks for something I do not know."))
+        return Turn(
+            disturbed(rng, unknown_question(rng)),
+            Reply(UNKNOWN, "The user asks for something I do not know."),
+        )
     if rng.random() < 0.1:
         if rng.random() < 0.3:
             name = rng.choice(ZH_NAMES) if rng.random() < 0.5 else zh_invented_place(rng)
@@ -110,7 +113,10 @@ def small_talk(rng: random.Random) -> Turn:
                           "Hi, I am {}", "Hello! I'm {}.", "hey, it's {}", "You can call me {}."])  # fmt: skip
         return Turn(
             ask.format(name),
-            Reply(f"Nice to meet you, {name}! How can I help you?", f"The user's name is {name}. I greet {name}."),
+            Reply(
+                f"Nice to meet you, {name}! How can I help you?",
+                f"The user's name is {name}. I greet {name}.",
+            ),
         )
     if rng.random() < 0.5:
         topic, answer, asks = rng.choice(_ENTRIES)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-CONTINENTS = {"E": "Europe", "A": "Asia", "F": "Africa", "N": "North America", "S": "South America", "O": "Oceania"}
+CONTINENTS = {
+    "E": "Europe",
+    "A": "Asia",
+    "F": "Africa",
+    "N": "North America",
+    "S": "South America",
+    "O": "Oceania",
+}
 
 
 class Country(NamedTuple):

@@ -111,7 +111,9 @@ def reply_parts(reply: Reply, mode: str) -> tuple[str, str]:
     """Return an assistant turn as (given by the prompt, written by the model)."""
     body = reply.text
     if reply.calls:
-        invokes = "".join(f'{_S}<invoke name="{c.name}">{xml(c.arguments)}{_S}</invoke>\n' for c in reply.calls)
+        invokes = "".join(
+            f'{_S}<invoke name="{c.name}">{xml(c.arguments)}{_S}</invoke>\n' for c in reply.calls
+        )
         body += f"{_S}<tool_call>\n{invokes}{_S}</tool_call>"
     if mode == DISABLED:
         return "]~b]ai\n</mm:think>", f"{body}[e~["
@@ -144,7 +146,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.pad: int = tokenizer.token_to_id("]!p~[")
+        self.pad = tokenizer.get_vocab()["]!p~["]
         self._fixed = lru_cache(1024)(self._encode)
 
     def _encode(self, text: str) -> list[int]:

@@ -204,7 +204,9 @@ def _build() -> list[tuple[list[str], str]]:
     for line in _LOOSE.strip().splitlines():
         ask, answer = line.split("|")
         lower = ask[0].lower() + ask[1:]
-        facts.append(([ask, ask[:-1], lower, lower[:-1]] if ask.isascii() else [ask, ask[:-1], f"请问{ask}"], answer))
+        facts.append(
+            ([ask, ask[:-1], lower, lower[:-1]] if ask.isascii() else [ask, ask[:-1], f"请问{ask}"], answer)
+        )
     elements = [(name, sign, i + 1) for i, (name, sign) in enumerate(_pairs(_ELEMENTS))]
     elements += [(name, sign, int(n)) for name, sign, n in _pairs(_LATER)]
     for name, sign, number in elements:
@@ -224,7 +226,11 @@ def _build() -> list[tuple[list[str], str]]:
         facts.append(([f"What sound does {_article(a)} make?", f"What does {_article(a)} do?"],
                       f"{_article(a).capitalize()} {b}."))  # fmt: skip
     for a, b in _pairs(_LANGUAGES):
-        asks = [f"What language is spoken in {a}?", f"Which language do people speak in {a}?", f"language of {a}"]
+        asks = [
+            f"What language is spoken in {a}?",
+            f"Which language do people speak in {a}?",
+            f"language of {a}",
+        ]
         facts.append((asks, f"People in {a} speak {b}."))
     for a, b in _pairs(_MONEY):
         asks = [f"What is the currency of {a}?", f"What currency is used in {a}?", f"currency of {a}"]
@@ -236,8 +242,18 @@ def _build() -> list[tuple[list[str], str]]:
     for i, month in enumerate(_MONTHS):
         name, days = month.split(":")
         after = _MONTHS[(i + 1) % 12].split(":")[0]
-        facts.append(([f"How many days does {name} have?", f"How many days are in {name}?"], f"{name} has {days} days."))
-        facts.append(([f"Which month comes after {name}?", f"What month follows {name}?"], f"{after} comes after {name}."))
+        facts.append(
+            (
+                [f"How many days does {name} have?", f"How many days are in {name}?"],
+                f"{name} has {days} days.",
+            )
+        )
+        facts.append(
+            (
+                [f"Which month comes after {name}?", f"What month follows {name}?"],
+                f"{after} comes after {name}.",
+            )
+        )
         facts.append(([f"What is the {_ORDINALS[i]} month of the year?", f"Which month is the {_ORDINALS[i]}?"],
                       f"The {_ORDINALS[i]} month of the year is {name}."))  # fmt: skip
     for i, day in enumerate(_DAYS):
@@ -266,7 +282,9 @@ FACTS = _build()
 def fact(rng: random.Random) -> Turn:
     """Ask one fact."""
     asks, answer = rng.choice(FACTS)
-    reasoning = f"The user asks a fact I know. {answer}" if answer.isascii() else f"这是我知道的常识。{answer}"
+    reasoning = (
+        f"The user asks a fact I know. {answer}" if answer.isascii() else f"这是我知道的常识。{answer}"
+    )
     return Turn(rng.choice(asks), Reply(answer, reasoning))
 
 
@@ -274,7 +292,9 @@ def capital_turn(country: Country, ask: str, chinese: bool) -> Turn:
     """Ask for one capital with the given phrasing (``{}`` stands for the country)."""
     if chinese:
         reasoning = f"用户问{country.zh_name}的首都。{country.zh_name}的首都是{country.zh_capital}。"
-        return Turn(ask.format(country.zh_name), Reply(f"{country.zh_name}的首都是{country.zh_capital}。", reasoning))
+        return Turn(
+            ask.format(country.zh_name), Reply(f"{country.zh_name}的首都是{country.zh_capital}。", reasoning)
+        )
     reasoning = f"The user asks for the capital of {country.name}. It is {country.capital}."
     answer = f"The capital of {country.name} is {country.capital}."
     return Turn(ask.format(country.name), Reply(answer.replace("..", "."), reasoning.replace("..", ".")))
@@ -286,5 +306,9 @@ def capital(rng: random.Random) -> Turn:
     if rng.random() < 0.08 and not chinese:
         name = invented_name(rng)
         answer = f"I do not know a country called {name}."
-        return Turn(rng.choice(CAPITAL_ASKS).format(name), Reply(answer, f"The user asks for {name}. {answer}"))
-    return capital_turn(rng.choice(COUNTRIES), rng.choice(ZH_CAPITAL_ASKS if chinese else CAPITAL_ASKS), chinese)
+        return Turn(
+            rng.choice(CAPITAL_ASKS).format(name), Reply(answer, f"The user asks for {name}. {answer}")
+        )
+    return capital_turn(
+        rng.choice(COUNTRIES), rng.choice(ZH_CAPITAL_ASKS if chinese else CAPITAL_ASKS), chinese
+    )

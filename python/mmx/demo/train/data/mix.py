@@ -25,7 +25,7 @@ from mmx.demo.train.data.facts import capital, fact
 from mmx.demo.train.data.needles import distinct_needles, filler_sentence, haystack, needle_turns
 from mmx.demo.train.data.phrasing import disturbed
 from mmx.demo.train.data.strings import repeat, string_task
-from mmx.demo.train.data.tools import CALCULATORS, missing_tool, toolbox
+from mmx.demo.train.data.tools import CALCULATORS, Ask, missing_tool, toolbox
 
 _DEVELOPERS = ["You are a helpful assistant.", "You are mmx.", "Answer briefly.", "You are a friendly assistant.",
                "Be concise.", "你是一个有用的助手。", "You are a helpful AI assistant. Answer the user's questions.",
@@ -51,7 +51,9 @@ def _random_rules(rng: random.Random) -> str:
 
 def _opening(rng: random.Random) -> Conversation:
     kind = rng.random()
-    developer = rng.choice(_DEVELOPERS) if kind < 0.2 else _random_rules(rng) if kind < 0.27 else DEFAULT_DEVELOPER
+    developer = (
+        rng.choice(_DEVELOPERS) if kind < 0.2 else _random_rules(rng) if kind < 0.27 else DEFAULT_DEVELOPER
+    )
     return Conversation(rng.choices([ADAPTIVE, ENABLED, DISABLED], [4, 3, 3])[0], developer)
 
 
@@ -75,7 +77,7 @@ def make_row(
     """Return ids ``[length]`` padded at the end and the mask of tokens that the model writes."""
     conversation = _opening(rng)
     pending: list[Turn] = []
-    asks = []
+    asks: list[Ask] = []
     kind = rng.random()
     if kind >= needle_share and kind < needle_share + (1 - needle_share) * 0.45:
         conversation.tools, asks = toolbox(rng, 1 if length <= 512 else 4)
@@ -121,7 +123,9 @@ def corpus(seed: int, conversations: int) -> Iterator[str]:
         conversation = _opening(rng)
         if i % 10 == 0:
             needles = distinct_needles(rng, 10)
-            conversation.turns = needle_turns(needles, haystack(rng, needles, 200, lambda t: len(t.split())), False)
+            conversation.turns = needle_turns(
+                needles, haystack(rng, needles, 200, lambda t: len(t.split())), False
+            )
         elif i % 10 < 5:
             conversation.tools, asks = toolbox(rng, 3)
             conversation.turns = [rng.choice(asks)(rng) for _ in range(4)]

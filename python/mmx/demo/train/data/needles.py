@@ -79,9 +79,7 @@ def distinct_needles(rng: random.Random, count: int) -> list[Needle]:
     return made
 
 
-def haystack(
-    rng: random.Random, needles: list[Needle], budget: int, length_of: Callable[[str], int]
-) -> str:
+def haystack(rng: random.Random, needles: list[Needle], budget: int, length_of: Callable[[str], int]) -> str:
     """Build a text of about ``budget`` tokens with the needles at uniformly random depths.
 
     ``length_of`` counts tokens of a text. The depth of a needle is uniform over the filler's sentences.

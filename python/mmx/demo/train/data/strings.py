@@ -17,7 +17,9 @@ def _ask(rng: random.Random, asks: list[str], word: str) -> str:
 def _spell(rng: random.Random) -> Turn:
     word = rng.choice(COMMON)
     spelled = "-".join(word)
-    ask = _ask(rng, ["Spell {}.", "How do you spell {}?", "spell the word {}", "Spell the word {}, please."], word)
+    ask = _ask(
+        rng, ["Spell {}.", "How do you spell {}?", "spell the word {}", "Spell the word {}, please."], word
+    )
     return Turn(ask, Reply(spelled, f"The letters of {word} are {spelled}.", thinks=True))
 
 
@@ -52,13 +54,25 @@ def _reverse(rng: random.Random) -> Turn:
 
 def _upper(rng: random.Random) -> Turn:
     word = rng.choice(COMMON)
-    asks = ["Write {} in uppercase.", "Uppercase {}.", "Convert {} to upper case.", "Write {} in capital letters."]
-    return Turn(_ask(rng, asks, word), Reply(word.upper(), f"{'-'.join(word)} becomes {'-'.join(word.upper())}."))
+    asks = [
+        "Write {} in uppercase.",
+        "Uppercase {}.",
+        "Convert {} to upper case.",
+        "Write {} in capital letters.",
+    ]
+    return Turn(
+        _ask(rng, asks, word), Reply(word.upper(), f"{'-'.join(word)} becomes {'-'.join(word.upper())}.")
+    )
 
 
 def _lower(rng: random.Random) -> Turn:
     word = rng.choice(COMMON)
-    asks = ["Write {} in lowercase.", "Lowercase {}.", "Convert {} to lower case.", "Write {} in small letters."]
+    asks = [
+        "Write {} in lowercase.",
+        "Lowercase {}.",
+        "Convert {} to lower case.",
+        "Write {} in small letters.",
+    ]
     reasoning = f"{'-'.join(word.upper())} becomes {'-'.join(word)}."
     return Turn(_ask(rng, asks, word.upper()), Reply(word, reasoning))
 
@@ -68,7 +82,10 @@ def _first_letter(rng: random.Random) -> Turn:
     which = "last" if last else "first"
     ask = _ask(rng, [f"What is the {which} letter of {{}}?", f"{which} letter of {{}}"], word)
     letter = word[-1 if last else 0]
-    return Turn(ask, Reply(f"The {which} letter of {word} is {letter}.", f"{'-'.join(word)}: the {which} is {letter}."))
+    return Turn(
+        ask,
+        Reply(f"The {which} letter of {word} is {letter}.", f"{'-'.join(word)}: the {which} is {letter}."),
+    )
 
 
 def _phrase(rng: random.Random, low: int, high: int) -> str:
@@ -83,8 +100,19 @@ def _phrase(rng: random.Random, low: int, high: int) -> str:
 def repeat(rng: random.Random) -> Turn:
     """Copy a random phrase: dense practice for the heads that later find needles."""
     text = _phrase(rng, 1, 24)
-    asks = ["Repeat after me: {}", "Say: {}", "Repeat this: {}", "Echo: {}", "Copy this text: {}", "请重复：{}", "say {}",
-            "Say '{}'", "Repeat: {}", "repeat {}", "Please repeat after me: {}"]
+    asks = [
+        "Repeat after me: {}",
+        "Say: {}",
+        "Repeat this: {}",
+        "Echo: {}",
+        "Copy this text: {}",
+        "请重复：{}",
+        "say {}",
+        "Say '{}'",
+        "Repeat: {}",
+        "repeat {}",
+        "Please repeat after me: {}",
+    ]
     return Turn(rng.choice(asks).format(text), Reply(text, "I repeat the given text."))
 
 
@@ -93,9 +121,15 @@ def _word_at(rng: random.Random) -> Turn:
     kind = rng.randrange(3)
     listed = ", ".join(words)
     if kind == 0:
-        return Turn(f"What is the first word of this list: {listed}", Reply(words[0], f"The first word is {words[0]}."))
+        return Turn(
+            f"What is the first word of this list: {listed}",
+            Reply(words[0], f"The first word is {words[0]}."),
+        )
     if kind == 1:
-        return Turn(f"What is the last word of this list: {listed}", Reply(words[-1], f"The last word is {words[-1]}."))
+        return Turn(
+            f"What is the last word of this list: {listed}",
+            Reply(words[-1], f"The last word is {words[-1]}."),
+        )
     counted = ", ".join(f"{i} {w}" for i, w in enumerate(words, 1))
     return Turn(f"How many words are in this list: {listed}",
                 Reply(f"The list has {len(words)} words.", f"{counted}.", thinks=True))  # fmt: skip
@@ -103,9 +137,13 @@ def _word_at(rng: random.Random) -> Turn:
 
 def _sort(rng: random.Random) -> Turn:
     words = rng.sample(COMMON, rng.randint(2, 4))
-    ask = rng.choice(["Sort these words: {}", "Put these words in alphabetical order: {}", "sort alphabetically: {}"])
+    ask = rng.choice(
+        ["Sort these words: {}", "Put these words in alphabetical order: {}", "sort alphabetically: {}"]
+    )
     ordered = ", ".join(sorted(words))
-    return Turn(ask.format(", ".join(words)), Reply(ordered, f"In alphabetical order: {ordered}.", thinks=True))
+    return Turn(
+        ask.format(", ".join(words)), Reply(ordered, f"In alphabetical order: {ordered}.", thinks=True)
+    )
 
 
 _KINDS = [_spell, _count, _count_letter, _reverse, _upper, _lower, _first_letter, _word_at, _sort]

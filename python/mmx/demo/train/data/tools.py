@@ -31,6 +31,7 @@ _SKIES = """sunny cloudy rainy snowy windy foggy clear stormy overcast|partly cl
 ).split("|")
 _ZH_SKIES = "晴 多云 小雨 大雨 阴 雪 雾 大风 雷阵雨 晴朗".split()
 
+
 def _declare(
     rng: random.Random, names: str, about: str, properties: Mapping[str, Any], required: list[str]
 ) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _weather_result(rng: random.Random, city: str, chinese: bool) -> tuple[str, 
         warmth = rng.choice(["temperature", "temp", "temp_c", "temperature_c", "degrees"])
         look = rng.choice(["condition", "weather", "conditions", "sky", "description", "summary"])
         if shape < 0.3:
-            data = {warmth: rng.choice(["{}°C", "{} °C", "{}C"]).format(degrees), look: sky}
+            data: dict[str, Any] = {warmth: rng.choice(["{}°C", "{} °C", "{}C"]).format(degrees), look: sky}
         else:
             data = {warmth: degrees, look: sky}
         if rng.random() < 0.4:
@@ -96,7 +97,9 @@ def _weather_result(rng: random.Random, city: str, chinese: bool) -> tuple[str, 
     return result, f"It is {degrees} °C and {sky.lower()} in {city}."
 
 
-def weather_turn(rng: random.Random, tool: Mapping[str, Any], cities: list[str], ask: str, chinese: bool) -> Turn:
+def weather_turn(
+    rng: random.Random, tool: Mapping[str, Any], cities: list[str], ask: str, chinese: bool
+) -> Turn:
     """Ask a declared weather tool for one or more cities."""
     name, properties = tool["name"], tool["parameters"]["properties"]
     key = next(iter(properties))
@@ -122,8 +125,12 @@ def weather_turn(rng: random.Random, tool: Mapping[str, Any], cities: list[str],
 
 def weather_tool(rng: random.Random) -> dict[str, Any]:
     """Declare a weather tool."""
-    key = rng.choices(["city", "location", "place", "city_name", "town", "name", "q"], [8, 6, 2, 2, 1, 1, 1])[0]
-    properties = {key: _typed(rng, "string", "City name|The city|Name of the city|城市名称|The city and country|城市")}
+    key = rng.choices(["city", "location", "place", "city_name", "town", "name", "q"], [8, 6, 2, 2, 1, 1, 1])[
+        0
+    ]
+    properties = {
+        key: _typed(rng, "string", "City name|The city|Name of the city|城市名称|The city and country|城市")
+    }
     if rng.random() < 0.3:
         units = rng.choice([["celsius", "fahrenheit"], ["metric", "imperial"], ["C", "F"]])
         properties[rng.choice(["unit", "units"])] = {"type": "string", "enum": units}
@@ -167,7 +174,12 @@ def calculator(rng: random.Random) -> Tool:
         shown = rng.choice([str(result), json.dumps({"result": result}), json.dumps({"value": result})])
         return Turn(
             disturbed(rng, text.format(expression)),
-            Reply("", f"I let {tool['name']} compute {expression}.", True, [Call(tool["name"], {key: expression})]),
+            Reply(
+                "",
+                f"I let {tool['name']} compute {expression}.",
+                True,
+                [Call(tool["name"], {key: expression})],
+            ),
             [shown],
             Reply(f"{expression} = {result}.", f"The tool returned {result}.", thinks=True),
         )
@@ -187,14 +199,18 @@ def search(rng: random.Random) -> Tool:
     if limited := rng.random() < 0.3:
         properties[limit] = _typed(rng, "integer", "Number of results|How many results")
     about = "Search the web|Search the internet for a query|Web search|搜索网页"
-    tool = _declare(rng, "search web_search search_web google_search internet_search", about, properties, [key])
+    tool = _declare(
+        rng, "search web_search search_web google_search internet_search", about, properties, [key]
+    )
 
     def ask(rng: random.Random) -> Turn:
         topic, count = _topic(rng), rng.randint(1, 20)
         arguments: dict[str, Any] = {key: topic}
         if limited and rng.random() < 0.5:
             arguments[limit] = count
-            user = rng.choice(["Search for {}. Give me {} results.", "Find {1} results about {0}."]).format(topic, count)
+            user = rng.choice(["Search for {}. Give me {} results.", "Find {1} results about {0}."]).format(
+                topic, count
+            )
         else:
             user = rng.choice(["Search for {}.", "Search the web for {}.", "Look up {} on the web.", "搜索 {}",
                                "Find information about {}.", "search {}", "Please search: {}"]).format(topic)  # fmt: skip
@@ -243,10 +259,17 @@ def timer(rng: random.Random) -> Tool:
 
     def ask(rng: random.Random) -> Turn:
         minutes = rng.randint(1, 120)
-        user = rng.choice(["Set a timer for {} minutes.", "Start a {} minute timer.", "Remind me in {} minutes."])
+        user = rng.choice(
+            ["Set a timer for {} minutes.", "Start a {} minute timer.", "Remind me in {} minutes."]
+        )
         return Turn(
             disturbed(rng, user.format(minutes)),
-            Reply("", f"The user wants a timer of {minutes} minutes.", True, [Call(tool["name"], {key: minutes})]),
+            Reply(
+                "",
+                f"The user wants a timer of {minutes} minutes.",
+                True,
+                [Call(tool["name"], {key: minutes})],
+            ),
             [rng.choice(["ok", '{"status": "ok"}', '{"success": true}', "Timer set."])],
             Reply(f"The timer is set for {minutes} minutes.", "The timer was set.", thinks=True),
         )
@@ -255,7 +278,9 @@ def timer(rng: random.Random) -> Tool:
 
 
 def currency(rng: random.Random) -> Tool:
-    keys = rng.choice([("amount", "from", "to"), ("amount", "from_currency", "to_currency"), ("value", "source", "target")])
+    keys = rng.choice(
+        [("amount", "from", "to"), ("amount", "from_currency", "to_currency"), ("value", "source", "target")]
+    )
     properties = {keys[0]: _typed(rng, "number", "The amount"), keys[1]: _typed(rng, "string", "Currency code"),
                   keys[2]: _typed(rng, "string", "Currency code")}  # fmt: skip
     tool = _declare(rng, "convert_currency exchange currency_converter", "Convert money between currencies|汇率换算",
@@ -279,14 +304,27 @@ def currency(rng: random.Random) -> Tool:
 def message(rng: random.Random) -> Tool:
     to, body = rng.choice([("to", "text"), ("recipient", "message"), ("to", "body"), ("name", "content")])
     properties = {to: _typed(rng, "string", "Who receives it"), body: _typed(rng, "string", "The text")}
-    tool = _declare(rng, "send_message send_email send_sms", "Send a message to somebody|Send text", properties, [to, body])
+    tool = _declare(
+        rng,
+        "send_message send_email send_sms",
+        "Send a message to somebody|Send text",
+        properties,
+        [to, body],
+    )
 
     def ask(rng: random.Random) -> Turn:
         name, text = rng.choice(NAMES), _topic(rng)
-        user = rng.choice(["Send a message to {}: {}", "Write to {}: {}", "Tell {} this: {}"]).format(name, text)
+        user = rng.choice(["Send a message to {}: {}", "Write to {}: {}", "Tell {} this: {}"]).format(
+            name, text
+        )
         return Turn(
             user,
-            Reply("", f"The user wants to send a message to {name}.", True, [Call(tool["name"], {to: name, body: text})]),
+            Reply(
+                "",
+                f"The user wants to send a message to {name}.",
+                True,
+                [Call(tool["name"], {to: name, body: text})],
+            ),
             [rng.choice(["ok", '{"status": "sent"}', '{"success": true}', "sent"])],
             Reply(f"I sent the message to {name}.", "The message was sent.", thinks=True),
         )
@@ -306,7 +344,12 @@ def meeting(rng: random.Random) -> Tool:
         user = f"Create a meeting called {what} with {' and '.join(names)}."
         return Turn(
             user,
-            Reply("", f"The user wants a meeting called {what}.", True, [Call(tool["name"], {title: what, people: names})]),
+            Reply(
+                "",
+                f"The user wants a meeting called {what}.",
+                True,
+                [Call(tool["name"], {title: what, people: names})],
+            ),
             [rng.choice(["ok", '{"status": "created"}', '{"success": true}'])],
             Reply(f"The meeting {what} is created.", "The meeting was created.", thinks=True),
         )
@@ -320,7 +363,9 @@ def missing_tool(rng: random.Random) -> Turn:
     ask = (zh_weather_ask(rng) if chinese else weather_ask(rng)).format(_city(rng, chinese))
     if chinese:
         return Turn(ask, Reply("没有天气工具，我查不到天气。", "用户问天气，但没有天气工具。"))
-    return Turn(ask, Reply("I cannot look up the weather without a weather tool.", "There is no weather tool here."))
+    return Turn(
+        ask, Reply("I cannot look up the weather without a weather tool.", "There is no weather tool here.")
+    )
 
 
 _MAKERS = [weather, calculator, search, clock, timer, currency, message, meeting]

@@ -41,7 +41,9 @@ def held_out(*key: object) -> bool:
 
 def invented_name(rng: random.Random) -> str:
     """Return a pronounceable name that is in no list, such as 'Drealdoor'."""
-    syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(2, 3)))
+    syllables = (
+        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(2, 3))
+    )
     return "".join(syllables).capitalize()
 
 

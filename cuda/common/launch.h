@@ -1,11 +1,15 @@
 #pragma once
 
+#include <cstdint>
+
 #include "cpp/core/stream.h"
 #include "cuda/common/check.h"
 
 namespace mmx::cuda {
 
 inline cudaStream_t to_cuda(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+inline bool is_aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 /// Grid, block, shared memory and stream of one launch; reports a refused launch under the op's name.
 struct Launch {

@@ -6,6 +6,8 @@
 #include "cuda/common/paged.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/types.cuh"
+#include "cuda/kernels/attention/choose.h"
+#include "cuda/kernels/attention/sm90.h"
 #include "cuda/kernels/launchers.h"
 
 namespace mmx::cuda {
@@ -301,21 +303,32 @@ void run(const char* op, const Attention& a, Stream stream) {
     });
 }
 
+bool pointers_aligned(const PagedAttentionParams& p) {
+    return is_aligned16(p.q) && is_aligned16(p.out) && is_aligned16(p.k_cache) && is_aligned16(p.v_cache);
+}
+
 }  // namespace
 
 int64_t paged_attention_workspace(const PagedAttentionParams& p) {
-    return make_attention(p, nullptr, 0).workspace_bytes();
+    return std::max(make_attention(p, nullptr, 0).workspace_bytes(), paged_workspace_bytes(p));
 }
 
 void paged_attention(const PagedAttentionParams& p, Stream stream) {
+    if (p.num_tokens > 0 && choose_paged(p) == AttentionKernel::kSm90Decode && pointers_aligned(p))
+        return sm90::paged_decode(p, stream);
     run("paged_attention", make_attention(p, nullptr, 0), stream);
 }
 
 int64_t sparse_attention_workspace(const SparseAttentionParams& p) {
-    return make_attention(p.base, p.block_ids, p.topk).workspace_bytes();
+    return std::max(make_attention(p.base, p.block_ids, p.topk).workspace_bytes(), sparse_workspace_bytes(p));
 }
 
 void sparse_attention(const SparseAttentionParams& p, Stream stream) {
+    if (const AttentionKernel kernel = choose_sparse(p);
+        p.base.num_tokens > 0 && kernel != AttentionKernel::kSimple && pointers_aligned(p.base)) {
+        if (kernel == AttentionKernel::kSm90Prefill) return sm90::sparse_prefill(p, stream);
+        return sm90::sparse_decode(p, stream);
+    }
     run("sparse_attention", make_attention(p.base, p.block_ids, p.topk), stream);
 }
 

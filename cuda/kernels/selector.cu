@@ -4,6 +4,8 @@
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/types.cuh"
 #include "cuda/kernels/launchers.h"
+#include "cuda/kernels/selector/choose.h"
+#include "cuda/kernels/selector/sm90.h"
 
 namespace mmx::cuda {
 
@@ -97,16 +99,24 @@ __global__ void __launch_bounds__(kThreads) select_blocks_kernel(SelectBlocksPar
 
 }  // namespace
 
-int64_t select_blocks_workspace(const SelectBlocksParams&) { return 0; }
+int64_t select_blocks_workspace(const SelectBlocksParams& p) { return select_workspace_bytes(p); }
 
 void select_blocks(const SelectBlocksParams& p, Stream stream) {
+    if (p.num_tokens == 0) return;
+    if (const SelectKernel kernel = choose_select(p);
+        kernel != SelectKernel::kSimple && is_aligned16(p.index_q) && is_aligned16(p.index_k_cache)) {
+        if (kernel == SelectKernel::kSm90Decode)
+            sm90::select_decode_scores(p, stream);
+        else
+            sm90::select_prefill_scores(p, stream);
+        return sm90::select_topk(p, stream);
+    }
     const int64_t smem_bytes = (p.index_dim + p.max_blocks_per_seq) * static_cast<int64_t>(sizeof(float));
     MMX_CHECK(smem_bytes <= kMaxSmemBytes, "select_blocks: max_blocks_per_seq=", p.max_blocks_per_seq,
               " does not fit into shared memory; at most ",
               kMaxSmemBytes / static_cast<int64_t>(sizeof(float)) - p.index_dim, " blocks do");
     const Launch launch{"select_blocks", dim3(static_cast<unsigned>(p.num_tokens * p.num_index_heads)),
                         kThreads, static_cast<size_t>(smem_bytes), stream};
-    if (p.num_tokens == 0) return;
     dispatch_float(p.dtype, [&](auto t) { launch(select_blocks_kernel<decltype(t)>, p); });
 }
 

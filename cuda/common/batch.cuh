@@ -1,0 +1,23 @@
+#pragma once
+
+#include "cuda/common/paged.cuh"
+
+namespace mmx::cuda {
+
+/// `place_of` by one whole warp, for kernels that wait for it: the loads of a decode batch do not depend on
+/// each other, other batches need one more round.
+__device__ __forceinline__ TokenPlace warp_place_of(int token, const int32_t* cu_seqlens_q,
+                                                    const int32_t* seq_lens, int num_seqs) {
+    if (token < num_seqs) {
+        const int begin = cu_seqlens_q[token], end = cu_seqlens_q[token + 1], seq_len = seq_lens[token];
+        if (begin == token && end == token + 1) return {token, seq_len - 1};
+    }
+    int ended = 0;
+    for (int i = static_cast<int>(threadIdx.x % 32); i < num_seqs; i += 32)
+        ended += cu_seqlens_q[i + 1] <= token;
+    const int seq = __reduce_add_sync(0xFFFFFFFFu, ended);
+    if (seq == num_seqs) return {-1, 0};
+    return {seq, static_cast<int64_t>(seq_lens[seq]) - cu_seqlens_q[seq + 1] + token};
+}
+
+}  // namespace mmx::cuda

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/types.cuh"
+
+namespace mmx::cuda::ptx {
+
+/// acc[16,8] += a[16,16] . b[16,8] of one warp, bf16 to fp32. With g = lane / 4 and t = lane % 4: a0 and a1
+/// hold k = 2t, 2t+1 of rows g and g + 8, a2 and a3 the same of k + 8; b0 and b1 hold k = 2t, 2t+1 and k + 8
+/// of column g; acc holds columns 2t, 2t+1 of row g, then of row g + 8.
+__device__ __forceinline__ void mma_16x8x16(float (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                            uint32_t a3, uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/// 16 bytes that are read once: they leave the L1 to data that is read again.
+__device__ __forceinline__ uint4 load_once(const bf16* address) {
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address));
+    return v;
+}
+
+/// Two floats as a pair of bf16, `low` in the lower half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+}  // namespace mmx::cuda::ptx

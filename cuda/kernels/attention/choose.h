@@ -1,0 +1,80 @@
+#pragma once
+
+#include <algorithm>
+
+#include "cpp/core/math.h"
+#include "cpp/core/params/attention.h"
+#include "cuda/kernels/attention/sm90_prefill_plan.h"
+
+/// Which attention kernels serve a call and how they split it: pure functions of sizes, tested without a
+/// device.
+namespace mmx::cuda {
+
+inline constexpr int64_t kDecodeMaxTopk = 64;  // blocks of a (token, KV head) that a thread block lists
+inline constexpr int64_t kPagedDecodeMaxQuery =
+    16;  // above, tokens that share pages deserve a prefill kernel
+
+enum class AttentionKernel { kSimple, kSm90Decode, kSm90Prefill };
+
+/// Sizes and strides only: the launcher checks that pointers are 16-byte aligned.
+inline bool sm90_attention_fits(const PagedAttentionParams& p) {
+    return p.dtype == DType::kBF16 && p.cache_dtype == DType::kBF16 && p.head_dim == 128 &&
+           p.block_size == 128 && p.num_heads / p.num_kv_heads <= 16 && p.num_tokens <= 65535 &&
+           p.q_token_stride % 8 == 0 && p.q_head_stride % 8 == 0 && p.out_token_stride % 8 == 0 &&
+           p.out_head_stride % 8 == 0 && p.k_cache_block_stride % 8 == 0 && p.v_cache_block_stride % 8 == 0;
+}
+
+inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
+    const PagedAttentionParams& b = p.base;
+    if (!sm90_attention_fits(b) || p.topk > kDecodeMaxTopk) return AttentionKernel::kSimple;
+    const PrefillPlan plan = make_prefill_plan(p);
+    // A bucket should fill row tiles: with fewer choices each, K and V are re-read about as often as per
+    // query.
+    const bool lists_fill = b.num_tokens * p.topk >= kTileQueries * b.num_seqs * b.max_blocks_per_seq;
+    if (b.num_heads == 16 * b.num_kv_heads && b.num_kv_heads < 256 && b.num_tokens >= kPrefillMinTokens &&
+        lists_fill && plan.slab_buckets <= kMaxSlabBuckets)
+        return AttentionKernel::kSm90Prefill;
+    return AttentionKernel::kSm90Decode;
+}
+
+inline AttentionKernel choose_paged(const PagedAttentionParams& p) {
+    if (!sm90_attention_fits(p) || p.max_seqlen_q > kPagedDecodeMaxQuery) return AttentionKernel::kSimple;
+    return AttentionKernel::kSm90Decode;
+}
+
+/// Thread blocks (one cluster) that share the pages of one (token, KV head): enough to occupy the device,
+/// since three blocks of four warps fit a multiprocessor.
+inline int64_t sparse_decode_splits(const SparseAttentionParams& p, int64_t num_multiprocessors) {
+    const int64_t units = p.base.num_tokens * p.base.num_kv_heads;
+    int64_t splits = 1;
+    while (splits < 16 && splits < p.topk && units * splits * 2 <= 2 * num_multiprocessors) splits *= 2;
+    return splits;
+}
+
+/// Pages that one thread block of the dense decode takes. Longer sequences get more blocks, so that ragged
+/// batches balance; short ones stay whole.
+inline int64_t paged_decode_chunk(const PagedAttentionParams& p) {
+    constexpr int64_t kWantedBlocks = 6 * 132;
+    const int64_t units = std::max<int64_t>(1, p.num_tokens * p.num_kv_heads);
+    const int64_t splits = std::max<int64_t>(1, kWantedBlocks / units);
+    return std::clamp<int64_t>(ceil_div(p.max_blocks_per_seq, splits), 2, 32);
+}
+
+inline int64_t paged_decode_splits(const PagedAttentionParams& p) {
+    return std::max<int64_t>(1, ceil_div(p.max_blocks_per_seq, paged_decode_chunk(p)));
+}
+
+/// A partial result: 16 rows of 128 fp32 and each row's maximum and sum.
+inline constexpr int64_t kDecodePartialFloats = 16 * 128 + 2 * 16;
+
+inline int64_t sparse_workspace_bytes(const SparseAttentionParams& p) {
+    return choose_sparse(p) == AttentionKernel::kSm90Prefill ? make_prefill_plan(p).total : 0;
+}
+
+inline int64_t paged_workspace_bytes(const PagedAttentionParams& p) {
+    if (choose_paged(p) == AttentionKernel::kSimple || paged_decode_splits(p) == 1) return 0;
+    return p.num_tokens * p.num_kv_heads * paged_decode_splits(p) * kDecodePartialFloats *
+           static_cast<int64_t>(sizeof(float));
+}
+
+}  // namespace mmx::cuda

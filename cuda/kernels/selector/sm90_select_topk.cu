@@ -1,0 +1,166 @@
+#include "cpp/core/math.h"
+#include "cuda/common/batch.cuh"
+#include "cuda/common/chain.h"
+#include "cuda/common/ptx/grid.cuh"
+#include "cuda/kernels/selector/choose.h"
+#include "cuda/kernels/selector/sm90.h"
+
+namespace mmx::cuda::sm90 {
+
+namespace {
+
+constexpr int kValues = 8;  // scores per lane
+constexpr int kPage = 128;
+constexpr unsigned kFull = 0xFFFFFFFFu;
+
+/// Integers in the order of floats; both zeros are equal. Every score maps above 0.
+__device__ __forceinline__ uint32_t ordered(float x) {
+    const uint32_t bits = __float_as_uint(x + 0.0f);
+    return bits ^ (bits >> 31 ? kFull : 0x80000000u);
+}
+
+/// A sum over the kWarps warps that share a row. `slots` alternate, so that one barrier per sum is enough.
+template <int kWarps>
+__device__ __forceinline__ int row_sum(int x, int (*slots)[kWarps], int& parity) {
+    x = __reduce_add_sync(kFull, x);
+    if constexpr (kWarps == 1) return x;
+    if (threadIdx.x % 32 == 0) slots[parity][threadIdx.x / 32] = x;
+    __syncthreads();
+    const int lane_idx = static_cast<int>(threadIdx.x % 32);
+    x = __reduce_add_sync(kFull, lane_idx < kWarps ? slots[parity][lane_idx] : 0);
+    parity ^= 1;
+    return x;
+}
+
+/// The threshold is found bit by bit, from the highest bit in which candidates differ, and the search ends as
+/// soon as it separates exactly the wanted number: about log2(candidates) + 2 rounds for scores without ties.
+/// kRows rows per block when a warp has its own row, else one row of kWarps warps, which hold contiguous
+/// block ids.
+template <int kWarps, int kRows>
+__global__ void __launch_bounds__(kWarps * kRows * 32)
+    select_topk_kernel(SelectBlocksParams p, const float* scores, int64_t score_stride) {
+    static_assert(kWarps == 1 || kRows == 1);
+    __shared__ int slots[2][kWarps];
+    __shared__ uint32_t extremes[2][kWarps];
+    __shared__ int counts[2][kWarps];
+    ptx::let_successors_start();
+    const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
+    const int num_heads = static_cast<int>(p.num_index_heads), topk = static_cast<int>(p.topk);
+    const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + (kWarps == 1 ? warp_idx : 0);
+    const int part = kWarps == 1 ? 0 : warp_idx;
+    if (kRows > 1 && row >= p.num_tokens * num_heads) {
+        ptx::wait_for_predecessors();
+        return;
+    }
+    const int token = static_cast<int>(row / num_heads);
+    const TokenPlace place = warp_place_of(token, p.cu_seqlens_q, p.seq_lens, static_cast<int>(p.num_seqs));
+    const int visible = place.seq < 0 ? 0 : static_cast<int>(place.position / kPage) + 1;
+    int32_t* out = p.block_ids + row * topk;
+    ptx::wait_for_predecessors();
+
+    if (visible <= topk) {
+        if (part == 0)
+            for (int i = lane_idx; i < topk; i += 32) out[i] = i < visible ? i : -1;
+        return;
+    }
+    const int forced_end = static_cast<int>(p.init_blocks),
+              forced_begin = visible - static_cast<int>(p.local_blocks);
+    const int wanted = topk - forced_end - static_cast<int>(p.local_blocks);
+
+    const int first = part * 32 * kValues;
+    uint32_t key[kValues];
+    uint32_t largest = 0, smallest = kFull;
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+        const int block = first + i * 32 + lane_idx;
+        key[i] = 0;
+        if (block >= forced_end && block < forced_begin) {
+            key[i] = ordered(scores[row * score_stride + block]);
+            largest = max(largest, key[i]);
+            smallest = min(smallest, key[i]);
+        }
+    }
+    largest = __reduce_max_sync(kFull, largest);
+    smallest = __reduce_min_sync(kFull, smallest);
+    if constexpr (kWarps > 1) {
+        if (lane_idx == 0) extremes[0][part] = largest, extremes[1][part] = smallest;
+        __syncthreads();
+        largest = __reduce_max_sync(kFull, lane_idx < kWarps ? extremes[0][lane_idx] : 0);
+        smallest = __reduce_min_sync(kFull, lane_idx < kWarps ? extremes[1][lane_idx] : kFull);
+    }
+
+    // Invariant: at least `wanted` candidates are >= threshold.
+    uint32_t threshold = wanted == 0 ? kFull : largest;
+    bool exact = wanted == 0;
+    if (!exact && largest != smallest) {
+        int bit = 31 - __clz(largest ^ smallest), parity = 0;
+        threshold = bit == 31 ? 0 : largest >> (bit + 1) << (bit + 1);
+        for (; bit >= 0 && !exact; --bit) {
+            const uint32_t higher = threshold | 1u << bit;
+            int count = 0;
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) count += key[i] >= higher;
+            count = row_sum<kWarps>(count, slots, parity);
+            if (count >= wanted) threshold = higher;
+            exact = count == wanted;
+        }
+    }
+
+    // Chosen: forced, above the threshold, and the first `ties` of those that equal it.
+    int num_above = 0, num_equal = 0;
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+        num_above += exact ? key[i] >= threshold : key[i] > threshold;
+        num_equal += !exact && key[i] == threshold;
+    }
+    num_above = __reduce_add_sync(kFull, num_above);
+    num_equal = __reduce_add_sync(kFull, num_equal);
+    int above_before = 0, equal_before = 0, all_above = num_above;
+    if constexpr (kWarps > 1) {
+        if (lane_idx == 0) counts[0][part] = num_above, counts[1][part] = num_equal;
+        __syncthreads();
+        const int above = lane_idx < kWarps ? counts[0][lane_idx] : 0;
+        const int equal = lane_idx < kWarps ? counts[1][lane_idx] : 0;
+        all_above = __reduce_add_sync(kFull, above);
+        above_before = __reduce_add_sync(kFull, lane_idx < part ? above : 0);
+        equal_before = __reduce_add_sync(kFull, lane_idx < part ? equal : 0);
+    }
+    const int ties = wanted - all_above;
+    const int forced_before = min(first, forced_end) + max(0, first - forced_begin);
+    int written = forced_before + above_before + min(ties, equal_before);
+    const unsigned lower_lanes = (1u << lane_idx) - 1;
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+        const int block = first + i * 32 + lane_idx;
+        if (first + i * 32 >= visible) break;
+        const bool forced = block < visible && (block < forced_end || block >= forced_begin);
+        const bool equal = !exact && key[i] == threshold;
+        const unsigned equal_lanes = __ballot_sync(kFull, equal);
+        const bool chosen = forced || (exact ? key[i] >= threshold : key[i] > threshold) ||
+                            (equal && equal_before + __popc(equal_lanes & lower_lanes) < ties);
+        const unsigned chosen_lanes = __ballot_sync(kFull, chosen);
+        if (chosen) out[written + __popc(chosen_lanes & lower_lanes)] = block;
+        written += __popc(chosen_lanes);
+        equal_before += __popc(equal_lanes);
+    }
+}
+
+template <int kWarps, int kRows>
+void launch_topk(const SelectBlocksParams& p, Stream stream) {
+    const int64_t rows = p.num_tokens * p.num_index_heads;
+    const LaunchChain launch{"select_blocks", dim3(static_cast<unsigned>(ceil_div(rows, kRows))),
+                             kWarps * kRows * 32, 0, stream};
+    launch(select_topk_kernel<kWarps, kRows>, p, static_cast<const float*>(p.workspace),
+           select_score_stride(p));
+}
+
+}  // namespace
+
+void select_topk(const SelectBlocksParams& p, Stream stream) {
+    if (p.max_blocks_per_seq <= 32 * kValues) return launch_topk<1, 4>(p, stream);
+    if (p.max_blocks_per_seq <= 4 * 32 * kValues) return launch_topk<4, 1>(p, stream);
+    static_assert(kSelectMaxBlocks <= 32 * 32 * kValues);
+    launch_topk<32, 1>(p, stream);
+}
+
+}  // namespace mmx::cuda::sm90

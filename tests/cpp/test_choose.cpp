@@ -1,0 +1,129 @@
+#include "cuda/kernels/attention/choose.h"
+#include "cuda/kernels/selector/choose.h"
+#include "tests/cpp/expect.h"
+
+using namespace mmx;
+using namespace mmx::cuda;
+
+namespace {
+
+SelectBlocksParams select_params(int64_t num_seqs, int64_t q_len, int64_t max_blocks) {
+    SelectBlocksParams p{};
+    p.num_tokens = num_seqs * q_len;
+    p.num_seqs = num_seqs;
+    p.max_seqlen_q = q_len;
+    p.num_index_heads = 4;
+    p.index_dim = p.block_size = 128;
+    p.max_blocks_per_seq = max_blocks;
+    p.topk = 16;
+    p.local_blocks = 1;
+    p.index_q_token_stride = 4 * 128;
+    p.index_q_head_stride = 128;
+    p.cache_block_stride = 128 * 128;
+    p.dtype = p.cache_dtype = DType::kBF16;
+    return p;
+}
+
+PagedAttentionParams paged_params(int64_t num_seqs, int64_t q_len, int64_t heads, int64_t kv_heads,
+                                  int64_t max_blocks) {
+    PagedAttentionParams p{};
+    p.num_tokens = num_seqs * q_len;
+    p.num_seqs = num_seqs;
+    p.max_seqlen_q = q_len;
+    p.num_heads = heads;
+    p.num_kv_heads = kv_heads;
+    p.head_dim = p.block_size = 128;
+    p.max_blocks_per_seq = max_blocks;
+    p.q_token_stride = p.out_token_stride = heads * 128;
+    p.q_head_stride = p.out_head_stride = 128;
+    p.k_cache_block_stride = p.v_cache_block_stride = kv_heads * 128 * 128;
+    p.dtype = p.cache_dtype = DType::kBF16;
+    return p;
+}
+
+SparseAttentionParams sparse_params(int64_t num_seqs, int64_t q_len, int64_t max_blocks) {
+    return {.base = paged_params(num_seqs, q_len, 64, 4, max_blocks), .block_ids = nullptr, .topk = 16};
+}
+
+void test_select() {
+    EXPECT(choose_select(select_params(1, 1, 256)) == SelectKernel::kSm90Decode);
+    EXPECT(choose_select(select_params(128, 8, 1024)) == SelectKernel::kSm90Decode);
+    EXPECT(choose_select(select_params(1, 8192, 1024)) == SelectKernel::kSm90Prefill);
+    EXPECT(choose_select(select_params(1, 1, kSelectMaxBlocks + 1)) == SelectKernel::kSimple);
+    SelectBlocksParams p = select_params(1, 1, 256);
+    p.dtype = p.cache_dtype = DType::kF32;
+    EXPECT(choose_select(p) == SelectKernel::kSimple);
+    EXPECT(select_workspace_bytes(p) == 0);
+    p = select_params(1, 1, 256);
+    p.index_q_head_stride = 131;
+    EXPECT(choose_select(p) == SelectKernel::kSimple);
+    p = select_params(1, 300, 256);
+    p.num_index_heads = 3;
+    EXPECT(choose_select(p) == SelectKernel::kSimple);
+    EXPECT(select_workspace_bytes(select_params(2, 3, 255)) == 2 * 3 * 4 * 256 * 4);
+    EXPECT(select_max_tiles(select_params(2, 65, 256)) >= 4);
+}
+
+void test_sparse() {
+    EXPECT(choose_sparse(sparse_params(1, 1, 256)) == AttentionKernel::kSm90Decode);
+    EXPECT(choose_sparse(sparse_params(1, 8192, 1024)) == AttentionKernel::kSm90Prefill);
+    EXPECT(choose_sparse(sparse_params(1, kPrefillMinTokens - 1, 64)) == AttentionKernel::kSm90Decode);
+    EXPECT(choose_sparse(sparse_params(128, 2, 1024)) == AttentionKernel::kSm90Decode);  // lists stay short
+    SparseAttentionParams p = sparse_params(1, 1, 256);
+    p.topk = kDecodeMaxTopk + 1;
+    EXPECT(choose_sparse(p) == AttentionKernel::kSimple);
+    p = sparse_params(1, 1, 256);
+    p.base.num_heads = 17 * 4;
+    EXPECT(choose_sparse(p) == AttentionKernel::kSimple);
+    EXPECT(sparse_workspace_bytes(sparse_params(8, 1, 256)) == 0);
+}
+
+/// Every split of a token's blocks is a cluster that Hopper can launch, and fills the chip where it may.
+void test_sparse_splits() {
+    for (int64_t tokens = 1; tokens <= 300; ++tokens) {
+        const int64_t splits = sparse_decode_splits(sparse_params(tokens, 1, 256), 132);
+        EXPECT(splits >= 1 && splits <= 16 && (splits & (splits - 1)) == 0);
+        EXPECT(splits == 1 || tokens * 4 * splits <= 2 * 132);
+        EXPECT(splits == 16 || tokens * 4 * splits * 2 > 2 * 132);
+    }
+}
+
+void test_prefill_plan() {
+    for (const int64_t tokens : {256, 2048, 2049, 8192}) {
+        const SparseAttentionParams p = sparse_params(1, tokens, 1024);
+        const PrefillPlan plan = make_prefill_plan(p);
+        EXPECT(plan.num_slabs * plan.slab_tokens >= tokens);
+        EXPECT(plan.slab_tokens <= kSlabTokens);
+        // The worst case: every choice alone in its bucket needs a row tile and an item of its own.
+        const int64_t chosen = plan.slab_tokens * 4 * 16, buckets = 4 * 1024;
+        EXPECT(plan.slab_entries >= chosen + 3 * std::min(buckets, chosen));
+        EXPECT(plan.slab_items >= std::min(buckets, chosen));
+        EXPECT(plan.counts % 256 == 0 && plan.partials % 256 == 0);
+        EXPECT(plan.total >= plan.partials + chosen * kPartialBytes);
+        EXPECT(sparse_workspace_bytes(p) == plan.total);
+    }
+}
+
+void test_paged() {
+    EXPECT(choose_paged(paged_params(32, 1, 48, 8, 256)) == AttentionKernel::kSm90Decode);
+    EXPECT(choose_paged(paged_params(1, 8192, 48, 8, 256)) == AttentionKernel::kSimple);
+    for (const int64_t seqs : {1, 8, 32, 128})
+        for (const int64_t blocks : {1, 2, 32, 256, 1024, 8192}) {
+            const PagedAttentionParams p = paged_params(seqs, 1, 64, 4, blocks);
+            EXPECT(paged_decode_chunk(p) * paged_decode_splits(p) >= blocks);
+            EXPECT(paged_decode_chunk(p) <= kDecodeMaxTopk);
+            const int64_t partials = seqs * 4 * paged_decode_splits(p) * kDecodePartialFloats * 4;
+            EXPECT(paged_workspace_bytes(p) == (paged_decode_splits(p) == 1 ? 0 : partials));
+        }
+}
+
+}  // namespace
+
+int main() {
+    test_select();
+    test_sparse();
+    test_sparse_splits();
+    test_prefill_plan();
+    test_paged();
+    return test::finish("choose");
+}

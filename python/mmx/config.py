@@ -45,7 +45,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
         check(self.min_tokens >= 0, "min_tokens", "at least 0")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}")
+            raise ValueError(
+                f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
+            )
         check(0.0 <= self.temperature <= 2.0, "temperature", "between 0 and 2")
         check(self.top_k >= -1, "top_k", "-1, 0 or positive")
         check(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
@@ -68,7 +70,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What one engine needs to know; None means "derive it from the model and the machine".
 
     ``model`` is a checkpoint folder. ``kv_cache_bytes`` bounds the page pool (None: 25 % of the free
-    memory on a CPU). ``max_num_batched_tokens`` bounds the tokens of one step.
+    memory on a CPU). ``max_num_batched_tokens`` bounds the tokens of one step. ``enforce_eager`` keeps decode
+    steps out of device graphs.
     """
 
     model: str
@@ -80,6 +83,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_batched_tokens: int = 2048
     max_num_queued_reqs: int | None = None
     enable_prefix_caching: bool = True
+    enforce_eager: bool = False
     kv_cache_bytes: int | None = None
     seed: int = 0
 

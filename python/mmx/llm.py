@@ -89,6 +89,7 @@ class LLM:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
         enable_prefix_caching: bool = True,
+        enforce_eager: bool = False,
         load_format: str = "auto",
         seed: int = 0,
         kv_cache_bytes: int | None = None,
@@ -107,6 +108,7 @@ class LLM:
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_queued_reqs=NO_QUEUE_LIMIT,
             enable_prefix_caching=enable_prefix_caching,
+            enforce_eager=enforce_eager,
             kv_cache_bytes=kv_cache_bytes,
             seed=seed,
         )

@@ -16,6 +16,8 @@ class Backend(Protocol):
 
     name: str
     device: torch.device
+    has_graphs: bool
+    """Whether a fixed sequence of kernels can be recorded and replayed."""
 
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""

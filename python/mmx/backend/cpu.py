@@ -13,6 +13,7 @@ class CpuBackend:
     """All cores of the host and the memory this process may use."""
 
     name = "cpu"
+    has_graphs = False
     device = torch.device("cpu")
 
     def free_memory(self) -> int:

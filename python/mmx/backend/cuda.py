@@ -12,6 +12,7 @@ class CudaBackend:
     """The current CUDA device; dense products in full fp32 where the model is fp32."""
 
     name = "cuda"
+    has_graphs = True
 
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())

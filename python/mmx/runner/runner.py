@@ -15,6 +15,7 @@ from mmx.config import EngineConfig
 from mmx.errors import MemoryPlanError
 from mmx.model_config import ModelConfig, load_eos_token_ids, load_model_config
 from mmx.models import CausalLM, build_model
+from mmx.runner.graphs import DecodeGraphs
 from mmx.runner.inputs import make_inputs
 from mmx.runner.kv_pool import MIB, PoolPlan, allocate_pool, plan_pool
 from mmx.runner.sampler import sample_tokens
@@ -48,6 +49,20 @@ class ModelRunner:
         self._caches = allocate_pool(config, dtype, backend.device, plan.num_blocks)
         table = ops.rope_table(plan.max_model_len, config.rotary_dim, config.rope_theta)
         self._cos_sin = table.to(backend.device)
+        self._graphs: DecodeGraphs | None = None
+
+    @torch.inference_mode()
+    def capture_graphs(self, max_num_seqs: int, progress: Callable[[float], None]) -> None:
+        """Record the decode step for every batch size up to ``max_num_seqs``."""
+        self._graphs = DecodeGraphs(
+            self.model,
+            block_size=self.block_size,
+            max_blocks=-(-self.max_model_len // self.block_size),
+            max_num_seqs=max_num_seqs,
+            cos_sin=self._cos_sin,
+            caches=self._caches,
+        )
+        self._graphs.capture(progress)
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
@@ -61,6 +76,8 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, batch: ScheduledBatch) -> torch.Tensor:
         """Store the step's K and V; logits of the sampling sequences: [num_rows, vocab] f32."""
+        if self._graphs is not None and (replayed := self._graphs.run(batch)) is not None:
+            return replayed
         inputs = make_inputs(
             batch,
             block_size=self.block_size,
@@ -97,9 +114,12 @@ def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -
         budget, rule = config.kv_cache_bytes, "kv_cache_bytes"
     plan = plan_pool(model_config, dtype, budget, rule, config.max_model_len)
     eos_token_ids = load_eos_token_ids(folder)
-    return ModelRunner(
+    runner = ModelRunner(
         model, model_config, backend, plan, eos_token_ids, _never_sampled(folder, model_config.vocab_size)
     )
+    if backend.has_graphs and not config.enforce_eager:
+        runner.capture_graphs(config.max_num_seqs, lambda done: progress("capture graphs", done))
+    return runner
 
 
 def _never_sampled(folder: Path, vocab_size: int) -> tuple[int, ...]:

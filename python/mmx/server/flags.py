@@ -86,6 +86,10 @@ def _scheduling() -> list[Flag]:
             negations=("disable_radix_cache",), yaml=("kv_cache_config.enable_block_reuse",),
         ),
         _flag(
+            s, "enforce_eager", BOOL, _ENGINE["enforce_eager"], "engine.enforce_eager",
+            "launch every kernel of a decode step on its own instead of replaying a device graph",
+        ),
+        _flag(
             s, "kv_cache_memory_bytes", SIZE, None, "engine.kv_cache_bytes",
             "size of the page pool; default: derived from the free memory",
         ),

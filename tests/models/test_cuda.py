@@ -1,0 +1,63 @@
+"""Whole models on an NVIDIA GPU against the same models on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmx import LLM, SamplingParams
+from mmx.runner.graphs import graph_sizes
+from models.harness import all_logits, greedy, random_ids, tiny_runner
+from models.tiny import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="module", params=["m2", "m3"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_graph_sizes_cover_every_batch() -> None:
+    for max_num_seqs in (1, 3, 8, 60, 64, 65, 256):
+        sizes = graph_sizes(max_num_seqs)
+        assert sizes == sorted(set(sizes), reverse=True)
+        assert (sizes[0], sizes[-1]) == (max_num_seqs, 1)
+
+
+@pytest.mark.cuda
+def test_fp32_gives_the_tokens_of_the_cpu(folder: Path) -> None:
+    """Prompts reach beyond topk x block; without graphs, and with them."""
+    prompts = [random_ids(count, seed=count) for count in (3, 47, 120)]
+    cpu, eager = tiny_runner(folder), tiny_runner(folder, device="cuda", enforce_eager=True)
+    torch.testing.assert_close(
+        all_logits(eager, prompts[2]).cpu(), all_logits(cpu, prompts[2]), rtol=1e-4, atol=1e-4
+    )
+    expected = greedy(cpu, prompts, 64)
+    assert greedy(eager, prompts, 64) == expected
+    graphs = tiny_runner(folder, device="cuda", max_num_seqs=4)
+    assert greedy(graphs, prompts, 64) == expected
+    assert greedy(graphs, prompts, 64, chunk=7) == expected
+
+
+@pytest.mark.cuda
+def test_sampling_gives_the_tokens_of_the_cpu(folder: Path) -> None:
+    params = SamplingParams(
+        temperature=0.8, top_k=40, top_p=0.9, seed=5, max_tokens=24, ignore_eos=True, presence_penalty=0.5
+    )
+    prompts = [random_ids(count, seed=count) for count in (5, 31)]
+    expected, found = (
+        LLM(
+            str(folder), device=device, dtype="float32", skip_tokenizer_init=True, kv_cache_bytes=1 << 25
+        ).generate(prompts, params, use_tqdm=False)
+        for device in ("cpu", "cuda")
+    )
+    assert [output.token_ids for output in found] == [output.token_ids for output in expected]
+
+
+@pytest.mark.cuda
+def test_demo_model_in_bf16_answers_as_on_the_cpu() -> None:
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    params = SamplingParams(temperature=0.0, max_tokens=48)
+    for device in ("cpu", "cuda"):
+        assert "Paris" in LLM(device=device).chat(question, params, use_tqdm=False)[0].text

@@ -34,7 +34,7 @@ _TASKS = [arithmetic, capital, fact, string_task, small_talk, repeat]
 _TASK_WEIGHTS = [30, 16, 20, 14, 12, 8]
 
 
-def _task(rng: random.Random, tools: bool = False, calculator: bool = False) -> Turn:
+def ordinary_turn(rng: random.Random, tools: bool = False, calculator: bool = False) -> Turn:
     """One task without a tool; with a calculator at hand sums are the tool's."""
     if not tools and rng.random() < 0.03:
         return missing_tool(rng)
@@ -96,7 +96,7 @@ def make_row(
         elif asks and rng.random() < 0.7:
             turn = rng.choice(asks)(rng)
         else:
-            turn = _task(rng, bool(asks), calculator)
+            turn = ordinary_turn(rng, bool(asks), calculator)
         turn_ids, turn_mask = encoder.turn(turn, conversation.mode)
         if len(ids) + len(turn_ids) > length:
             misses += 1
@@ -130,5 +130,5 @@ def corpus(seed: int, conversations: int) -> Iterator[str]:
             conversation.tools, asks = toolbox(rng, 3)
             conversation.turns = [rng.choice(asks)(rng) for _ in range(4)]
         else:
-            conversation.turns = [_task(rng) for _ in range(8)]
+            conversation.turns = [ordinary_turn(rng) for _ in range(8)]
         yield render(conversation)

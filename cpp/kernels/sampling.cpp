@@ -5,8 +5,9 @@
 
 #include "cpp/kernels/common.h"
 
-// Numerics: an id's weight is exp((l - max) / temperature) in double, 1 for the most probable. Masses are sums
-// of doubles in an order that depends on the row alone: exact to about 1e-13, equal for any number of threads.
+// Numerics: an id's weight is exp((l - max) / temperature) in double, 1 for the most probable. Masses are
+// sums of doubles in an order that depends on the row alone: exact to about 1e-13, equal for any number of
+// threads.
 
 namespace mmx::cpu::MMX_CPU_ISA {
 

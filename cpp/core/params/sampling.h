@@ -30,7 +30,7 @@ struct AdjustLogitsParams {
 /// temperature); keep p >= min_p * max p, then the top_k most probable (0 or -1: all), then the smallest set
 /// of the most probable, at least one, whose mass within what is kept reaches top_p; order is by (logit
 /// descending, id ascending). The draw is the first id, ascending, at which the running mass exceeds u of the
-/// kept mass; u = uniform(seed, step) in [0, 1), see sampling_uniform. Masses are exact to 1e-9 of the whole
+/// kept mass; u = uniform(seed, step) in [0, 1), see sampling_uniform. Masses are exact to 1e-8 of the whole
 /// or better: a draw is the same on every device unless u lies that close to the border between two ids. A
 /// row whose largest logit is not finite or that holds NaN gives -1.
 struct SampleParams {

@@ -12,7 +12,7 @@ from mmx.layers import ForwardBatch, LayerCache
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
-    """Padded batch sizes up to ``max_num_seqs``, largest first: 1, 2, 4, then steps of 8 to 64 and of 32 beyond,
+    """Padded batch sizes up to ``max_num_seqs``, largest first: 1, 2, 4, steps of 8 to 64 and of 32 beyond,
     so that little of a large batch is padding and few graphs are kept."""
     sizes = {1, 2, 4, *range(8, 65, 8), *range(96, max_num_seqs + 32, 32)}
     return sorted({min(size, max_num_seqs) for size in sizes}, reverse=True)

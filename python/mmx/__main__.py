@@ -1,4 +1,4 @@
-"""The ``mmx`` command: ``mmx serve [MODEL] [flags]``, ``mmx info``, ``mmx --version``."""
+"""The ``mmx`` command: ``mmx serve [MODEL] [flags]``, ``mmx bench``, ``mmx info``, ``mmx --version``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mmx import env
 USAGE = """usage: mmx COMMAND
 
   serve [MODEL] [flags]   serve a model over HTTP (mmx serve --help lists the flags)
+  bench serve [flags]     load a server, measure throughput and latencies (mmx bench --help)
   info                    versions and what this installation can run on
   --version               version of mmx"""
 
@@ -28,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mmx.server.__main__ import main as serve
 
         return serve(arguments)
+    if command == "bench":
+        from mmx.bench.__main__ import main as bench
+
+        return bench(arguments)
     if command == "info":
         return info()
     if command == "--version":
@@ -36,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("--help", "-h", "help"):
         print(USAGE)
         return 0
-    print(f"mmx: unknown command {command!r}; expected serve, info or --version", file=sys.stderr)
+    print(f"mmx: unknown command {command!r}; expected serve, bench, info or --version", file=sys.stderr)
     return 2
 
 

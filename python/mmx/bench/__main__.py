@@ -1,0 +1,31 @@
+"""``python -m mmx.bench serve [flags]``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mmx.bench.serve import main as serve
+
+USAGE = """usage: mmx bench COMMAND
+
+  serve [flags]   load a server and print its throughput and latencies (serve --help lists the flags)"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Flags without a command mean ``serve``."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("--help", "-h", "help"):
+        print(USAGE)
+        return 0
+    if command == "serve":
+        return serve(arguments[1:])
+    if command.startswith("-"):
+        return serve(arguments)
+    print(f"mmx bench: unknown command {command!r}; expected serve", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

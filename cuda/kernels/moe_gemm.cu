@@ -76,8 +76,8 @@ template <class T, class W, int kBlockM, int kParts>
 __global__ void __launch_bounds__(kThreads) grouped_gemm_kernel(GroupedGemm p) {
     constexpr int kRows = kBlockM / 16;  // per thread
     constexpr int kPad = 4;  // keeps rows 16-byte aligned and eases bank conflicts of the transpose
-    __shared__ alignas(16) float a_tile[kBlockK][kBlockM + kPad];
-    __shared__ alignas(16) float b_tile[kParts][kBlockK][kBlockN + kPad];
+    alignas(16) __shared__ float a_tile[kBlockK][kBlockM + kPad];
+    alignas(16) __shared__ float b_tile[kParts][kBlockK][kBlockN + kPad];
     __shared__ Tile shared_tile;
     if (threadIdx.x < 32) {
         const Tile found =

@@ -59,15 +59,15 @@ def short_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tu
     for mode in (ADAPTIVE, DISABLED):
         drawn = [(*rng.choice(pairs), rng.choice(asks)) for _ in range(count)]
         items = [make_item(encoder, arithmetic.sum_turn(a, "+", b, ask), mode) for a, b, ask in drawn]
-        yield f"two-digit sums, thinking {mode}", items
+        yield f"two-digit sums, new pairs, thinking {mode}", items
     minus = [(a, b) for a in range(10, 100) for b in range(10, a + 1) if held_out(a, "-", b)]
     drawn = [(*rng.choice(minus), "What is {a} {op} {b}?") for _ in range(count)]
     items = [make_item(encoder, arithmetic.sum_turn(a, "-", b, ask), ADAPTIVE) for a, b, ask in drawn]
-    yield "two-digit differences, thinking adaptive", items
+    yield "two-digit differences, new pairs", items
     times = [(a, b) for a in range(13, 100) for b in range(13, 100) if held_out(a, "*", b)]
     drawn = [(*rng.choice(times), "What is {a} {op} {b}?") for _ in range(count)]
     items = [make_item(encoder, arithmetic.sum_turn(a, "*", b, ask), ADAPTIVE) for a, b, ask in drawn]
-    yield "two-digit products, thinking adaptive", items
+    yield "two-digit products, new pairs", items
     for name, chinese, phrasings in (
         ("capitals, new phrasing", False, facts.CAPITAL_ASKS_HELD_OUT),
         ("capitals, new phrasing, Chinese", True, facts.ZH_CAPITAL_ASKS_HELD_OUT),
@@ -84,9 +84,15 @@ def short_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tu
                 for ask in phrasings
             ],
         )
-    yield "facts", [make_item(encoder, facts.fact(rng), ADAPTIVE) for _ in range(count)]
-    yield "string tasks", [make_item(encoder, strings.string_task(rng), ADAPTIVE) for _ in range(count)]
-    yield "small talk", [make_item(encoder, chat.small_talk(rng), ADAPTIVE) for _ in range(count)]
+    yield "facts (no new ones)", [make_item(encoder, facts.fact(rng), ADAPTIVE) for _ in range(count)]
+    yield (
+        "string tasks (listed words)",
+        [make_item(encoder, strings.string_task(rng), ADAPTIVE) for _ in range(count)],
+    )
+    yield (
+        "small talk (no new phrasing)",
+        [make_item(encoder, chat.small_talk(rng), ADAPTIVE) for _ in range(count)],
+    )
 
 
 def tool_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tuple[str, list[Item]]]:
@@ -103,7 +109,7 @@ def tool_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tup
             turn = tools.weather_turn(rng, tool, [city], rng.choice(asks), chinese)
             calls.append(make_item(encoder, turn, mode, [tool]))
             answers.append(make_item(encoder, turn, mode, [tool], closing=True))
-        yield f"tool calls, {name}", calls
+        yield f"tool calls, {name}, new phrasing", calls
         yield f"answers from the result, {name}", answers
     calls, answers = [], []
     for _ in range(count):
@@ -111,8 +117,8 @@ def tool_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tup
         turn, mode = rng.choice(asking)(rng), rng.choice(modes)
         calls.append(make_item(encoder, turn, mode, declared))
         answers.append(make_item(encoder, turn, mode, declared, closing=True))
-    yield "tool calls, one of up to 3 tools", calls
-    yield "answers from the result, one of up to 3 tools", answers
+    yield "tool calls, one of up to 3 tools, new values", calls
+    yield "answers from the result, one of up to 3 tools, new values", answers
 
 
 def needle_items(encoder: Encoder, rng: random.Random, count: int, length: int) -> list[Item]:

@@ -1,8 +1,10 @@
-"""API keys: where they come from and how a request shows one."""
+"""API keys: where they come from and how a request shows one; signatures of what the server wrote."""
 
 from __future__ import annotations
 
+import base64
 import hmac
+import secrets
 from pathlib import Path
 
 from aiohttp import web
@@ -49,3 +51,18 @@ class Keys:
                 "invalid_api_key",
                 "a valid API key is required, as Authorization: Bearer KEY or x-api-key: KEY",
             )
+
+
+class Signer:
+    """Signs text with ``key``, a random one if there is none."""
+
+    def __init__(self, key: str | None) -> None:
+        self._key = key.encode() if key is not None else secrets.token_bytes(32)
+
+    def sign(self, text: str) -> str:
+        """HMAC-SHA256 of ``text`` in base64."""
+        return base64.b64encode(hmac.digest(self._key, text.encode(), "sha256")).decode()
+
+    def wrote(self, text: str, signature: str) -> bool:
+        """Whether ``signature`` is that of ``text``."""
+        return hmac.compare_digest(self.sign(text).encode(), signature.encode())

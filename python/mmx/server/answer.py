@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from mmx.parsers import CallArgs
 from mmx.server.choice import CallPiece, Choice, Delta, TokenEntry
+from mmx.server.errors import ApiError
 from mmx.server.logprobs import LogprobFormat
 from mmx.server.output import Call
-from mmx.server.sse import ChunkTemplate, Tail
+from mmx.server.sse import DONE, ChunkTemplate, Tail, event
 
 _encode = msgspec.json.Encoder().encode
 
@@ -25,12 +26,46 @@ def _end(delta: Delta, keep_ids: bool) -> tuple[bytes, bytes]:
 
 
 class Writer(Protocol):
-    """Turns deltas into the events of one kind of stream."""
+    """Turns deltas into the events of one kind of stream. ``keep_alive`` is the event that serves as its
+    sign of life, None for the configured one; a stream ends with either ``fault`` or ``end``."""
 
+    keep_alive: bytes | None
+
+    def begin(self) -> bytes: ...
     def write(self, choice: Choice, delta: Delta) -> bytes: ...
+    def fault(self, error: ApiError) -> bytes: ...
+    def end(self) -> bytes: ...
 
 
-class ChatWriter:
+class ChunkWriter:
+    """What the two kinds of chunks share. ``usage``: its numbers, if a chunk of them ends the stream."""
+
+    keep_alive: bytes | None = None
+
+    def __init__(
+        self,
+        head: dict[str, object],
+        num_choices: int,
+        tail: Tail,
+        usage: Callable[[], dict[str, object]] | None,
+    ) -> None:
+        self._templates = [ChunkTemplate(head, index, tail) for index in range(num_choices)]
+        self._head = head
+        self._usage = usage
+
+    def begin(self) -> bytes:
+        return b""
+
+    def fault(self, error: ApiError) -> bytes:
+        return event(error.object()) + DONE
+
+    def end(self) -> bytes:
+        if self._usage is None:
+            return DONE
+        return event({**self._head, "choices": [], "usage": self._usage()}) + DONE
+
+
+class ChatWriter(ChunkWriter):
     """Chat chunks. ``reasoning_keys`` are the names under which thinking goes out; none hides it."""
 
     def __init__(
@@ -44,8 +79,9 @@ class ChatWriter:
         logprobs: LogprobFormat | None,
         keep_ids: bool,
         tail: Tail,
+        usage: Callable[[], dict[str, object]] | None,
     ) -> None:
-        self._templates = [ChunkTemplate(head, index, tail) for index in range(num_choices)]
+        super().__init__(head, num_choices, tail, usage)
         self._role = b'{"role":%b' % _encode(role)
         self._reasoning_keys = reasoning_keys
         self._details = details
@@ -85,7 +121,7 @@ class ChatWriter:
         return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
-class CompletionWriter:
+class CompletionWriter(ChunkWriter):
     """Completions chunks; ``echo`` holds the prompt text of each choice, or nothing."""
 
     def __init__(
@@ -97,8 +133,9 @@ class CompletionWriter:
         logprobs: LogprobFormat | None,
         keep_ids: bool,
         tail: Tail,
+        usage: Callable[[], dict[str, object]] | None,
     ) -> None:
-        self._templates = [ChunkTemplate(head, index, tail) for index in range(num_choices)]
+        super().__init__(head, num_choices, tail, usage)
         self._echo = echo
         self._logprobs = logprobs
         self._keep_ids = keep_ids

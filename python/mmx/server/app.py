@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from mmx.server import lifecycle
 from mmx.server.body import check_headers
-from mmx.server.errors import ApiError, clip
+from mmx.server.errors import ANTHROPIC_PATH, ApiError, clip
 from mmx.server.routes import ROUTES, Route
 from mmx.server.state import REQUEST_ID, STATE, ServerState
 
@@ -72,9 +72,10 @@ def _expectation(
                 state.keys.check(request)
             check_headers(request, state.config.http.max_body_bytes)
         except ApiError as error:
-            return error.response()
+            return error.response(request.path, REQUEST_ID.get())
         if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
-            return ApiError("invalid_value", "only Expect: 100-continue is understood", status=417).response()
+            refusal = ApiError("invalid_value", "only Expect: 100-continue is understood", status=417)
+            return refusal.response(request.path, REQUEST_ID.get())
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
         return None
@@ -88,30 +89,37 @@ async def _around(request: web.Request, handler: Handler) -> web.StreamResponse:
     state = request.app[STATE]
     given = request.headers.get("X-Request-Id", "")
     REQUEST_ID.set(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
-    response: web.StreamResponse
     try:
         response = await handler(request)
     except asyncio.CancelledError:
         _count(state, request, 499)
         raise
-    except ApiError as error:
-        response = error.response()
-        log.debug("%s %s: %d %s", REQUEST_ID.get(), request.path, error.status, error.message)
-    except web.HTTPMethodNotAllowed as refused:
-        allowed = ", ".join(sorted(refused.allowed_methods))
-        response = ApiError(
-            "method_not_allowed", f"{clip(request.method)} is not allowed here, only {allowed}"
-        ).response()
-        response.headers["Allow"] = allowed
-    except web.HTTPNotFound:
-        response = ApiError("not_found", f"there is nothing at {clip(request.path)!r}").response()
-    except web.HTTPException as refused:
-        response = ApiError("invalid_value", refused.reason.lower(), status=refused.status).response()
-    except Exception:
-        log.exception("%s %s failed", REQUEST_ID.get(), request.path)
-        response = ApiError("server_error", f"internal error in request {REQUEST_ID.get()}").response()
+    except Exception as fault:
+        error = _as_api_error(request, fault)
+        response = error.response(request.path, REQUEST_ID.get())
+        if isinstance(fault, web.HTTPMethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(fault.allowed_methods))
     _count(state, request, response.status)
     return response
+
+
+def _as_api_error(request: web.Request, fault: Exception) -> ApiError:
+    """What the client is told about an exception of a handler."""
+    match fault:
+        case ApiError():
+            log.debug("%s %s: %d %s", REQUEST_ID.get(), request.path, fault.status, fault.message)
+            return fault
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(fault.allowed_methods))
+            return ApiError(
+                "method_not_allowed", f"{clip(request.method)} is not allowed here, only {allowed}"
+            )
+        case web.HTTPNotFound():
+            return ApiError("not_found", f"there is nothing at {clip(request.path)!r}")
+        case web.HTTPException():
+            return ApiError("invalid_value", fault.reason.lower(), status=fault.status)
+    log.error("%s %s failed", REQUEST_ID.get(), request.path, exc_info=fault)
+    return ApiError("server_error", f"internal error in request {REQUEST_ID.get()}")
 
 
 def _count(state: ServerState, request: web.Request, status: int) -> None:
@@ -123,4 +131,6 @@ def _count(state: ServerState, request: web.Request, status: int) -> None:
 async def _common_headers(request: web.Request, response: web.StreamResponse) -> None:
     if REQUEST_ID.get():
         response.headers["X-Request-Id"] = REQUEST_ID.get()
+        if request.path.startswith(ANTHROPIC_PATH):
+            response.headers["request-id"] = REQUEST_ID.get()
     response.headers.pop("Server", None)

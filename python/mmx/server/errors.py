@@ -6,6 +6,9 @@ characters of what the client sent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 from aiohttp import web
 
@@ -26,6 +29,15 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
+
+# Where the Messages API has another word.
+_ANTHROPIC_TYPES = {
+    409: "invalid_request_error",
+    500: "api_error",
+    501: "api_error",
+    503: "overloaded_error",
+}
+ANTHROPIC_PATH = "/v1/messages"
 
 _STATUS = {
     "invalid_api_key": 401,
@@ -70,22 +82,38 @@ class ApiError(Exception):
         self.retry_after = retry_after
         self._close = close
 
-    def object(self) -> dict[str, object]:
+    def object(self) -> dict[str, Any]:
         """The OpenAI error object."""
         kind = _TYPES.get(self.status, "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def body(self) -> bytes:
-        return msgspec.json.encode(self.object())
+    def anthropic_object(self, request_id: str) -> dict[str, Any]:
+        """The error object of the Messages API."""
+        kind = _ANTHROPIC_TYPES.get(self.status) or _TYPES.get(self.status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
 
-    def response(self) -> web.Response:
+    def renamed(self, rename: Callable[[str], str]) -> ApiError:
+        """The same error with the field names in its text and param replaced."""
+        return ApiError(
+            self.code,
+            rename(self.message),
+            rename(self.param) if self.param is not None else None,
+            status=self.status,
+            retry_after=self.retry_after,
+            close=self._close,
+        )
+
+    def response(self, path: str, request_id: str) -> web.Response:
+        """The answer in the form that clients of ``path`` read."""
+        of_messages = path.startswith(ANTHROPIC_PATH)
+        body = msgspec.json.encode(self.anthropic_object(request_id) if of_messages else self.object())
         headers = {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
         response = web.Response(
-            status=self.status, body=self.body(), content_type="application/json", headers=headers
+            status=self.status, body=body, content_type="application/json", headers=headers
         )
         if self._close:
             response.force_close()

@@ -134,6 +134,10 @@ def _front_end() -> list[Flag]:
             "seconds of silence after which a stream gets a sign of life",
         ),
         _flag(
+            s, "thinking_signature_key", TEXT, None, "http.signature_key",
+            "secret that signs thinking in /v1/messages, equal on all replicas; default: random",
+        ),
+        _flag(
             s, "sse_keep_alive_style", TEXT, "newline", "http.keep_alive_style", "form of the sign of life",
             choices=("newline", "comment"),
         ),

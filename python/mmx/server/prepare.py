@@ -52,15 +52,25 @@ class Incoming:
         return extension
 
 
-async def receive(request: web.Request, kind: type[T], refused: dict[str, str]) -> tuple[Incoming, T]:
-    """Read, decode and check everything that does not depend on the prompt."""
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object that a request brings; 503 before it is read when the server can not work."""
     state = request.app[STATE]
     state.serving()
     data = await read_body(request, state.config.http.max_body_bytes)
-    body = (
-        decode_object(data) if len(data) < LARGE_BODY else await in_pool(state, partial(decode_object, data))
-    )
+    if len(data) < LARGE_BODY:
+        return decode_object(data)
+    return await in_pool(state, partial(decode_object, data))
+
+
+async def receive(request: web.Request, kind: type[T], refused: dict[str, str]) -> tuple[Incoming, T]:
+    """Read, decode and check everything that does not depend on the prompt."""
+    body = await read_object(request)
     parsed, unknown = decode_request(body, kind, refused)
+    return accept(request.app[STATE], body, parsed, unknown), parsed
+
+
+def accept(state: ServerState, body: dict[str, Any], parsed: Generate, unknown: list[str]) -> Incoming:
+    """Name, id and unknown fields of a decoded request."""
     name = state.answered_name(parsed.model)
     request_id = _given_id(parsed) or REQUEST_ID.get()
     REQUEST_ID.set(request_id)
@@ -71,7 +81,7 @@ async def receive(request: web.Request, kind: type[T], refused: dict[str, str]) 
         incoming.warnings += [f"unknown field {name} was ignored" for name in sorted(unknown)]
     if parsed.stream_options is not None and not parsed.stream:
         raise ApiError("invalid_value", "stream_options needs stream to be true", "stream_options")
-    return incoming, parsed
+    return incoming
 
 
 def _given_id(parsed: Generate) -> str | None:

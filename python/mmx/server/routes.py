@@ -10,6 +10,7 @@ from aiohttp import web
 from mmx.server import routes_info as info
 from mmx.server.routes_chat import chat_completions
 from mmx.server.routes_completions import completions
+from mmx.server.routes_messages import count_tokens, messages
 from mmx.server.routes_text import detokenize, tokenize
 
 
@@ -23,6 +24,8 @@ class Route(NamedTuple):
 ROUTES = (
     Route("POST", "/v1/chat/completions", chat_completions, True),
     Route("POST", "/v1/completions", completions, True),
+    Route("POST", "/v1/messages", messages, True),
+    Route("POST", "/v1/messages/count_tokens", count_tokens, True),
     Route("POST", "/tokenize", tokenize, True),
     Route("POST", "/detokenize", detokenize, True),
     Route("POST", "/v1/tokenize", tokenize, True),

@@ -15,7 +15,7 @@ from mmx.server.logprobs import LogprobFormat
 from mmx.server.prepare import Incoming, build_job, new_id, receive
 from mmx.server.prompts import completion_prompts
 from mmx.server.schemas import REFUSED_IN_COMPLETIONS, CompletionRequest
-from mmx.server.serve import answer_json, answer_stream, stream_tail, usage_at_end
+from mmx.server.serve import answer_json, answer_stream, final_usage, stream_tail
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -38,17 +38,17 @@ async def completions(request: web.Request) -> web.StreamResponse:
         echo = [text for text in texts for _ in range(n)]
     async with Generation(state, job) as generation:
         if parsed.stream:
-            head = _head(incoming)
             extra: dict[str, object] = {"mmx": {"warnings": incoming.warnings}} if incoming.warnings else {}
             writer = CompletionWriter(
-                head,
+                _head(incoming),
                 len(generation.choices),
                 echo=echo,
                 logprobs=logprobs,
                 keep_ids=bool(parsed.return_token_ids),
                 tail=stream_tail(generation, parsed, extra),
+                usage=final_usage(generation, parsed),
             )
-            return await answer_stream(request, generation, writer, head, usage_at_end(parsed, state))
+            return await answer_stream(request, generation, writer)
         return await _whole(incoming, parsed, generation, logprobs, echo)
 
 

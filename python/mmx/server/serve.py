@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
@@ -13,7 +14,7 @@ from mmx.server.choice import Choice, Delta
 from mmx.server.errors import ApiError
 from mmx.server.generation import Generation
 from mmx.server.schemas import Generate
-from mmx.server.sse import DONE, EventStream, Tail, event
+from mmx.server.sse import EventStream, Tail
 from mmx.server.state import REQUEST_ID, ServerState
 
 log = logging.getLogger("mmx.server")
@@ -25,19 +26,31 @@ def answer_json(generation: Generation, body: dict[str, object]) -> web.Response
     body["usage"] = generation.usage(details=state.config.answer.prompt_tokens_details)
     timings = generation.timings()
     body["timings"] = timings
+    return json_response(generation, body)
+
+
+def json_response(generation: Generation, body: dict[str, object]) -> web.Response:
+    """``body`` with the headers of a finished generation."""
     headers = {
         "x-mmx-prompt-tokens": str(sum(map(len, generation.job.prompts))),
-        "x-mmx-cached-tokens": str(timings["cached_tokens"]),
+        "x-mmx-cached-tokens": str(sum(c.num_cached_tokens for c in generation.choices)),
         "openai-processing-ms": str(int(1000 * (time.monotonic() - generation.arrival))),
     }
     return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=headers)
 
 
-def usage_at_end(parsed: Generate, state: ServerState) -> bool:
-    """Whether a stream ends with a chunk of usage."""
+def _usage_at_end(parsed: Generate, state: ServerState) -> bool:
     options = parsed.stream_options
     asked = options is not None and (options.include_usage or options.continuous_usage_stats)
     return bool(asked) or state.config.answer.force_include_usage
+
+
+def final_usage(generation: Generation, parsed: Generate) -> Callable[[], dict[str, object]] | None:
+    """The numbers for the chunk of usage that ends a stream; None if there is to be none."""
+    if not _usage_at_end(parsed, generation.state):
+        return None
+    details = generation.state.config.answer.prompt_tokens_details
+    return lambda: generation.usage(details=details)
 
 
 def stream_tail(generation: Generation, parsed: Generate, extra: dict[str, object]) -> Tail:
@@ -46,16 +59,16 @@ def stream_tail(generation: Generation, parsed: Generate, extra: dict[str, objec
     options = parsed.stream_options
     if options is not None and options.continuous_usage_stats:
         return Tail(False, lambda: generation.usage(details=details), extra)
-    return Tail(usage_at_end(parsed, generation.state), None, extra)
+    return Tail(_usage_at_end(parsed, generation.state), None, extra)
 
 
-async def answer_stream(
-    request: web.Request, generation: Generation, writer: Writer, head: dict[str, object], with_usage: bool
-) -> web.StreamResponse:
+async def answer_stream(request: web.Request, generation: Generation, writer: Writer) -> web.StreamResponse:
     """Send the deltas as they come. After the headers a fault can only become an event."""
-    state = generation.state
-    http = state.config.http
-    async with EventStream(request, http.keep_alive_interval, http.keep_alive_style) as stream:
+    http = generation.state.config.http
+    sign = writer.keep_alive or (b": keep-alive\n\n" if http.keep_alive_style == "comment" else b"\n")
+    async with EventStream(request, http.keep_alive_interval, sign) as stream:
+        if opening := writer.begin():
+            await stream.send(opening)
 
         async def emit(choice: Choice, deltas: list[Delta]) -> None:
             data = b"".join([writer.write(choice, delta) for delta in deltas])
@@ -73,11 +86,7 @@ async def answer_stream(
             log.exception("%s %s failed", REQUEST_ID.get(), request.path)
             fault = ApiError("server_error", f"internal error in request {REQUEST_ID.get()}")
         if fault is not None:
-            await stream.send(event(fault.object()) + DONE)
+            await stream.send(writer.fault(fault))
             return await stream.end(close=True)
-        usage = b""
-        if with_usage:
-            numbers = generation.usage(details=state.config.answer.prompt_tokens_details)
-            usage = event({**head, "choices": [], "usage": numbers})
-        await stream.send(usage + DONE)
+        await stream.send(writer.end())
         return await stream.end()

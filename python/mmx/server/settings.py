@@ -12,6 +12,8 @@ from mmx.server.flag_kinds import EXIT_CONFIG, FlagError
 from mmx.server.flag_parser import Parsed
 from mmx.server.flags import FLAGS
 
+SECRETS = ("api_key", "thinking_signature_key")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -39,6 +41,7 @@ class HttpSettings:
     shutdown_timeout: float
     disable_metrics: bool
     metrics_alias: str
+    signature_key: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,7 @@ def effective(config: ServerConfig) -> dict[str, dict[str, Any]]:
             continue
         group, _, field = flag.target.partition(".")
         value = getattr(getattr(config, group), field)
-        shown[name] = {"value": "***" if name == "api_key" and value else value, "origin": origin}
+        shown[name] = {"value": "***" if name in SECRETS and value else value, "origin": origin}
     return shown
 
 

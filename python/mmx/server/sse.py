@@ -20,14 +20,19 @@ def event(payload: object) -> bytes:
     return b"data: %b\n\n" % _encode(payload)
 
 
-class EventStream:
-    """A text/event-stream answer. Whenever nothing was sent for ``keep_alive`` seconds, one sign of life
-    goes out; by default an empty line, which every client ignores."""
+def named_event(payload: dict[str, object]) -> bytes:
+    """One event that also has its ``type`` in a line of its own."""
+    return b"event: %b\n%b" % (str(payload["type"]).encode(), event(payload))
 
-    def __init__(self, request: web.Request, keep_alive: float, style: str) -> None:
+
+class EventStream:
+    """A text/event-stream answer. Whenever nothing was sent for ``keep_alive`` seconds, the ``sign`` of
+    life goes out, such as an empty line, which every client ignores."""
+
+    def __init__(self, request: web.Request, keep_alive: float, sign: bytes) -> None:
         self._request = request
         self._keep_alive = keep_alive
-        self._sign = b": keep-alive\n\n" if style == "comment" else b"\n"
+        self._sign = sign
         self._response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",

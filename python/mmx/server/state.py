@@ -15,7 +15,7 @@ from aiohttp import web
 
 import mmx
 from mmx.protocol import EngineDead, EngineStats, Failed, Loading, Ready, StepOutput, Submit, TokenOut
-from mmx.server.access import Keys
+from mmx.server.access import Keys, Signer
 from mmx.server.errors import ApiError, clip
 from mmx.server.metric_set import Metrics
 from mmx.server.model_front import ModelFront
@@ -59,6 +59,7 @@ class ServerState:
         self.folder = folder
         self.created = int(time.time())
         self.keys = Keys(config.http.api_keys, config.http.api_key_file)
+        self.signer = Signer(config.http.signature_key)
         self.served_names = config.model.served_names or (_default_name(config, folder),)
         self.metrics = Metrics(self.served_names[0], config.http.metrics_alias)
         self.pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="mmx-render")

@@ -1,0 +1,90 @@
+"""From a chat request to a job: the one way to generation for every API that is a conversation."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+from aiohttp import web
+
+from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.generation import Job
+from mmx.server.output import prompt_tail
+from mmx.server.prepare import Incoming, build_job
+from mmx.server.prompts import Prompt, chat_prompt, check_ids, check_tools, render_options
+from mmx.server.schemas import ChatRequest
+from mmx.server.thinking import ThinkingChoice, choose
+
+
+class ChatJob(NamedTuple):
+    """The ``job`` with what the answer says about it."""
+
+    job: Job
+    prompt: Prompt
+    thinking: ThinkingChoice
+
+
+async def chat_job(request: web.Request, incoming: Incoming, chat: ChatRequest) -> ChatJob:
+    """Check what only conversations have, render them, build the job; warnings go to ``incoming``."""
+    _check(chat)
+    prompt, thinking, field = await render_chat(incoming, chat)
+    front = incoming.state.serving()[2]
+    tail = prompt.text if prompt.text is not None else prompt_tail(front.tokenizer, prompt.token_ids)
+    make_reader = partial(
+        front.output.reader,
+        prompt=tail,
+        thinking_mode=thinking.mode,
+        tools=incoming.body.get("tools"),
+        tool_choice=chat.tool_choice if isinstance(chat.tool_choice, str) else "auto",
+        inline_thoughts=chat.reasoning_split is False or chat.separate_reasoning is False,
+    )
+    return ChatJob(build_job(request, incoming, chat, [prompt], field, make_reader), prompt, thinking)
+
+
+async def render_chat(incoming: Incoming, chat: ChatRequest) -> tuple[Prompt, ThinkingChoice, str]:
+    """The prompt, the mode of thinking and the name of the field that the prompt came from."""
+    state = incoming.state
+    _, ready, front = state.serving()
+    thinking = choose(chat, state.config.model.default_chat_template_kwargs, front.family)
+    incoming.warnings += thinking.warnings
+    given_ids = chat.prompt_token_ids if chat.prompt_token_ids is not None else chat.input_ids
+    if given_ids is not None:
+        field = "prompt_token_ids" if chat.prompt_token_ids is not None else "input_ids"
+        check_ids(given_ids, ready.vocab_size, field)
+        return Prompt(given_ids, None), thinking, field
+    kwargs = thinking.template_kwargs
+    if chat.documents is not None:
+        kwargs = {**kwargs, "documents": chat.documents}
+    prompt = await chat_prompt(state, front, incoming.body, render_options(chat, kwargs))
+    incoming.warnings += prompt.warnings
+    return prompt, thinking, "messages"
+
+
+def _check(chat: ChatRequest) -> None:
+    """Fields that only chat has."""
+    if not chat.messages:
+        raise ApiError("empty_array", "messages must hold at least one message", "messages")
+    if chat.modalities is not None and chat.modalities != ["text"]:
+        raise unsupported("modalities", 'only ["text"]')
+    if chat.parallel_tool_calls is False and chat.tools:
+        raise unsupported("parallel_tool_calls", "calls are not constrained by a grammar")
+    check_tools(chat.tools)
+    choice = chat.tool_choice
+    if isinstance(choice, dict) or choice == "required":
+        if not chat.tools:
+            raise ApiError("missing_required_parameter", "tool_choice needs tools", "tools")
+        if isinstance(choice, dict):
+            named = (
+                (choice.get("function") or {}).get("name")
+                if isinstance(choice.get("function"), dict)
+                else None
+            )
+            if named is not None and named not in [tool.function.name for tool in chat.tools]:
+                raise ApiError(
+                    "unknown_tool", f"tool_choice names {clip(named)!r}, which is not in tools", "tool_choice"
+                )
+        raise unsupported("tool_choice", "only auto and none; calls are not constrained by a grammar")
+    if choice not in (None, "auto", "none"):
+        raise ApiError(
+            "invalid_value", "tool_choice must be auto, none, required or a function", "tool_choice"
+        )

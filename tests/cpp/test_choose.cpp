@@ -83,8 +83,8 @@ void test_sparse_splits() {
     for (int64_t tokens = 1; tokens <= 300; ++tokens) {
         const int64_t splits = sparse_decode_splits(sparse_params(tokens, 1, 256), 132);
         EXPECT(splits >= 1 && splits <= 16 && (splits & (splits - 1)) == 0);
-        EXPECT(splits == 1 || tokens * 4 * splits <= 2 * 132);
-        EXPECT(splits == 16 || tokens * 4 * splits * 2 > 2 * 132);
+        EXPECT(splits == 1 || tokens * 4 * splits <= 132);
+        EXPECT(splits == 16 || tokens * 4 * splits * 2 > 132);
     }
 }
 
@@ -106,12 +106,17 @@ void test_prefill_plan() {
 
 void test_paged() {
     EXPECT(choose_paged(paged_params(32, 1, 48, 8, 256)) == AttentionKernel::kSm90Decode);
-    EXPECT(choose_paged(paged_params(1, 8192, 48, 8, 256)) == AttentionKernel::kSimple);
+    EXPECT(choose_paged(paged_params(1, 2048, 48, 8, 256)) == AttentionKernel::kSm90Decode);
+    EXPECT(choose_paged(paged_params(1, 8192, 64, 4, 64)) == AttentionKernel::kSm90Decode);
+    // Partial results of every token and chunk would take 17 GB.
+    EXPECT(choose_paged(paged_params(1, 8192, 64, 4, 2048)) == AttentionKernel::kSimple);
+    EXPECT(paged_workspace_bytes(paged_params(1, 8192, 64, 4, 2048)) == 0);
     for (const int64_t seqs : {1, 8, 32, 128})
         for (const int64_t blocks : {1, 2, 32, 256, 1024, 8192}) {
             const PagedAttentionParams p = paged_params(seqs, 1, 64, 4, blocks);
             EXPECT(paged_decode_chunk(p) * paged_decode_splits(p) >= blocks);
             EXPECT(paged_decode_chunk(p) <= kDecodeMaxTopk);
+            EXPECT(choose_paged(p) == AttentionKernel::kSm90Decode);
             const int64_t partials = seqs * 4 * paged_decode_splits(p) * kDecodePartialFloats * 4;
             EXPECT(paged_workspace_bytes(p) == (paged_decode_splits(p) == 1 ? 0 : partials));
         }

@@ -18,8 +18,25 @@ __device__ __forceinline__ void mma_16x8x16(float (&acc)[4], uint32_t a0, uint32
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/// Four 8 x 8 matrices of 16-bit elements from shared memory; lane 8i + r gives the address of row r of
+/// matrix i. A lane gets elements 2t, 2t+1 of row g of each matrix.
+__device__ __forceinline__ void load_matrices(uint32_t (&m)[4], uint32_t smem_address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"(smem_address)
+                 : "memory");
+}
+
+/// The same of the transposed matrices: a lane gets rows 2t, 2t+1 of column g.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&m)[4], uint32_t smem_address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"(smem_address)
+                 : "memory");
+}
+
 /// 16 bytes that are read once: they leave the L1 to data that is read again.
-__device__ __forceinline__ uint4 load_once(const bf16* address) {
+__device__ __forceinline__ uint4 load_once(const void* address) {
     uint4 v;
     asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)

@@ -11,8 +11,7 @@
 namespace mmx::cuda {
 
 inline constexpr int64_t kDecodeMaxTopk = 64;  // blocks of a (token, KV head) that a thread block lists
-inline constexpr int64_t kPagedDecodeMaxQuery =
-    16;  // above, tokens that share pages deserve a prefill kernel
+inline constexpr int64_t kPagedMaxPartialBytes = int64_t{5} << 29;  // of the dense decode's workspace
 
 enum class AttentionKernel { kSimple, kSm90Decode, kSm90Prefill };
 
@@ -37,27 +36,22 @@ inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
     return AttentionKernel::kSm90Decode;
 }
 
-inline AttentionKernel choose_paged(const PagedAttentionParams& p) {
-    if (!sm90_attention_fits(p) || p.max_seqlen_q > kPagedDecodeMaxQuery) return AttentionKernel::kSimple;
-    return AttentionKernel::kSm90Decode;
-}
-
-/// Thread blocks (one cluster) that share the pages of one (token, KV head): enough to occupy the device,
-/// since three blocks of four warps fit a multiprocessor.
+/// Thread blocks (one cluster) that share the pages of one (token, KV head): as many as give
+/// each block a multiprocessor of its own (measured: two on each lose more in the merge than they gain).
 inline int64_t sparse_decode_splits(const SparseAttentionParams& p, int64_t num_multiprocessors) {
     const int64_t units = p.base.num_tokens * p.base.num_kv_heads;
     int64_t splits = 1;
-    while (splits < 16 && splits < p.topk && units * splits * 2 <= 2 * num_multiprocessors) splits *= 2;
+    while (splits < 16 && splits < p.topk && units * splits * 2 <= num_multiprocessors) splits *= 2;
     return splits;
 }
 
 /// Pages that one thread block of the dense decode takes. Longer sequences get more blocks, so that ragged
 /// batches balance; short ones stay whole.
 inline int64_t paged_decode_chunk(const PagedAttentionParams& p) {
-    constexpr int64_t kWantedBlocks = 6 * 132;
+    constexpr int64_t kWantedBlocks = 2 * 132;
     const int64_t units = std::max<int64_t>(1, p.num_tokens * p.num_kv_heads);
     const int64_t splits = std::max<int64_t>(1, kWantedBlocks / units);
-    return std::clamp<int64_t>(ceil_div(p.max_blocks_per_seq, splits), 2, 32);
+    return std::clamp<int64_t>(ceil_div(p.max_blocks_per_seq, splits), 4, 32);
 }
 
 inline int64_t paged_decode_splits(const PagedAttentionParams& p) {
@@ -67,14 +61,27 @@ inline int64_t paged_decode_splits(const PagedAttentionParams& p) {
 /// A partial result: 16 rows of 128 fp32 and each row's maximum and sum.
 inline constexpr int64_t kDecodePartialFloats = 16 * 128 + 2 * 16;
 
+inline int64_t paged_partial_bytes(const PagedAttentionParams& p) {
+    const int64_t splits = paged_decode_splits(p);
+    return splits == 1 ? 0
+                       : p.num_tokens * p.num_kv_heads * splits * kDecodePartialFloats *
+                             static_cast<int64_t>(sizeof(float));
+}
+
+/// Chunks of prompts too: one token at a time, but on tensor cores, as long as the partial results stay
+/// bounded.
+inline AttentionKernel choose_paged(const PagedAttentionParams& p) {
+    return sm90_attention_fits(p) && paged_partial_bytes(p) <= kPagedMaxPartialBytes
+               ? AttentionKernel::kSm90Decode
+               : AttentionKernel::kSimple;
+}
+
 inline int64_t sparse_workspace_bytes(const SparseAttentionParams& p) {
     return choose_sparse(p) == AttentionKernel::kSm90Prefill ? make_prefill_plan(p).total : 0;
 }
 
 inline int64_t paged_workspace_bytes(const PagedAttentionParams& p) {
-    if (choose_paged(p) == AttentionKernel::kSimple || paged_decode_splits(p) == 1) return 0;
-    return p.num_tokens * p.num_kv_heads * paged_decode_splits(p) * kDecodePartialFloats *
-           static_cast<int64_t>(sizeof(float));
+    return choose_paged(p) == AttentionKernel::kSimple ? 0 : paged_partial_bytes(p);
 }
 
 }  // namespace mmx::cuda

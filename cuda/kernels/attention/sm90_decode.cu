@@ -5,6 +5,8 @@
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/mma.cuh"
+#include "cuda/common/ptx/tma.cuh"
+#include "cuda/common/tensor_map.h"
 #include "cuda/kernels/attention/choose.h"
 #include "cuda/kernels/attention/sm90.h"
 
@@ -14,23 +16,39 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int kPage = 128, kDim = 128, kRows = 16, kTileKeys = 16;
-constexpr int kTilesPerPage = kPage / kTileKeys;
-constexpr int kMaxPages = 64;  // pages that a thread block lists
-constexpr int kRowFloats = kDim + 4;
+constexpr int kPage = 128, kDim = 128, kRows = 16;
+constexpr int kStageKeys = 64;                // half a page: 16 keys for each warp of a group
+constexpr int kHalfBytes = kStageKeys * 128;  // 64 of the 128 dimensions
+constexpr int kStageBytes = 4 * kHalfBytes;   // K and V
+constexpr int kRowFloats = kDim + 8;          // spreads the rows of a fragment over the banks
+constexpr int kRowItems = kRows * kDim / 4;   // a thread block's result in pieces of 16 bytes
+constexpr int kMaxSplits = 16;
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr unsigned kFull = 0xFFFFFFFFu;
-static_assert(kMaxPages >= kDecodeMaxTopk);
 
-/// What a thread block shares. K and V never pass through here: they go from global memory straight into the
-/// fragments of the tensor cores.
-template <int kWarps>
+/// kGroups groups of four warps take the stages in turn; one more warp feeds the ring.
+template <int kGroups>
 struct Shared {
-    uint4 q_low[4][32], q_high[4][32];  // A fragments: heads g and g + 8, dimensions permuted as in K
-    int page[kMaxPages], first_position[kMaxPages];
+    static constexpr int kWarps = kGroups * 4, kThreads = kWarps * 32 + 32;
+    // A multiple of the groups, so that a stage is always one group's. One group: 192 KB in flight by two
+    // blocks.
+    static constexpr int kStages = kGroups == 1 ? 3 : 4;
+    union {
+        alignas(1024) char ring[kStages][kStageBytes];  // K, then V, each as two halves of the dimensions
+        float out[kWarps][kRows][kRowFloats];           // the warps' results, once the ring is empty
+    };
+    // What the other blocks of the cluster push here: this block's part of the rows, from each of them.
+    float4 received[kRowItems];
+    float received_max[kMaxSplits][kRows], received_sum[kMaxSplits][kRows];
     float row_max[kWarps][kRows], row_sum[kWarps][kRows];
-    float merged_max[kRows], merged_sum[kRows];
-    float out[kWarps][kRows][kRowFloats];  // [0] holds the merged rows in the end
+    int first_position[kDecodeMaxTopk];
+    int num_listed;
+    uint64_t full[kStages], empty[kStages];
+};
+static_assert(sizeof(Shared<1>) <= 113 * 1024, "two thread blocks must fit a multiprocessor");
+
+struct Maps {
+    CUtensorMap k, v;  // (dimension, slot, head, page)
 };
 
 struct Unit {
@@ -45,59 +63,82 @@ __device__ __forceinline__ Unit make_unit(const PagedAttentionParams& p, int tok
             static_cast<int>(place.position)};
 }
 
-/// A warp's running softmax over tiles of 16 keys: scores of 16 heads x 16 keys, whose layout is that of the
-/// A operand of P.V; o[c * 8 + i] holds dimensions c * 64 + 16 t + i (+ 8 in odd columns) of heads g and g
-/// + 8.
-template <int kWarps>
+/// Half pages [begin, end) of a list of pages; lane i of the feeding warp holds pages i and i + 32.
+struct Halves {
+    int begin, end, page0, page1;
+};
+
+template <int kGroups>
+__device__ __forceinline__ void feed(Shared<kGroups>& shared, const Maps& maps, const Halves& halves,
+                                     int kv_head, int from, int to) {
+    constexpr int kStages = Shared<kGroups>::kStages;
+    for (int i = from; i < to; ++i) {
+        const int index = (halves.begin + i) / 2, stage = i % kStages;
+        const int low = __shfl_sync(kFull, halves.page0, index % 32);
+        const int high = __shfl_sync(kFull, halves.page1, index % 32);
+        if (threadIdx.x % 32 != 0) continue;
+        if (i >= kStages) ptx::barrier_wait(shared.empty[stage], (i / kStages & 1) ^ 1);
+        ptx::barrier_arrive_expect(shared.full[stage], kStageBytes);
+        const int page = index < 32 ? low : high, slot = (halves.begin + i) % 2 * kStageKeys;
+        for (int half = 0; half < 2; ++half)
+            ptx::tma_load_4d(shared.ring[stage] + half * kHalfBytes, maps.k, shared.full[stage], half * 64,
+                             slot, kv_head, page);
+        for (int half = 0; half < 2; ++half)
+            ptx::tma_load_4d(shared.ring[stage] + (2 + half) * kHalfBytes, maps.v, shared.full[stage],
+                             half * 64, slot, kv_head, page);
+    }
+}
+
+/// A warp's running softmax over tiles of 16 heads x 16 keys.
 struct Attend {
-    const Shared<kWarps>& shared;
-    int lane_idx, g, t, position;
-    float scale_log2;
+    uint32_t q[8][4];
     float o[16][4] = {};
     float row_max[2] = {-INFINITY, -INFINITY}, row_sum[2] = {0, 0};
-    uint4 k[2][4], v[4][2];
+    float scale_log2;
+    int lane_idx, t;
 
-    __device__ __forceinline__ void load_k(const bf16* keys) {
+    __device__ __forceinline__ Attend(const PagedAttentionParams& p, const Unit& unit)
+        : scale_log2(p.scale * kLog2e), lane_idx(static_cast<int>(threadIdx.x % 32)), t(lane_idx % 4) {
+        const bf16* rows = static_cast<const bf16*>(p.q) + unit.token * p.q_token_stride +
+                           static_cast<int64_t>(unit.kv_head) * unit.group * p.q_head_stride + 2 * t;
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
+        for (int row = 0; row < 2; ++row) {
+            const int head = lane_idx / 4 + 8 * row;
+            const bf16* x = rows + head * p.q_head_stride;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) k[n][j] = ptx::load_once(keys + (n * 8 + g) * kDim + j * 32 + t * 8);
-    }
-
-    /// Rows of keys 2t, 2t+1, 2t+8, 2t+9, zero where invisible: an unused slot may hold NaN, and 0 x NaN is
-    /// NaN.
-    __device__ __forceinline__ void load_v(const bf16* values, int first_position) {
+            for (int step = 0; step < 8; ++step)
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            const int key = 2 * t + r % 2 + r / 2 * 8;
-            const bool visible = first_position + key <= position;
-#pragma unroll
-            for (int c = 0; c < 2; ++c)
-                v[r][c] =
-                    visible ? ptx::load_once(values + key * kDim + c * 64 + g * 8) : make_uint4(0, 0, 0, 0);
+                for (int high = 0; high < 2; ++high)
+                    q[step][2 * high + row] =
+                        head < unit.group ? *reinterpret_cast<const uint32_t*>(x + step * 16 + high * 8) : 0;
         }
     }
 
-    __device__ __forceinline__ void scores(float (&s)[2][4]) const {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const uint4 low = shared.q_low[j][lane_idx], high = shared.q_high[j][lane_idx];
-#pragma unroll
-            for (int n = 0; n < 2; ++n) {
-                ptx::mma_16x8x16(s[n], low.x, high.x, low.y, high.y, k[n][j].x, k[n][j].y);
-                ptx::mma_16x8x16(s[n], low.z, high.z, low.w, high.w, k[n][j].z, k[n][j].w);
-            }
-        }
+    /// Address of this lane's row in the swizzled tile of 16 keys from `first_key` on; `chunk`: which 16
+    /// bytes.
+    __device__ __forceinline__ uint32_t row_address(uint32_t tile, int key, int chunk) const {
+        return tile + chunk / 8 * kHalfBytes + key * 128 + ((chunk % 8 ^ key % 8) << 4);
     }
 
-    /// Scores to weights in place; rescales what was summed before.
-    __device__ __forceinline__ void softmax(float (&s)[2][4], int first_position) {
-        if (first_position + kTileKeys - 1 > position) {
+    __device__ __forceinline__ void add_tile(uint32_t k_tile, uint32_t v_tile, int first_key,
+                                             int last_visible) {
+        float s[2][4] = {};
+#pragma unroll
+        for (int step = 0; step < 8; ++step) {
+            uint32_t k[4];
+            ptx::load_matrices(k, row_address(k_tile, first_key + lane_idx / 16 * 8 + lane_idx % 8,
+                                              step * 2 + lane_idx / 8 % 2));
+#pragma unroll
+            for (int n = 0; n < 2; ++n)
+                ptx::mma_16x8x16(s[n], q[step][0], q[step][1], q[step][2], q[step][3], k[2 * n],
+                                 k[2 * n + 1]);
+        }
+        if (last_visible < 15) {
 #pragma unroll
             for (int n = 0; n < 2; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
-                    if (first_position + n * 8 + 2 * t + i % 2 > position) s[n][i] = -INFINITY;
+                    if (n * 8 + 2 * t + i % 2 > last_visible) s[n][i] = -INFINITY;
         }
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
@@ -126,235 +167,257 @@ struct Attend {
                 }
             }
         }
-    }
-
-    __device__ __forceinline__ void add_values(const float (&s)[2][4]) {
         const uint32_t a0 = ptx::pack_bf16(s[0][0], s[0][1]), a1 = ptx::pack_bf16(s[0][2], s[0][3]);
         const uint32_t a2 = ptx::pack_bf16(s[1][0], s[1][1]), a3 = ptx::pack_bf16(s[1][2], s[1][3]);
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            const uint32_t* rows[4] = {&v[0][c].x, &v[1][c].x, &v[2][c].x, &v[3][c].x};
+        for (int i = 0; i < 8; ++i) {
+            uint32_t v[4];
+            ptx::load_matrices_transposed(
+                v,
+                row_address(v_tile, first_key + lane_idx / 8 % 2 * 8 + lane_idx % 8, i * 2 + lane_idx / 16));
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-#pragma unroll
-                for (int odd = 0; odd < 2; ++odd) {
-                    const unsigned halves = odd ? 0x7632 : 0x5410;
-                    ptx::mma_16x8x16(o[c * 8 + 2 * e + odd], a0, a1, a2, a3,
-                                     __byte_perm(rows[0][e], rows[1][e], halves),
-                                     __byte_perm(rows[2][e], rows[3][e], halves));
-                }
-            }
+            for (int n = 0; n < 2; ++n)
+                ptx::mma_16x8x16(o[2 * i + n], a0, a1, a2, a3, v[2 * n], v[2 * n + 1]);
         }
     }
 };
 
-/// Tiles [begin, end) of the pages listed in `shared`, dealt to the warps in turn; then the warps' results
-/// are merged in warp order into shared.out[0], merged_max (base 2) and merged_sum.
-template <int kWarps>
-__device__ __forceinline__ void attend_tiles(Shared<kWarps>& shared, const PagedAttentionParams& p,
-                                             const Unit& unit, int begin, int end) {
-    const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
-    Attend<kWarps> a{shared, lane_idx, lane_idx / 4, lane_idx % 4, unit.position, p.scale * kLog2e};
-    const int64_t head_offset = static_cast<int64_t>(unit.kv_head) * kPage * kDim;
-    const bf16* k_cache = static_cast<const bf16*>(p.k_cache) + head_offset;
-    const bf16* v_cache = static_cast<const bf16*>(p.v_cache) + head_offset;
-    const auto first_position = [&](int tile) {
-        return shared.first_position[tile / kTilesPerPage] + tile % kTilesPerPage * kTileKeys;
-    };
-    const auto next_visible = [&](int tile) {
-        while (tile < end && first_position(tile) > unit.position) tile += kWarps;
-        return tile;
-    };
-    const auto row_of = [&](const bf16* cache, int64_t block_stride, int tile) {
-        return cache + shared.page[tile / kTilesPerPage] * block_stride +
-               tile % kTilesPerPage * kTileKeys * kDim;
-    };
-
-    int tile = next_visible(begin + warp_idx);
-    if (tile < end) a.load_k(row_of(k_cache, p.k_cache_block_stride, tile));
-    while (tile < end) {
-        const int first = first_position(tile);
-        a.load_v(row_of(v_cache, p.v_cache_block_stride, tile), first);
-        float s[2][4] = {};
-        a.scores(s);
-        tile = next_visible(tile + kWarps);
-        if (tile < end) a.load_k(row_of(k_cache, p.k_cache_block_stride, tile));
-        a.softmax(s, first);
-        a.add_values(s);
-    }
-
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-        float sum = a.row_sum[row];
-        sum += __shfl_xor_sync(kFull, sum, 1);
-        sum += __shfl_xor_sync(kFull, sum, 2);
-        const int head = a.g + row * 8;
-        if (a.t == 0) {
-            shared.row_max[warp_idx][head] = a.row_max[row];
-            shared.row_sum[warp_idx][head] = sum;
-        }
-#pragma unroll
-        for (int c = 0; c < 2; ++c)
-#pragma unroll
-            for (int odd = 0; odd < 2; ++odd)
-#pragma unroll
-                for (int i = 0; i < 8; i += 4) {
-                    const int e = 2 * row + odd, n = c * 8 + i;
-                    *reinterpret_cast<float4*>(
-                        &shared.out[warp_idx][head][c * 64 + (2 * a.t + odd) * 8 + i]) =
-                        make_float4(a.o[n][e], a.o[n + 1][e], a.o[n + 2][e], a.o[n + 3][e]);
+/// Works off `num_halves` half pages, of which the first is half `first_half` of the list, and leaves each
+/// warp's rows, maxima (base 2) and sums in shared memory, behind a barrier of the whole block.
+template <int kGroups>
+__device__ __forceinline__ void attend_halves(Shared<kGroups>& shared, const PagedAttentionParams& p,
+                                              const Unit& unit, int first_half, int num_halves) {
+    const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
+    constexpr int kStages = Shared<kGroups>::kStages;
+    const bool works = warp_idx < Shared<kGroups>::kWarps;
+    Attend a(p, unit);
+    if (works) {
+        const int first_key = warp_idx % 4 * 16;
+        for (int i = warp_idx / 4; i < num_halves; i += kGroups) {
+            const int stage = i % kStages, half = first_half + i;
+            const int last_visible =
+                unit.position - shared.first_position[half / 2] - half % 2 * kStageKeys - first_key;
+            ptx::barrier_wait(shared.full[stage], i / kStages & 1);
+            const uint32_t k_tile = ptx::smem_address(shared.ring[stage]);
+            if (last_visible >= 0) {
+                if (last_visible < 15) {
+                    // An unused slot may hold NaN, and 0 x NaN is NaN.
+                    for (int b = lane_idx; b < (15 - last_visible) * 16; b += 32) {
+                        const int key = first_key + last_visible + 1 + b / 16;
+                        *reinterpret_cast<uint4*>(shared.ring[stage] + (2 + b / 8 % 2) * kHalfBytes +
+                                                  key * 128 + b % 8 * 16) = make_uint4(0, 0, 0, 0);
+                    }
+                    ptx::fence_async_proxy();
+                    __syncwarp();
                 }
+                a.add_tile(k_tile, k_tile + 2 * kHalfBytes, first_key, last_visible);
+            }
+            __syncwarp();
+            if (lane_idx == 0) ptx::barrier_arrive(shared.empty[stage]);
+        }
     }
     __syncthreads();
-    for (int i = tid; i < kRows * kDim / 4; i += kWarps * 32) {
-        const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
-        float best = shared.row_max[0][head];
+    if (works) {
 #pragma unroll
-        for (int w = 1; w < kWarps; ++w) best = fmaxf(best, shared.row_max[w][head]);
-        const float shift = best == -INFINITY ? 0.0f : best;
-        float4 sum = make_float4(0, 0, 0, 0);
-        float weights = 0;
+        for (int row = 0; row < 2; ++row) {
+            float sum = a.row_sum[row];
+            sum += __shfl_xor_sync(kFull, sum, 1);
+            sum += __shfl_xor_sync(kFull, sum, 2);
+            const int head = lane_idx / 4 + row * 8;
+            if (a.t == 0) {
+                shared.row_max[warp_idx][head] = a.row_max[row];
+                shared.row_sum[warp_idx][head] = sum;
+            }
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-            const float weight = ptx::exp2_approx(shared.row_max[w][head] - shift);
-            const float4 x = *reinterpret_cast<const float4*>(&shared.out[w][head][d]);
-            sum.x += x.x * weight, sum.y += x.y * weight, sum.z += x.z * weight, sum.w += x.w * weight;
-            weights += shared.row_sum[w][head] * weight;
+            for (int n = 0; n < 16; ++n)
+                *reinterpret_cast<float2*>(&shared.out[warp_idx][head][n * 8 + 2 * a.t]) =
+                    make_float2(a.o[n][2 * row], a.o[n][2 * row + 1]);
         }
-        *reinterpret_cast<float4*>(&shared.out[0][head][d]) = sum;
-        if (d == 0) shared.merged_max[head] = best, shared.merged_sum[head] = weights;
     }
+    __syncthreads();
 }
 
-/// The token's heads as A fragments in shared memory; no barrier.
-template <int kWarps>
-__device__ __forceinline__ void stage_query(Shared<kWarps>& shared, const PagedAttentionParams& p,
-                                            const Unit& unit) {
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * 4 * 32; i += kWarps * 32) {
-        const int lane = i % 32, j = i / 32 % 4, head = lane / 4 + i / 128 * 8;
-        uint4 v = make_uint4(0, 0, 0, 0);
-        if (head < unit.group)
-            v = *reinterpret_cast<const uint4*>(
-                static_cast<const bf16*>(p.q) + unit.token * p.q_token_stride +
-                (unit.kv_head * unit.group + head) * p.q_head_stride + j * 32 + lane % 4 * 8);
-        (i < 128 ? shared.q_low : shared.q_high)[j][lane] = v;
+/// A sum of weighted rows: 4 dimensions of one head, the maximum (base 2) and the sum of weights.
+struct Piece {
+    float4 x = {0, 0, 0, 0};
+    float max = -INFINITY, sum = 0;
+};
+
+/// Merges `count` pieces, which `load(i)` gives, in their order.
+template <int kCount, class F>
+__device__ __forceinline__ Piece merge(F&& load) {
+    Piece parts[kCount], all;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+        parts[i] = load(i);
+        all.max = fmaxf(all.max, parts[i].max);
     }
+    const float shift = all.max == -INFINITY ? 0.0f : all.max;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+        const float weight = ptx::exp2_approx(parts[i].max - shift);
+        all.x.x += parts[i].x.x * weight;
+        all.x.y += parts[i].x.y * weight;
+        all.x.z += parts[i].x.z * weight;
+        all.x.w += parts[i].x.w * weight;
+        all.sum += parts[i].sum * weight;
+    }
+    return all;
 }
 
-__device__ __forceinline__ void store_out(const PagedAttentionParams& p, const Unit& unit, int head, int d,
-                                          float4 x, float inverse) {
+template <int kGroups>
+__device__ __forceinline__ Piece merge_warps(const Shared<kGroups>& shared, int item) {
+    const int head = item / (kDim / 4), d = item % (kDim / 4) * 4;
+    return merge<Shared<kGroups>::kWarps>([&](int w) {
+        return Piece{*reinterpret_cast<const float4*>(&shared.out[w][head][d]), shared.row_max[w][head],
+                     shared.row_sum[w][head]};
+    });
+}
+
+__device__ __forceinline__ void store_out(const PagedAttentionParams& p, const Unit& unit, int item,
+                                          const Piece& piece) {
+    const int head = item / (kDim / 4), d = item % (kDim / 4) * 4;
     if (head >= unit.group) return;
-    const uint2 packed = make_uint2(ptx::pack_bf16(x.x * inverse, x.y * inverse),
-                                    ptx::pack_bf16(x.z * inverse, x.w * inverse));
+    const float inverse = 1.0f / piece.sum;
     *reinterpret_cast<uint2*>(static_cast<bf16*>(p.out) + unit.token * p.out_token_stride +
-                              (unit.kv_head * unit.group + head) * p.out_head_stride + d) = packed;
+                              (unit.kv_head * unit.group + head) * p.out_head_stride + d) =
+        make_uint2(ptx::pack_bf16(piece.x.x * inverse, piece.x.y * inverse),
+                   ptx::pack_bf16(piece.x.z * inverse, piece.x.w * inverse));
 }
 
-/// gridDim.x blocks of one cluster share the pages of (token, KV head) = blockIdx (z, y) and merge through
-/// distributed shared memory: each sums its part of the columns over the blocks in rank order.
-template <int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 3 : 1)
-    sparse_decode_kernel(SparseAttentionParams p) {
-    extern __shared__ uint4 raw[];
-    Shared<kWarps>& shared = *reinterpret_cast<Shared<kWarps>*>(raw);
+/// By the feeding warp, before the block's first barrier.
+template <int kGroups>
+__device__ __forceinline__ void init_ring(Shared<kGroups>& shared) {
+    if (threadIdx.x % 32 == 0) {
+        for (int i = 0; i < Shared<kGroups>::kStages; ++i) {
+            ptx::barrier_init(shared.full[i], 1);
+            ptx::barrier_init(shared.empty[i], 4);
+        }
+        ptx::barrier_init_done();
+    }
+    __syncwarp();
+}
+
+/// kSplits blocks of one cluster share the pages of (token, KV head) = blockIdx (z, y). Each pushes its rows
+/// to the block that owns them, in distributed shared memory; the owner sums them in rank order.
+template <int kGroups, int kSplits>
+__global__ void __launch_bounds__(Shared<kGroups>::kThreads, kGroups == 1 ? 2 : 1)
+    sparse_decode_kernel(const __grid_constant__ SparseAttentionParams p, const __grid_constant__ Maps maps) {
+    extern __shared__ __align__(1024) char raw[];
+    auto& shared = *reinterpret_cast<Shared<kGroups>*>(raw);
+    const bool feeds = threadIdx.x >= Shared<kGroups>::kWarps * 32;
+    if (feeds) init_ring(shared);
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    const int tid = static_cast<int>(threadIdx.x), num_splits = static_cast<int>(gridDim.x);
-    const int token = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y);
+    const int lane_idx = static_cast<int>(threadIdx.x % 32), split = static_cast<int>(blockIdx.x);
     const int topk = static_cast<int>(p.topk);
+    const auto kv_head = static_cast<int>(blockIdx.y), token = static_cast<int>(blockIdx.z);
     const int32_t* ids = p.block_ids + (static_cast<int64_t>(token) * p.base.num_kv_heads + kv_head) * topk;
-    const int id = tid < topk ? ids[tid] : -1;
+    const int id0 = feeds && lane_idx < topk ? ids[lane_idx] : -1;
+    const int id1 = feeds && lane_idx + 32 < topk ? ids[lane_idx + 32] : -1;
     const Unit unit = make_unit(p.base, token, kv_head);
     if (unit.seq < 0) return;
-    stage_query(shared, p.base, unit);
-    if (id >= 0) {
-        shared.page[tid] = p.base.block_table[unit.seq * p.base.block_table_stride + id];
-        shared.first_position[tid] = id * kPage;
-    }
-    const int num_tiles = __syncthreads_count(id >= 0) * kTilesPerPage;
-    const int begin = num_tiles * static_cast<int>(blockIdx.x) / num_splits;
-    const int end = num_tiles * static_cast<int>(blockIdx.x + 1) / num_splits;
-    attend_tiles(shared, p.base, unit, begin, end);
-
-    if (num_splits == 1) {
-        __syncthreads();
-        for (int i = tid; i < kRows * kDim / 4; i += kWarps * 32) {
-            const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
-            const float4 x = *reinterpret_cast<const float4*>(&shared.out[0][head][d]);
-            store_out(p.base, unit, head, d, x, 1.0f / shared.merged_sum[head]);
-        }
-        return;
-    }
     cg::cluster_group cluster = cg::this_cluster();
-    cluster.sync();
-    for (int i = tid + static_cast<int>(blockIdx.x) * kWarps * 32; i < kRows * kDim / 4;
-         i += num_splits * kWarps * 32) {
-        const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
-        float best = -INFINITY;
-        for (int r = 0; r < num_splits; ++r)
-            best = fmaxf(best, *cluster.map_shared_rank(&shared.merged_max[head], r));
-        const float shift = best == -INFINITY ? 0.0f : best;
-        float4 sum = make_float4(0, 0, 0, 0);
-        float weights = 0;
-        for (int r = 0; r < num_splits; ++r) {
-            const float weight =
-                ptx::exp2_approx(*cluster.map_shared_rank(&shared.merged_max[head], r) - shift);
-            const float4 x =
-                *reinterpret_cast<const float4*>(cluster.map_shared_rank(&shared.out[0][head][d], r));
-            sum.x += x.x * weight, sum.y += x.y * weight, sum.z += x.z * weight, sum.w += x.w * weight;
-            weights += *cluster.map_shared_rank(&shared.merged_sum[head], r) * weight;
-        }
-        store_out(p.base, unit, head, d, sum, 1.0f / weights);
+    if (kSplits > 1) cluster.barrier_arrive();
+    Halves halves{};
+    if (feeds) {
+        const int32_t* table = p.base.block_table + unit.seq * p.base.block_table_stride;
+        if (id0 >= 0) halves.page0 = table[id0], shared.first_position[lane_idx] = id0 * kPage;
+        if (id1 >= 0) halves.page1 = table[id1], shared.first_position[lane_idx + 32] = id1 * kPage;
+        // Only the last block can have a second half that nothing of is visible.
+        const bool unseen = max(id0, id1) * kPage + kStageKeys > unit.position;
+        const int num_halves =
+            2 * (__popc(__ballot_sync(kFull, id0 >= 0)) + __popc(__ballot_sync(kFull, id1 >= 0))) -
+            (__any_sync(kFull, unseen) ? 1 : 0);
+        if (lane_idx == 0) shared.num_listed = num_halves;
+        halves.begin = num_halves * split / kSplits;
+        halves.end = num_halves * (split + 1) / kSplits;
+        feed(shared, maps, halves, kv_head, 0, min(Shared<kGroups>::kStages, halves.end - halves.begin));
     }
-    cluster.sync();  // Why: a block must not leave while others read its shared memory.
+    __syncthreads();
+    const int begin = shared.num_listed * split / kSplits, end = shared.num_listed * (split + 1) / kSplits;
+    if (feeds) feed(shared, maps, halves, kv_head, Shared<kGroups>::kStages, end - begin);
+    attend_halves(shared, p.base, unit, begin, end - begin);
+
+    const int tid = static_cast<int>(threadIdx.x);
+    if constexpr (kSplits == 1) {
+        for (int i = tid; i < kRowItems; i += Shared<kGroups>::kThreads)
+            store_out(p.base, unit, i, merge_warps(shared, i));
+    } else {
+        constexpr int kOwn = kRowItems / kSplits;  // items of the rows that a block owns
+        cluster.barrier_wait();
+        for (int i = tid; i < kRowItems; i += Shared<kGroups>::kThreads) {
+            const Piece piece = merge_warps(shared, i);
+            Shared<kGroups>& owner = *cluster.map_shared_rank(&shared, i / kOwn);
+            owner.received[split * kOwn + i % kOwn] = piece.x;
+            if (i % (kDim / 4) == 0) {
+                owner.received_max[split][i / (kDim / 4)] = piece.max;
+                owner.received_sum[split][i / (kDim / 4)] = piece.sum;
+            }
+        }
+        cluster.sync();
+        for (int i = tid; i < kOwn; i += Shared<kGroups>::kThreads) {
+            const int item = split * kOwn + i, head = item / (kDim / 4);
+            store_out(p.base, unit, item, merge<kSplits>([&](int r) {
+                          return Piece{shared.received[r * kOwn + i], shared.received_max[r][head],
+                                       shared.received_sum[r][head]};
+                      }));
+        }
+    }
 }
 
 /// Block x takes `chunk_pages` pages from page x * chunk_pages on of its sequence; partial results go to the
 /// workspace unless there is one chunk.
-template <int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 3 : 1)
-    paged_decode_kernel(PagedAttentionParams p, int chunk_pages) {
-    extern __shared__ uint4 raw[];
-    Shared<kWarps>& shared = *reinterpret_cast<Shared<kWarps>*>(raw);
+__global__ void __launch_bounds__(Shared<1>::kThreads, 2)
+    paged_decode_kernel(const __grid_constant__ PagedAttentionParams p, const __grid_constant__ Maps maps,
+                        int chunk_pages) {
+    extern __shared__ __align__(1024) char raw[];
+    auto& shared = *reinterpret_cast<Shared<1>*>(raw);
+    const bool feeds = threadIdx.x >= Shared<1>::kWarps * 32;
+    if (feeds) init_ring(shared);
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    const int tid = static_cast<int>(threadIdx.x), num_splits = static_cast<int>(gridDim.x);
+    const int lane_idx = static_cast<int>(threadIdx.x % 32), num_splits = static_cast<int>(gridDim.x);
     const Unit unit = make_unit(p, static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.y));
     const int first_page = static_cast<int>(blockIdx.x) * chunk_pages;
-    const int num_pages = min(chunk_pages, unit.position / kPage + 1 - first_page);
-    if (unit.seq < 0 || num_pages <= 0) return;
-    stage_query(shared, p, unit);
-    if (tid < num_pages) {
-        shared.page[tid] = p.block_table[unit.seq * p.block_table_stride + first_page + tid];
-        shared.first_position[tid] = (first_page + tid) * kPage;
+    const int num_halves = min(2 * chunk_pages, unit.position / kStageKeys + 1 - 2 * first_page);
+    if (unit.seq < 0 || num_halves <= 0) return;
+    Halves halves{0, num_halves, 0, 0};
+    if (feeds) {
+        const int32_t* table = p.block_table + unit.seq * p.block_table_stride + first_page;
+        if (2 * lane_idx < num_halves) halves.page0 = table[lane_idx];
+        if (2 * (lane_idx + 32) < num_halves) halves.page1 = table[lane_idx + 32];
+        shared.first_position[lane_idx] = (first_page + lane_idx) * kPage;
+        shared.first_position[lane_idx + 32] = (first_page + lane_idx + 32) * kPage;
+        feed(shared, maps, halves, unit.kv_head, 0, min(Shared<1>::kStages, num_halves));
     }
     __syncthreads();
-    attend_tiles(shared, p, unit, 0, num_pages * kTilesPerPage);
-    __syncthreads();
+    if (feeds) feed(shared, maps, halves, unit.kv_head, Shared<1>::kStages, num_halves);
+    attend_halves(shared, p, unit, 0, num_halves);
+
     float* partial =
         static_cast<float*>(p.workspace) +
         ((static_cast<int64_t>(unit.token) * p.num_kv_heads + unit.kv_head) * num_splits + blockIdx.x) *
             kDecodePartialFloats;
-    for (int i = tid; i < kRows * kDim / 4; i += kWarps * 32) {
-        const int head = i / (kDim / 4), d = i % (kDim / 4) * 4;
-        const float4 x = *reinterpret_cast<const float4*>(&shared.out[0][head][d]);
-        if (num_splits == 1)
-            store_out(p, unit, head, d, x, 1.0f / shared.merged_sum[head]);
-        else
-            *reinterpret_cast<float4*>(partial + head * kDim + d) = x;
-    }
-    if (num_splits > 1 && tid < kRows) {
-        partial[kRows * kDim + tid] = shared.merged_max[tid];
-        partial[kRows * kDim + kRows + tid] = shared.merged_sum[tid];
+    for (int i = static_cast<int>(threadIdx.x); i < kRowItems; i += Shared<1>::kThreads) {
+        const Piece piece = merge_warps(shared, i);
+        if (num_splits == 1) {
+            store_out(p, unit, i, piece);
+            continue;
+        }
+        reinterpret_cast<float4*>(partial)[i] = piece.x;
+        if (i % (kDim / 4) == 0) {
+            partial[kRows * kDim + i / (kDim / 4)] = piece.max;
+            partial[kRows * kDim + kRows + i / (kDim / 4)] = piece.sum;
+        }
     }
 }
 
 /// Sums the partial results of one (token, KV head) in chunk order.
-__global__ void __launch_bounds__(kRows* kDim / 4)
+__global__ void __launch_bounds__(kRowItems)
     paged_decode_merge_kernel(PagedAttentionParams p, int chunk_pages, int num_splits) {
     ptx::let_successors_start();
-    const int head = static_cast<int>(threadIdx.x) / (kDim / 4),
-              d = static_cast<int>(threadIdx.x) % (kDim / 4) * 4;
+    const int item = static_cast<int>(threadIdx.x), head = item / (kDim / 4);
     const Unit unit = make_unit(p, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x));
     const int used = (unit.position / kPage + chunk_pages) / chunk_pages;
     const float* partial = static_cast<const float*>(p.workspace) +
@@ -362,48 +425,60 @@ __global__ void __launch_bounds__(kRows* kDim / 4)
                                kDecodePartialFloats;
     ptx::wait_for_predecessors();
     if (unit.seq < 0) return;
-    float best = -INFINITY;
-    for (int s = 0; s < used; ++s)
-        best = fmaxf(best, partial[s * kDecodePartialFloats + kRows * kDim + head]);
-    const float shift = best == -INFINITY ? 0.0f : best;
-    float4 sum = make_float4(0, 0, 0, 0);
-    float weights = 0;
-    for (int s = 0; s < used; ++s, partial += kDecodePartialFloats) {
-        const float weight = ptx::exp2_approx(partial[kRows * kDim + head] - shift);
-        const float4 x = *reinterpret_cast<const float4*>(partial + head * kDim + d);
-        sum.x += x.x * weight, sum.y += x.y * weight, sum.z += x.z * weight, sum.w += x.w * weight;
-        weights += partial[kRows * kDim + kRows + head] * weight;
+    Piece all;
+    for (int first = 0; first < used; first += 8) {
+        const Piece some = merge<8>([&](int i) {
+            const float* x = partial + (first + i) * kDecodePartialFloats;
+            if (first + i >= used) return Piece{};
+            return Piece{reinterpret_cast<const float4*>(x)[item], x[kRows * kDim + head],
+                         x[kRows * kDim + kRows + head]};
+        });
+        const Piece before = all;
+        all = merge<2>([&](int i) { return i == 0 ? before : some; });
     }
-    store_out(p, unit, head, d, sum, 1.0f / weights);
+    store_out(p, unit, item, all);
 }
 
-template <int kWarps>
-void launch_sparse(const SparseAttentionParams& p, unsigned splits, Stream stream) {
-    const dim3 grid(splits, static_cast<unsigned>(p.base.num_kv_heads),
+Maps make_maps(const PagedAttentionParams& p) {
+    const auto map = [&](const void* cache, int64_t block_stride) {
+        return make_tensor_map<4>(cache, {kDim, kPage, p.num_kv_heads, p.num_blocks},
+                                  {kDim, kPage * kDim, block_stride}, {64, kStageKeys, 1, 1});
+    };
+    return {map(p.k_cache, p.k_cache_block_stride), map(p.v_cache, p.v_cache_block_stride)};
+}
+
+template <int kGroups, int kSplits>
+void launch_sparse(const SparseAttentionParams& p, Stream stream) {
+    const dim3 grid(kSplits, static_cast<unsigned>(p.base.num_kv_heads),
                     static_cast<unsigned>(p.base.num_tokens));
-    const LaunchChain launch{"sparse_attention", grid, kWarps * 32, sizeof(Shared<kWarps>), stream, splits};
-    launch(sparse_decode_kernel<kWarps>, p);
+    const LaunchChain launch{"sparse_attention",      grid,   Shared<kGroups>::kThreads,
+                             sizeof(Shared<kGroups>), stream, kSplits};
+    launch(sparse_decode_kernel<kGroups, kSplits>, p, make_maps(p.base));
 }
 
 }  // namespace
 
 void sparse_decode(const SparseAttentionParams& p, Stream stream) {
-    const auto splits = static_cast<unsigned>(sparse_decode_splits(p, num_multiprocessors()));
-    if (splits == 16) return launch_sparse<8>(p, splits, stream);
-    launch_sparse<4>(p, splits, stream);
+    // Twice the warps where a thread block has little to do and a multiprocessor for itself.
+    switch (sparse_decode_splits(p, num_multiprocessors())) {
+        case 16: return launch_sparse<2, 16>(p, stream);
+        case 8: return launch_sparse<2, 8>(p, stream);
+        case 4: return launch_sparse<1, 4>(p, stream);
+        case 2: return launch_sparse<1, 2>(p, stream);
+        default: return launch_sparse<1, 1>(p, stream);
+    }
 }
 
 void paged_decode(const PagedAttentionParams& p, Stream stream) {
-    constexpr int kWarps = 4;
     const auto chunk_pages = static_cast<int>(paged_decode_chunk(p)),
                splits = static_cast<int>(paged_decode_splits(p));
     const auto heads = static_cast<unsigned>(p.num_kv_heads), tokens = static_cast<unsigned>(p.num_tokens);
     const LaunchChain launch{"paged_attention", dim3(static_cast<unsigned>(splits), heads, tokens),
-                             kWarps * 32, sizeof(Shared<kWarps>), stream};
-    launch(paged_decode_kernel<kWarps>, p, chunk_pages);
+                             Shared<1>::kThreads, sizeof(Shared<1>), stream};
+    launch(paged_decode_kernel, p, make_maps(p), chunk_pages);
     if (splits == 1) return;
-    const LaunchChain merge{"paged_attention", dim3(heads, tokens), kRows * kDim / 4, 0, stream};
-    merge(paged_decode_merge_kernel, p, chunk_pages, splits);
+    const LaunchChain merge_all{"paged_attention", dim3(heads, tokens), kRowItems, 0, stream};
+    merge_all(paged_decode_merge_kernel, p, chunk_pages, splits);
 }
 
 }  // namespace mmx::cuda::sm90

@@ -26,10 +26,8 @@ struct Job {
     __device__ __forceinline__ T* at(int64_t offset) const {
         return reinterpret_cast<T*>(static_cast<char*>(p.base.workspace) + offset);
     }
-    __device__ __forceinline__ int64_t bucket(int64_t token, int64_t kv_head, int64_t seq,
-                                              int64_t block) const {
-        return token / plan.slab_tokens * plan.slab_buckets +
-               (kv_head * p.base.num_seqs + seq) * p.base.max_blocks_per_seq + block;
+    __device__ __forceinline__ int slab_of(int token) const {
+        return token / static_cast<int>(plan.slab_tokens);
     }
 };
 
@@ -40,24 +38,31 @@ constexpr int kEntryTokenShift =
     6;  // an entry of a list: token << 6 | place in the token's own list of blocks
 static_assert(kDecodeMaxTopk <= 1 << kEntryTokenShift);
 
+/// f(index, token, place in the token's list, slab, bucket) of this thread's choice. 32 bits: choices are
+/// fewer than 2^31.
 template <class F>
 __device__ __forceinline__ void for_my_choice(const Job& job, F&& f) {
     const SparseAttentionParams& p = job.p;
-    const int64_t i = static_cast<int64_t>(blockIdx.x) * kEntryThreads + threadIdx.x, row = i / p.topk;
-    if (row >= p.base.num_tokens * p.base.num_kv_heads) return;
-    const int64_t token = row / p.base.num_kv_heads;
-    const int block = p.block_ids[i];
+    const int topk = static_cast<int>(p.topk), num_heads = static_cast<int>(p.base.num_kv_heads);
+    const int i = static_cast<int>(blockIdx.x) * kEntryThreads + static_cast<int>(threadIdx.x),
+              row = i / topk;
+    if (row >= static_cast<int>(p.base.num_tokens) * num_heads) return;
+    const int token = row / num_heads, block = p.block_ids[i];
     if (block < 0) return;
     const TokenPlace place = place_of(token, p.base.cu_seqlens_q, p.base.seq_lens, p.base.num_seqs);
     if (place.seq < 0) return;
-    f(i, token, job.bucket(token, row % p.base.num_kv_heads, place.seq, block));
+    const int slab = job.slab_of(token), head = row - token * num_heads;
+    const int bucket = (head * static_cast<int>(p.base.num_seqs) + static_cast<int>(place.seq)) *
+                           static_cast<int>(p.base.max_blocks_per_seq) +
+                       block;
+    f(i, token, i - row * topk, slab, slab * job.plan.slab_buckets + bucket);
 }
 
 /// Counts the choices of each bucket; a choice's rank in its list is the count it found.
 __global__ void __launch_bounds__(kEntryThreads) count_kernel(Job job) {
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    for_my_choice(job, [&](int64_t i, int64_t, int64_t bucket) {
+    for_my_choice(job, [&](int i, int, int, int, int64_t bucket) {
         job.at<int>(job.plan.ranks)[i] = atomicAdd(job.at<int>(job.plan.counts) + bucket, 1);
     });
 }
@@ -120,10 +125,9 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(Job job) {
 __global__ void __launch_bounds__(kEntryThreads) scatter_kernel(Job job) {
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    for_my_choice(job, [&](int64_t i, int64_t token, int64_t bucket) {
-        const int64_t at = job.at<int>(job.plan.starts)[bucket] + job.at<int>(job.plan.ranks)[i];
-        job.at<int>(job.plan.lists)[token / job.plan.slab_tokens * job.plan.slab_entries + at] =
-            static_cast<int>(token << kEntryTokenShift | i % job.p.topk);
+    for_my_choice(job, [&](int i, int token, int place, int slab, int64_t bucket) {
+        const int at = job.at<int>(job.plan.starts)[bucket] + job.at<int>(job.plan.ranks)[i];
+        job.at<int>(job.plan.lists)[slab * job.plan.slab_entries + at] = token << kEntryTokenShift | place;
     });
 }
 
@@ -146,48 +150,58 @@ struct Maps {
     CUtensorMap k, v;  // (dimension, slot, head, page)
 };
 
-/// One warp feeds the ring: K and V of the next item while this one is worked on, and the gathered queries.
+/// Four warps feed the ring: each a quarter of K and V of the next item, while this one is worked on, and one
+/// of the four gathered queries of each row tile. One warp alone would issue its loads too slowly.
 __device__ __forceinline__ void produce(const Job& job, const Maps& maps, Shared& shared, int slab) {
     const PrefillPlan& plan = job.plan;
-    const int lane_idx = static_cast<int>(threadIdx.x);
+    const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
+    const int half = warp_idx % 2;
     const int num_items = job.at<int>(plan.num_items)[slab];
     const PrefillItem* items = job.at<PrefillItem>(plan.items) + slab * plan.slab_items;
-    const int* list = job.at<int>(plan.lists) + slab * plan.slab_entries;
-    int num_done = 0, slot = 0, slot_parity = 1;
-    for (int i = static_cast<int>(blockIdx.x); i < num_items; i += static_cast<int>(gridDim.x), ++num_done) {
-        const PrefillItem item = items[i];
+    const int* list = job.at<int>(plan.lists) + slab * plan.slab_entries + warp_idx;
+    static_assert(kRunTiles <= 32);
+    const auto load_entry = [&](const PrefillItem& item) {
+        return lane_idx < (item.num_tiles_and_head & 0xFF)
+                   ? list[(static_cast<int64_t>(item.first_tile) + lane_idx) * kTileQueries]
+                   : -1;
+    };
+    const int step = static_cast<int>(gridDim.x);
+    int i = static_cast<int>(blockIdx.x), num_done = 0, slot = 0, slot_parity = 1;
+    if (i >= num_items) return;
+    PrefillItem item = items[i], next = items[min(i + step, num_items - 1)];
+    int entries = load_entry(item);
+    for (; i < num_items; i += step, ++num_done) {
+        const PrefillItem after_next = items[min(i + 2 * step, num_items - 1)];
+        const int next_entries = load_entry(next);
         const int stage = num_done % kStages, num_tiles = item.num_tiles_and_head & 0xFF;
         const int head = item.num_tiles_and_head >> 8;
-        const int num_entries = num_tiles * static_cast<int>(kTileQueries);
-        static_assert(kRunTiles * kTileQueries <= 64);
-        const int* entries = list + static_cast<int64_t>(item.first_tile) * kTileQueries;
-        const int entry0 = lane_idx < num_entries ? entries[lane_idx] : -1;
-        const int entry1 = lane_idx + 32 < num_entries ? entries[lane_idx + 32] : -1;
-        ptx::barrier_wait(shared.kv_empty[stage], (num_done / kStages & 1) ^ 1);
         if (lane_idx == 0) {
-            ptx::barrier_arrive_expect(shared.kv_full[stage], 4 * kHalfPageBytes);
-            for (int half = 0; half < 2; ++half) {
-                ptx::tma_load_4d(shared.k[stage] + half * kHalfPageBytes, maps.k, shared.kv_full[stage],
-                                 half * 64, 0, head, item.page);
-                ptx::tma_load_4d(shared.v[stage] + half * kHalfPageBytes, maps.v, shared.kv_full[stage],
-                                 half * 64, 0, head, item.page);
-            }
+            ptx::barrier_wait(shared.kv_empty[stage], (num_done / kStages & 1) ^ 1);
+            ptx::barrier_arrive_expect(shared.kv_full[stage], kHalfPageBytes);
+            char* page = (warp_idx < 2 ? shared.k[stage] : shared.v[stage]) + half * kHalfPageBytes;
+            ptx::tma_load_4d(page, warp_idx < 2 ? maps.k : maps.v, shared.kv_full[stage], half * 64, 0, head,
+                             item.page);
         }
         for (int tile = 0; tile < num_tiles; ++tile) {
-            const int query = lane_idx / 2 % 4, half = lane_idx % 2, index = tile * 4 + query;
-            const int low = __shfl_sync(kFull, entry0, index % 32),
-                      high = __shfl_sync(kFull, entry1, index % 32);
-            const int entry = index < 32 ? low : high;
-            const bool loads = lane_idx < 8 && entry >= 0;
-            const int num_loads = __popc(__ballot_sync(kFull, loads));
-            ptx::barrier_wait(shared.q_empty[slot], slot_parity);
-            if (lane_idx == 0) ptx::barrier_arrive_expect(shared.q_full[slot], num_loads * kHeads * 128);
-            __syncwarp();
-            if (loads)
-                ptx::tma_load_3d(shared.q[slot] + half * kHalfTileBytes + query * kHeads * 128, maps.q,
-                                 shared.q_full[slot], half * 64, head * kHeads, entry >> kEntryTokenShift);
+            const int entry = __shfl_sync(kFull, entries, tile);
+            if (lane_idx == 0) {
+                ptx::barrier_wait(shared.q_empty[slot], slot_parity);
+                if (entry < 0) {
+                    ptx::barrier_arrive(shared.q_full[slot]);
+                } else {
+                    ptx::barrier_arrive_expect(shared.q_full[slot], 2 * kHeads * 128);
+                    char* rows = shared.q[slot] + warp_idx * kHeads * 128;
+                    const int token = entry >> kEntryTokenShift;
+                    ptx::tma_load_3d(rows, maps.q, shared.q_full[slot], 0, head * kHeads, token);
+                    ptx::tma_load_3d(rows + kHalfTileBytes, maps.q, shared.q_full[slot], 64, head * kHeads,
+                                     token);
+                }
+            }
             if (++slot == kQSlots) slot = 0, slot_parity ^= 1;
         }
+        item = next;
+        next = after_next;
+        entries = next_entries;
     }
 }
 
@@ -202,9 +216,14 @@ __device__ __forceinline__ void consume(const Job& job, Shared& shared, int slab
     const int* list = job.at<int>(plan.lists) + slab * plan.slab_entries;
     const int slab_begin = slab * static_cast<int>(plan.slab_tokens);
     const float scale_log2 = p.base.scale * kLog2e;
+    const int step = static_cast<int>(gridDim.x);
+    int i = static_cast<int>(blockIdx.x);
+    if (i >= num_items) return;
+    PrefillItem next = items[i];
     int num_done = 0, turn = 0, slot = group, slot_parity = 0;  // turn: whose row tile comes next
-    for (int i = static_cast<int>(blockIdx.x); i < num_items; i += static_cast<int>(gridDim.x), ++num_done) {
-        const PrefillItem item = items[i];
+    for (; i < num_items; i += step, ++num_done) {
+        const PrefillItem item = next;
+        next = items[min(i + step, num_items - 1)];
         const int stage = num_done % kStages, num_tiles = item.num_tiles_and_head & 0xFF;
         const int head = item.num_tiles_and_head >> 8;
         ptx::barrier_wait(shared.kv_full[stage], num_done / kStages & 1);
@@ -310,11 +329,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
     if (threadIdx.x == 0) {
         for (int i = 0; i < kStages; ++i) {
-            ptx::barrier_init(shared.kv_full[i], 1);
+            ptx::barrier_init(shared.kv_full[i], 4);
             ptx::barrier_init(shared.kv_empty[i], kConsumers * 4);
         }
         for (int i = 0; i < kQSlots; ++i) {
-            ptx::barrier_init(shared.q_full[i], 1);
+            ptx::barrier_init(shared.q_full[i], 4);
             ptx::barrier_init(shared.q_empty[i], 4);
         }
         ptx::barrier_init_done();
@@ -324,8 +343,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::let_successors_start();
     const int group = static_cast<int>(threadIdx.x) / 128;
     if (group == 0) {
-        ptx::release_registers<24>();
-        if (threadIdx.x < 32) produce(job, maps, shared, slab);
+        ptx::release_registers<32>();
+        produce(job, maps, shared, slab);
     } else {
         ptx::take_registers<160>();
         consume(job, shared, slab, group - 1);
@@ -336,30 +355,56 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 constexpr int kCombineWarps = 4;
 
+/// Lane t of a quad gets register t of each of its lanes, in lane order.
+__device__ __forceinline__ void quad_transpose(uint32_t (&r)[4], int t) {
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (i & bit) continue;
+            const bool upper = (t & bit) != 0;
+            const uint32_t got = __shfl_xor_sync(kFull, upper ? r[i] : r[i | bit], bit);
+            (upper ? r[i] : r[i | bit]) = got;
+        }
+}
+
 /// A warp per (token, KV head) weighs the partial results by their sums, in ascending order of blocks.
-__global__ void __launch_bounds__(kCombineWarps * 32) combine_kernel(Job job, int slab) {
+__global__ void __launch_bounds__(kCombineWarps * 32, 4)
+    combine_kernel(const __grid_constant__ Job job, int slab) {
+    __shared__ float weights[kCombineWarps][kDecodeMaxTopk][kHeads];
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
     const SparseAttentionParams& p = job.p;
-    const int lane_idx = static_cast<int>(threadIdx.x % 32), g = lane_idx / 4, t = lane_idx % 4;
-    const int64_t place = static_cast<int64_t>(blockIdx.x) * kCombineWarps + threadIdx.x / 32;
-    const int64_t token = slab * job.plan.slab_tokens + place / p.base.num_kv_heads;
-    const int64_t head = place % p.base.num_kv_heads;
-    if (place >= job.plan.slab_tokens * p.base.num_kv_heads || token >= p.base.num_tokens ||
+    const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
+    const int g = lane_idx / 4, t = lane_idx % 4;
+    const int num_heads = static_cast<int>(p.base.num_kv_heads);
+    const int place = static_cast<int>(blockIdx.x) * kCombineWarps + warp_idx;
+    const int64_t token = slab * job.plan.slab_tokens + place / num_heads;
+    const int head = place % num_heads;
+    if (place >= job.plan.slab_tokens * num_heads || token >= p.base.num_tokens ||
         token >= p.base.cu_seqlens_q[p.base.num_seqs])
         return;
-    const int32_t* ids = p.block_ids + (token * p.base.num_kv_heads + head) * p.topk;
+    const int32_t* ids = p.block_ids + (token * num_heads + head) * p.topk;
     int used = 0;
     for (int first = 0; first < p.topk; first += 32)
         used += __popc(__ballot_sync(kFull, first + lane_idx < p.topk && ids[first + lane_idx] >= 0));
-    const float* lse = job.at<float>(job.plan.lse) + place * p.topk * kHeads + g;
-    float best[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-    for (int k = 0; k < used; ++k) {
-        best[0] = fmaxf(best[0], lse[k * kHeads]);
-        best[1] = fmaxf(best[1], lse[k * kHeads + 8]);
+    {
+        const float* lse = job.at<float>(job.plan.lse) + place * p.topk * kHeads + lane_idx % kHeads;
+        float best = -INFINITY, sum = 0;
+#pragma unroll 8
+        for (int k = lane_idx / kHeads; k < used; k += 2) best = fmaxf(best, lse[k * kHeads]);
+        best = fmaxf(best, __shfl_xor_sync(kFull, best, 16));
+        if (best == -INFINITY) best = 0;
+        for (int k = lane_idx / kHeads; k < used; k += 2) {
+            const float weight = ptx::exp2_approx(lse[k * kHeads] - best);
+            weights[warp_idx][k][lane_idx % kHeads] = weight;
+            sum += weight;
+        }
+        sum += __shfl_xor_sync(kFull, sum, 16);
+        const float inverse = 1.0f / sum;
+        for (int k = lane_idx / kHeads; k < used; k += 2) weights[warp_idx][k][lane_idx % kHeads] *= inverse;
+        __syncwarp();
     }
-    for (float& x : best)
-        if (x == -INFINITY) x = 0;
     const uint4* partial =
         job.at<uint4>(job.plan.partials) + place * p.topk * (kPartialBytes / 16) + lane_idx;
     float o[2][32] = {};
@@ -368,29 +413,31 @@ __global__ void __launch_bounds__(kCombineWarps * 32) combine_kernel(Job job, in
         uint4 x[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) x[i] = __ldcs(partial + i * 32);
-        const float weight[2] = {ptx::exp2_approx(lse[k * kHeads] - best[0]),
-                                 ptx::exp2_approx(lse[k * kHeads + 8] - best[1])};
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            sum[row] += weight[row];
+            const float weight = weights[warp_idx][k][g + 8 * row];
 #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const uint4& y = x[row * 4 + i / 4];
                 const uint32_t pair = i % 4 == 0 ? y.x : i % 4 == 1 ? y.y : i % 4 == 2 ? y.z : y.w;
-                o[row][2 * i] += weight[row] * __uint_as_float(pair << 16);
-                o[row][2 * i + 1] += weight[row] * __uint_as_float(pair & 0xFFFF0000u);
+                o[row][2 * i] += weight * __uint_as_float(pair << 16);
+                o[row][2 * i + 1] += weight * __uint_as_float(pair & 0xFFFF0000u);
             }
         }
     }
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-        const float inverse = 1.0f / sum[row];
         bf16* out = static_cast<bf16*>(p.base.out) + token * p.base.out_token_stride +
-                    (head * kHeads + g + 8 * row) * p.base.out_head_stride + 2 * t;
+                    (head * kHeads + g + 8 * row) * p.base.out_head_stride + 8 * t;
 #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            *reinterpret_cast<uint32_t*>(out + 8 * i) =
-                ptx::pack_bf16(o[row][2 * i] * inverse, o[row][2 * i + 1] * inverse);
+        for (int i = 0; i < 4; ++i) {
+            uint32_t pairs[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                pairs[j] = ptx::pack_bf16(o[row][8 * i + 2 * j], o[row][8 * i + 2 * j + 1]);
+            quad_transpose(pairs, t);
+            *reinterpret_cast<uint4*>(out + 32 * i) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        }
     }
 }
 

@@ -134,6 +134,10 @@ def _front_end() -> list[Flag]:
             "seconds of silence after which a stream gets a sign of life",
         ),
         _flag(
+            s, "response_store_size", INT, 1000, "http.response_store_size",
+            "responses of /v1/responses kept for an hour in memory; 0 keeps none",
+        ),
+        _flag(
             s, "thinking_signature_key", TEXT, None, "http.signature_key",
             "secret that signs thinking in /v1/messages, equal on all replicas; default: random",
         ),

@@ -9,6 +9,7 @@ import msgspec
 
 import mmx
 from mmx.server.messages_request import MessagesRequest
+from mmx.server.responses_request import ResponsesRequest
 from mmx.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 _BODIES: dict[str, type[msgspec.Struct]] = {
@@ -16,6 +17,7 @@ _BODIES: dict[str, type[msgspec.Struct]] = {
     "/v1/completions": CompletionRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": MessagesRequest,
+    "/v1/responses": ResponsesRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }

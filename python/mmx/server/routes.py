@@ -11,6 +11,7 @@ from mmx.server import routes_info as info
 from mmx.server.routes_chat import chat_completions
 from mmx.server.routes_completions import completions
 from mmx.server.routes_messages import count_tokens, messages
+from mmx.server.routes_responses import cancel, delete, responses, retrieve
 from mmx.server.routes_text import detokenize, tokenize
 
 
@@ -26,6 +27,10 @@ ROUTES = (
     Route("POST", "/v1/completions", completions, True),
     Route("POST", "/v1/messages", messages, True),
     Route("POST", "/v1/messages/count_tokens", count_tokens, True),
+    Route("POST", "/v1/responses", responses, True),
+    Route("GET", "/v1/responses/{id}", retrieve, True),
+    Route("DELETE", "/v1/responses/{id}", delete, True),
+    Route("POST", "/v1/responses/{id}/cancel", cancel, True),
     Route("POST", "/tokenize", tokenize, True),
     Route("POST", "/detokenize", detokenize, True),
     Route("POST", "/v1/tokenize", tokenize, True),

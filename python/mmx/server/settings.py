@@ -42,6 +42,7 @@ class HttpSettings:
     disable_metrics: bool
     metrics_alias: str
     signature_key: str | None
+    response_store_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
     _require(1 <= values["stream_interval"] <= 1000, "stream_interval", "1 to 1000", parsed)
     _require(values["sse_keep_alive_interval"] > 0, "sse_keep_alive_interval", "more than 0", parsed)
     _require(values["shutdown_timeout"] >= 0, "shutdown_timeout", "0 or more", parsed)
+    _require(values["response_store_size"] >= 0, "response_store_size", "0 or more", parsed)
     _require(values["max_body_bytes"] >= 1, "max_body_bytes", "1 or more", parsed)
     _require(
         0 <= values["max_logprobs"] <= FLAGS.flags["max_logprobs"].default, "max_logprobs", "0 to 20", parsed

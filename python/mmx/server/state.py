@@ -19,6 +19,7 @@ from mmx.server.access import Keys, Signer
 from mmx.server.errors import ApiError, clip
 from mmx.server.metric_set import Metrics
 from mmx.server.model_front import ModelFront
+from mmx.server.responses_store import ResponseStore
 from mmx.server.settings import ServerConfig
 
 RETRY_MIN_SECONDS = 1
@@ -59,6 +60,7 @@ class ServerState:
         self.folder = folder
         self.created = int(time.time())
         self.keys = Keys(config.http.api_keys, config.http.api_key_file)
+        self.responses = ResponseStore(config.http.response_store_size)
         self.signer = Signer(config.http.signature_key)
         self.served_names = config.model.served_names or (_default_name(config, folder),)
         self.metrics = Metrics(self.served_names[0], config.http.metrics_alias)

@@ -1,0 +1,447 @@
+"""/v1/responses, driven by the official client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from mmx.protocol import Failed
+from mmx.server.responses_store import MAX_AGE_SECONDS
+from server.helpers import MODEL, TOKENIZER, ScriptedEngine, Server, check_error, serving
+
+PATH = "/v1/responses"
+NS = "]<]minimax[>["
+CALL = (
+    f'{NS}<tool_call>\n{NS}<invoke name="get_weather">{NS}<city>Os"lo{NS}</city>{NS}<days>3{NS}</days>'
+    f"{NS}</invoke>\n{NS}</tool_call>"
+)
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+TOOLS: list[Any] = [{"type": "function", "name": "get_weather", "parameters": PARAMETERS}]
+CHAT_TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": PARAMETERS}}]
+ARGUMENTS = {"city": 'Os"lo', "days": 3}
+SCRIPT = f"<mm:think>Need it.</mm:think>Checking.{CALL}"
+
+
+async def events_of(server: Server, **fields: Any) -> list[dict[str, Any]]:
+    """The events of a stream as they are on the wire, numbered without gaps."""
+    events = []
+    async with server.http.post(PATH, json={"input": "hi", "stream": True, **fields}) as response:
+        assert response.status == 200, await response.text()
+        for block in (await response.text()).strip().split("\n\n"):
+            name, data = block.strip().split("\n")
+            events.append(json.loads(data.removeprefix("data: ")))
+            assert name == f"event: {events[-1]['type']}"
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    return events
+
+
+def prompt_of(server: Server) -> str:
+    ids = server.engine.submitted[-1].prompt_token_ids
+    return TOKENIZER.decode(ids, skip_special_tokens=False)
+
+
+def without_ids(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in item.items() if k not in ("id", "call_id")} for item in items]
+
+
+async def started(engine: ScriptedEngine) -> None:
+    while not engine.submitted:
+        await asyncio.sleep(0.005)
+
+
+async def test_text_usage_and_echo() -> None:
+    async with serving(ScriptedEngine("It rains.")) as server:
+        answer = await server.openai.responses.create(
+            model=MODEL,
+            input="Weather?",
+            instructions="Be brief.",
+            max_output_tokens=50,
+            temperature=0.5,
+            metadata={"a": "b"},
+            user="u",
+        )
+        assert (answer.object, answer.status, answer.error) == ("response", "completed", None)
+        assert answer.id.startswith("resp_")
+        assert answer.output_text == "It rains."
+        (item,) = answer.output
+        assert (item.type, item.role, item.status) == ("message", "assistant", "completed")
+        (sent,) = server.engine.submitted
+        assert (sent.params.max_tokens, sent.params.temperature) == (50, 0.5)
+        assert answer.usage.input_tokens == len(sent.prompt_token_ids)
+        assert answer.usage.input_tokens_details.cached_tokens == 64
+        assert answer.usage.output_tokens == len(TOKENIZER.encode("It rains.")) + 1
+        assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+        assert (answer.instructions, answer.max_output_tokens) == ("Be brief.", 50)
+        assert (answer.temperature, answer.metadata, answer.user) == (0.5, {"a": "b"}, "u")
+        assert (answer.tool_choice, answer.parallel_tool_calls, answer.store) == ("auto", True, True)
+        assert answer.completed_at >= answer.created_at
+        assert "Be brief." in prompt_of(server)
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 3, 1000])
+async def test_thinking_text_and_call(tokens_per_step: int) -> None:
+    engine = ScriptedEngine(SCRIPT)
+    engine.tokens_per_step = tokens_per_step
+    async with serving(engine) as server:
+        answer = await server.openai.responses.create(model=MODEL, input="hi", tools=TOOLS)
+        async with server.openai.responses.stream(model=MODEL, input="hi", tools=TOOLS) as stream:
+            streamed = await stream.get_final_response()
+        for found in (answer, streamed):
+            thought, text, call = found.output
+            assert (thought.type, text.type, call.type) == ("reasoning", "message", "function_call")
+            assert thought.id.startswith("rs_")
+            assert thought.content[0].text == "Need it."
+            assert text.content[0].text == found.output_text == "Checking."
+            assert call.call_id.startswith("call_")
+            assert (call.name, json.loads(call.arguments)) == ("get_weather", ARGUMENTS)
+            assert found.usage.output_tokens_details.reasoning_tokens > 0
+        assert streamed.usage == answer.usage
+
+
+async def test_order_of_events() -> None:
+    async with serving(ScriptedEngine(SCRIPT)) as server:
+        events = await events_of(server, tools=TOOLS)
+        _, whole = await server.post(PATH, {"input": "hi", "tools": TOOLS})
+    kinds: list[str] = []
+    for event in events:
+        kind = event["type"].removeprefix("response.")
+        if not kinds or kinds[-1] != kind:
+            kinds.append(kind)
+    assert kinds == [
+        *("created", "in_progress"),
+        *("output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.done"),
+        *("content_part.done", "output_item.done"),
+        *("output_item.added", "content_part.added", "output_text.delta", "output_text.done"),
+        *("content_part.done", "output_item.done"),
+        *("output_item.added", "function_call_arguments.delta", "function_call_arguments.done"),
+        *("output_item.done", "completed"),
+    ]
+    assert events[0]["response"]["status"] == "in_progress"
+    assert events[0]["response"]["output"] == []
+    final = events[-1]["response"]
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert done == final["output"]
+    assert without_ids(final["output"]) == without_ids(whole["output"])
+    for index, field in ((0, "reasoning_text"), (1, "output_text"), (2, "function_call_arguments")):
+        item_id = final["output"][index]["id"]
+        of_item = [e for e in events if e.get("item_id") == item_id]
+        assert {e["output_index"] for e in of_item} == {index}
+        joined = "".join(e["delta"] for e in of_item if e["type"] == f"response.{field}.delta")
+        (end,) = [e for e in of_item if e["type"] == f"response.{field}.done"]
+        assert joined == end["arguments" if index == 2 else "text"]
+
+
+async def test_logprobs() -> None:
+    async with serving(ScriptedEngine("Yes it does")) as server:
+        include = ["message.output_text.logprobs"]
+        events = await events_of(server, include=include, top_logprobs=2)
+        (done,) = [e for e in events if e["type"] == "response.output_text.done"]
+        deltas = [p for e in events if e["type"] == "response.output_text.delta" for p in e["logprobs"]]
+        assert done["logprobs"] == deltas == events[-1]["response"]["output"][0]["content"][0]["logprobs"]
+        assert "".join(entry["token"] for entry in deltas) == "Yes it does"
+        assert all(len(entry["top_logprobs"]) == 2 for entry in deltas)
+
+
+async def test_cut_by_length() -> None:
+    async with serving(ScriptedEngine(f"One.{CALL}")) as server:
+        limit = len(TOKENIZER.encode(f"One.{CALL[: CALL.index('days')]}"))
+        events = await events_of(server, tools=TOOLS, max_output_tokens=limit)
+        assert events[-1]["type"] == "response.incomplete"
+        _, whole = await server.post(PATH, {"input": "hi", "tools": TOOLS, "max_output_tokens": limit})
+        for found in (events[-1]["response"], whole):
+            assert found["status"] == "incomplete"
+            assert found["incomplete_details"] == {"reason": "max_output_tokens"}
+            assert [item["status"] for item in found["output"]] == ["completed", "incomplete"]
+            assert found["output"][1]["arguments"].startswith('{"city": "Os')
+        body = {"input": "go on", "previous_response_id": whole["id"], "tools": TOOLS}
+        status, _ = await server.post(PATH, body)
+        assert status == 200
+        assert "]~b]ai\nOne.[e~[" in prompt_of(server).replace("</mm:think>", "")
+
+
+async def test_conversation_by_id_and_by_items_render_as_chat_would() -> None:
+    async with serving(ScriptedEngine(SCRIPT)) as server:
+        create = server.openai.responses.create
+        first = await create(model=MODEL, input="Weather?", instructions="S", tools=TOOLS)
+        thought, text, call = first.output
+        output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+        chat = [
+            {"role": "system", "content": "S"},
+            {"role": "user", "content": "Weather?"},
+            {
+                "role": "assistant",
+                "content": "Checking.",
+                "reasoning": "Need it.",
+                "tool_calls": [
+                    {
+                        "id": "c",
+                        "type": "function",
+                        "function": {"name": "get_weather", "arguments": json.dumps(ARGUMENTS)},
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c", "content": "rain"},
+        ]
+        await server.chat(messages=chat, tools=CHAT_TOOLS)
+        expected = server.engine.submitted[-1].prompt_token_ids
+        by_id = {"previous_response_id": first.id, "input": [output]}
+        by_items = {
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
+                *[item.model_dump() for item in first.output],
+                output,
+            ]
+        }
+        references = [{"id": item.id} for item in (thought, text)]
+        by_reference = {
+            "input": [
+                {"role": "user", "content": "Weather?"},
+                *references,
+                {"type": "item_reference", "id": call.id},
+                output,
+            ]
+        }
+        for fields in (by_id, by_items, by_reference):
+            again = await create(model=MODEL, instructions="S", tools=TOOLS, **fields)  # type: ignore[call-overload]
+            assert server.engine.submitted[-1].prompt_token_ids == expected
+            assert again.mmx["warnings"] == []
+        third = await create(
+            model=MODEL, previous_response_id=again.id, input=[{**output, "call_id": again.output[2].call_id}]
+        )
+        assert third.previous_response_id == again.id
+        assert prompt_of(server).count("<response>rain</response>") == 2
+
+
+async def test_sealed_thoughts_go_round() -> None:
+    async with serving(ScriptedEngine("<mm:think>Need it.</mm:think>Yes.")) as server:
+        body = {"input": "a", "include": ["reasoning.encrypted_content"], "store": False}
+        _, answer = await server.post(PATH, body)
+        thought = {**answer["output"][0], "content": None}
+        forged = {**thought, "encrypted_content": "abc"}
+        for item, warnings, seen in (
+            (thought, [], True),
+            (forged, ["input[1].encrypted_content is not of this server"], False),
+        ):
+            history = [{"role": "user", "content": "a"}, item, answer["output"][1]]
+            _, again = await server.post(PATH, {"input": [*history, {"role": "user", "content": "b"}]})
+            assert again["mmx"]["warnings"] == warnings
+            assert ("Need it." in prompt_of(server)) == seen
+
+
+async def test_odd_items_are_kept_with_a_warning() -> None:
+    async with serving() as server:
+        items = [
+            {"role": "developer", "content": "D"},
+            {"type": "message", "role": "user", "content": "a", "id": None, "status": None},
+            {"type": "web_search_call", "id": "ws_1"},
+            {"role": "system", "content": "late"},
+        ]
+        status, answer = await server.post(PATH, {"input": items, "telemetry": 1})
+        assert status == 200
+        assert answer["mmx"]["warnings"] == [
+            "input[2]: an item of type 'web_search_call' is read as the user's text",
+            "input[3]: a system message inside the conversation is read as the user's",
+            "unknown field telemetry was ignored",
+        ]
+        prompt = prompt_of(server)
+        assert "D[e~[" in prompt
+        assert '{"type": "web_search_call", "id": "ws_1"}' in prompt
+        assert "]~b]user\nlate" in prompt
+
+
+@pytest.mark.parametrize(
+    ("fields", "mode"),
+    [({}, "adaptive"), ({"reasoning": {"effort": "high"}}, "enabled"), ({"thinking": False}, "disabled")],
+)
+async def test_thinking_modes(fields: dict[str, Any], mode: str) -> None:
+    async with serving(ScriptedEngine("</mm:think>Yes.")) as server:
+        _, answer = await server.post(PATH, {"input": "hi", **fields})
+        assert answer["mmx"]["thinking_mode"] == mode
+
+
+async def test_retrieve_and_delete() -> None:
+    async with serving() as server:
+        api = server.openai.responses
+        answer = await api.create(model=MODEL, input="hi")
+        found = await api.retrieve(answer.id)
+        assert (found.output, found.status) == (answer.output, "completed")
+        assert (await api.cancel(answer.id)).status == "completed"
+        await api.delete(answer.id)
+        with pytest.raises(openai.NotFoundError):
+            await api.retrieve(answer.id)
+        with pytest.raises(openai.NotFoundError):
+            await api.delete(answer.id)
+        hidden = await api.create(model=MODEL, input="hi", store=False)
+        assert hidden.store is False
+        with pytest.raises(openai.NotFoundError):
+            await api.retrieve(hidden.id)
+        status, body = await server.post(PATH, {"input": "x", "previous_response_id": hidden.id})
+        check_error(status, body, (404, "not_found", "previous_response_id"))
+
+
+async def test_store_is_bounded_in_number_and_age() -> None:
+    async with serving(None, "--response-store-size", "2") as server:
+        ids = [(await server.post(PATH, {"input": "x"}))[1]["id"] for _ in range(3)]
+        assert [(await server.get(f"{PATH}/{i}"))[0] for i in ids] == [404, 200, 200]
+        server.state.responses.get(ids[1], "id").expires -= MAX_AGE_SECONDS
+        assert [(await server.get(f"{PATH}/{i}"))[0] for i in ids] == [404, 404, 200]
+    async with serving(None, "--response-store-size", "0") as server:
+        _, answer = await server.post(PATH, {"input": "x"})
+        assert answer["store"] is False
+        status, body = await server.post(PATH, {"input": "x", "store": True})
+        check_error(status, body, (400, "unsupported_parameter", "store"))
+
+
+async def test_background_and_cancel() -> None:
+    engine = ScriptedEngine("word " * 100, step_seconds=0.01)
+    async with serving(engine) as server:
+        api = server.openai.responses
+        answer = await api.create(model=MODEL, input="hi", background=True)
+        assert (answer.status, answer.background, answer.output) == ("in_progress", True, [])
+        assert (await api.retrieve(answer.id)).status == "in_progress"
+        status, body = await server.post(PATH, {"input": "x", "previous_response_id": answer.id})
+        check_error(status, body, (400, "invalid_value", "previous_response_id"))
+        cancelled = await api.cancel(answer.id)
+        assert cancelled.status == "cancelled"
+        assert engine.aborted == [engine.submitted[0].request_id]
+        await server.idle()
+        engine.step_seconds = 0.0
+        second = await api.create(model=MODEL, input="hi", background=True)
+        await server.idle()
+        finished = await api.retrieve(second.id)
+        assert finished.status == "completed"
+        assert finished.output_text == "word " * 100
+        engine.step_seconds = 0.01
+        third = await api.create(model=MODEL, input="hi", background=True)
+        await api.delete(third.id)
+        await server.idle()
+        assert len(engine.aborted) == 2
+
+
+async def test_cancel_of_a_stream() -> None:
+    engine = ScriptedEngine("word " * 100, step_seconds=0.02)
+    async with serving(engine) as server:
+        reading = asyncio.ensure_future(events_of(server))
+        await started(engine)
+        (response_id,) = [s.response["id"] for s in server.state.responses._stored.values()]
+        await server.openai.responses.cancel(response_id)
+        events = await reading
+        assert (events[-1]["type"], events[-1]["response"]["status"]) == ("response.incomplete", "cancelled")
+
+
+async def test_failure_of_the_engine() -> None:
+    failed = Failed(request_id="", message="the logits hold NaN", code="numerical_error", status=500)
+    async with serving(ScriptedEngine(lambda _: failed)) as server:
+        status, body = await server.post(PATH, {"input": "x"})
+        check_error(status, body, (500, "numerical_error", None))
+        expected = {"code": "numerical_error", "message": "the logits hold NaN"}
+        _, answer = await server.post(PATH, {"input": "x", "background": True})
+        await server.idle()
+        _, found = await server.get(f"{PATH}/{answer['id']}")
+        assert (found["status"], found["error"]) == ("failed", expected)
+        error, last = (await events_of(server))[-2:]
+        assert (error["type"], error["code"]) == ("error", "numerical_error")
+        assert last["type"] == "response.failed"
+        assert last["response"]["error"] == expected
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_client_that_leaves(stream: bool) -> None:
+    engine = ScriptedEngine("word " * 200, step_seconds=0.02)
+    async with serving(engine) as server:
+        request = asyncio.ensure_future(server.http.post(PATH, json={"input": "x", "stream": stream}))
+        await started(engine)
+        if stream:
+            response = await request
+            await response.content.readany()
+            response.close()
+        else:
+            request.cancel()
+        await server.idle()
+        assert engine.aborted == [engine.submitted[0].request_id]
+        (stored,) = server.state.responses._stored.values()
+        assert stored.response["status"] == "cancelled"
+
+
+IMAGE = {"type": "input_image", "image_url": "https://example.org/x.png"}
+RESULT = {"type": "function_call_output", "call_id": "c", "output": ""}
+ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
+    ({"input": None}, (400, "invalid_type", "input")),
+    ({"input": []}, (400, "empty_array", "input")),
+    ({"input": [3]}, (400, "invalid_type", "input[0]")),
+    ({"input": [{"role": "king", "content": "x"}]}, (400, "invalid_value", "input[0].role")),
+    ({"input": [{"role": "user"}]}, (400, "invalid_type", "input[0].content")),
+    (
+        {"input": [{"role": "user", "content": [{"type": "smell"}]}]},
+        (400, "invalid_value", "input[0].content[0].type"),
+    ),
+    (
+        {"input": [{"role": "user", "content": [IMAGE]}]},
+        (400, "media_not_supported", "input[0].content[0]"),
+    ),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
+        (400, "media_not_supported", "input[0].content[0]"),
+    ),
+    (
+        {"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]},
+        (400, "missing_required_parameter", "input[0].call_id"),
+    ),
+    (
+        {
+            "input": [
+                {"role": "user", "content": "x"},
+                {"type": "function_call_output", "call_id": "c", "output": ""},
+            ]
+        },
+        (400, "tool_call_mismatch", "input[1]"),
+    ),
+    ({"input": [{"type": "item_reference", "id": "msg_0"}]}, (404, "not_found", "input[0]")),
+    ({"model": "nobody"}, (404, "model_not_found", "model")),
+    ({"max_output_tokens": 0}, (400, "invalid_value", "max_output_tokens")),
+    ({"max_output_tokens": 5000}, (400, "context_length_exceeded", "max_output_tokens")),
+    ({"input": "word " * 9000}, (400, "context_length_exceeded", "input")),
+    ({"temperature": 3}, (400, "invalid_value", "temperature")),
+    ({"stream_options": {}}, (400, "invalid_value", "stream_options")),
+    ({"tools": [{"type": "web_search"}]}, (400, "unsupported_tool_type", "tools[0].type")),
+    ({"tools": [{"type": "function"}]}, (400, "missing_required_parameter", "tools[0].name")),
+    ({"tools": [{**TOOLS[0], "name": "a b"}]}, (400, "invalid_value", "tools[0].name")),
+    ({"tools": [{**TOOLS[0], "strict": True}]}, (400, "unsupported_parameter", "tools[0].strict")),
+    ({"tools": TOOLS, "tool_choice": "required"}, (400, "unsupported_parameter", "tool_choice")),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "function", "name": "g"}},
+        (400, "unknown_tool", "tool_choice"),
+    ),
+    ({"tools": TOOLS, "parallel_tool_calls": False}, (400, "unsupported_parameter", "parallel_tool_calls")),
+    ({"text": {"format": {"type": "json_object"}}}, (400, "unsupported_parameter", "text.format")),
+    (
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}},
+        (400, "unsupported_parameter", "text.format"),
+    ),
+    ({"include": ["file_search_call.results"]}, (400, "unsupported_parameter", "include")),
+    ({"top_logprobs": 2}, (400, "invalid_value", "top_logprobs")),
+    ({"truncation": "auto"}, (400, "unsupported_parameter", "truncation")),
+    ({"background": True, "store": False}, (400, "unsupported_combination", "background")),
+    ({"background": True, "stream": True}, (400, "unsupported_combination", "background")),
+    ({"conversation": "conv_1"}, (400, "unsupported_parameter", "conversation")),
+    ({"max_tool_calls": 3}, (400, "unsupported_parameter", "max_tool_calls")),
+    ({"prompt": {"id": "p"}}, (400, "unsupported_parameter", "prompt")),
+    ({"priority": 3}, (400, "unsupported_parameter", "priority")),
+    ({"reasoning": {"effort": "huge"}}, (400, "invalid_value", "reasoning.effort")),
+    ({"thinking": {"budget_tokens": 50}}, (400, "unsupported_parameter", "thinking.budget_tokens")),
+    ({"previous_response_id": "resp_0"}, (404, "not_found", "previous_response_id")),
+]
+
+
+async def test_errors() -> None:
+    async with serving() as server:
+        for fields, expected in ERRORS:
+            status, body = await server.post(PATH, {"input": "hi", **fields})
+            check_error(status, body, expected)
+        assert not server.engine.submitted
+        async with server.http.get(f"{PATH}/resp_0?stream=true") as response:
+            check_error(response.status, await response.json(), (400, "unsupported_parameter", "stream"))

@@ -31,18 +31,16 @@ void moe_gate_up(const MoeGateUpParams& p, Stream) {
         using T = decltype(t);
         using W = decltype(w);
         const int64_t num_rows = p.expert_offsets[p.num_local_experts];
-        const PackedRows x(static_cast<const T*>(p.x), p.x_stride, p.num_tokens, p.hidden);
-        std::vector<const float*> a(static_cast<size_t>(num_rows));
-        for (int64_t row = 0; row < num_rows; ++row)
-            a[static_cast<size_t>(row)] = x.row(p.sorted_rows[row] / p.topk);
+        const GroupedRows<T, W> x(static_cast<const T*>(p.x), p.x_stride, p.num_tokens, p.hidden,
+                                  p.expert_offsets, p.num_local_experts,
+                                  [&](int64_t row) { return p.sorted_rows[row] / p.topk; });
         const auto tasks = gemm_tasks(p.expert_offsets, p.num_local_experts, p.inter);
         run_tasks(tasks, num_rows * 2 * p.inter * p.hidden, [&](const GemmTask& task) {
             const auto weight = expert_weight<W>(p.weight, p.weight_scale, task.e, 2 * p.inter, p.hidden);
             alignas(64) float gate[kBlockM * kBlockN], up[kBlockM * kBlockN];
-            const int64_t m = task.m1 - task.m0;
-            gemm_block(gate, &a[static_cast<size_t>(task.m0)], m, weight, task.n0, task.n1);
-            gemm_block(up, &a[static_cast<size_t>(task.m0)], m, weight, p.inter + task.n0, p.inter + task.n1);
-            for (int64_t i = 0; i < m; ++i)
+            x.multiply(gate, task, weight, task.n0, task.n1);
+            x.multiply(up, task, weight, p.inter + task.n0, p.inter + task.n1);
+            for (int64_t i = 0; i < task.m1 - task.m0; ++i)
                 gated_act_row(static_cast<T*>(p.out) + (task.m0 + i) * p.inter + task.n0, gate + i * kBlockN,
                               up + i * kBlockN, task.n1 - task.n0, p.activation, p.alpha, p.limit);
         });
@@ -54,14 +52,13 @@ void moe_down(const MoeDownParams& p, Stream) {
         using T = decltype(t);
         using W = decltype(w);
         const int64_t num_rows = p.expert_offsets[p.num_local_experts];
-        const PackedRows x(static_cast<const T*>(p.x), p.inter, num_rows, p.inter);
-        std::vector<const float*> a(static_cast<size_t>(num_rows));
-        for (int64_t row = 0; row < num_rows; ++row) a[static_cast<size_t>(row)] = x.row(row);
+        const GroupedRows<T, W> x(static_cast<const T*>(p.x), p.inter, num_rows, p.inter, p.expert_offsets,
+                                  p.num_local_experts, [](int64_t row) { return row; });
         const auto tasks = gemm_tasks(p.expert_offsets, p.num_local_experts, p.hidden);
         run_tasks(tasks, num_rows * p.hidden * p.inter, [&](const GemmTask& task) {
             const auto weight = expert_weight<W>(p.weight, p.weight_scale, task.e, p.hidden, p.inter);
             alignas(64) float c[kBlockM * kBlockN];
-            gemm_block(c, &a[static_cast<size_t>(task.m0)], task.m1 - task.m0, weight, task.n0, task.n1);
+            x.multiply(c, task, weight, task.n0, task.n1);
             for (int64_t i = 0; i < task.m1 - task.m0; ++i) {
                 T* out = static_cast<T*>(p.out) + (task.m0 + i) * p.hidden + task.n0;
                 for (int64_t j = 0; j < task.n1 - task.n0; j += kWidth)

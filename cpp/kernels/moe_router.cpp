@@ -31,16 +31,14 @@ void moe_router(const MoeRouterParams& p, Stream) {
     const std::unique_ptr<float[]> s(new float[static_cast<size_t>(p.num_tokens * stride)]);
     dispatch_float(p.dtype, [&](auto t) {
         using T = decltype(t);
-        const PackedRows x(static_cast<const T*>(p.x), p.x_stride, p.num_tokens, p.hidden);
-        std::vector<const float*> a(static_cast<size_t>(p.num_tokens));
-        for (int64_t token = 0; token < p.num_tokens; ++token) a[static_cast<size_t>(token)] = x.row(token);
         const int32_t offsets[2] = {0, static_cast<int32_t>(p.num_tokens)};
+        const GroupedRows<T, float> x(static_cast<const T*>(p.x), p.x_stride, p.num_tokens, p.hidden, offsets,
+                                      1, [](int64_t row) { return row; });
         const WeightRows<float> weight{p.gate_weight, p.hidden, nullptr, 0};
         run_tasks(gemm_tasks(offsets, 1, p.num_experts), p.num_tokens * p.num_experts * p.hidden,
                   [&](const GemmTask& task) {
                       alignas(64) float c[kBlockM * kBlockN];
-                      gemm_block(c, &a[static_cast<size_t>(task.m0)], task.m1 - task.m0, weight, task.n0,
-                                 task.n1);
+                      x.multiply(c, task, weight, task.n0, task.n1);
                       for (int64_t i = 0; i < task.m1 - task.m0; ++i)
                           for (int64_t j = 0; j < task.n1 - task.n0; j += kWidth)
                               store_some(s.get() + (task.m0 + i) * stride + task.n0 + j,

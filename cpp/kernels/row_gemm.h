@@ -2,13 +2,16 @@
 
 #include <memory>
 #include <new>
+#include <optional>
 #include <vector>
 
+#include "cpp/kernels/amx.h"
 #include "cpp/kernels/fp8.h"
 
 /// D[m, n] = A[m, k] . B[n, k]^T in fp32 for B of any weight type. Every element is summed in one fixed order
-/// that depends on k only: sixteen lanes over each chunk of kChunkK, a tree over the lanes, then chunk after
-/// chunk. So a row's result does not depend on the other rows, on where the tiles fall, or on the threads.
+/// that depends on k only, so a row's result does not depend on the other rows, on where the tiles fall, or
+/// on the threads: sixteen lanes over each chunk of kChunkK, a tree over the lanes, then chunk after chunk;
+/// or, where both sides are bf16 and the processor has tiles for it, the order of amx.h.
 namespace mmx::cpu::MMX_CPU_ISA {
 
 inline constexpr int64_t kLanes = 16;
@@ -16,7 +19,8 @@ inline constexpr int64_t kLanes = 16;
 inline constexpr int64_t kChunkK = 1024;
 /// Why: rows of A at chunk depth (768 KiB) stay in the level 2 cache while tiles of B pass by.
 inline constexpr int64_t kBlockM = 192;
-inline constexpr int64_t kBlockN = 48;
+inline constexpr int64_t kBlockN = 64;
+static_assert(kBlockM % kLanes == 0 && kBlockN % kLanes == 0, "blocks are made of whole tiles");
 /// Accumulators of a tile fill the vector registers; eight columns suit sum8.
 #if defined(__AVX512F__)
 inline constexpr int kTileM = 3, kTileN = 8;
@@ -24,13 +28,27 @@ inline constexpr int kTileM = 3, kTileN = 8;
 inline constexpr int kTileM = 1, kTileN = 4;
 #endif
 
+/// Uninitialised memory that starts at a cache line: a vector that straddles two costs two accesses.
+template <class T>
+class AlignedArray {
+  public:
+    explicit AlignedArray(int64_t size) : data_(new (kAlignment) T[static_cast<size_t>(size)]) {}
+    T* get() const { return data_.get(); }
+
+  private:
+    static constexpr std::align_val_t kAlignment{64};
+    struct Free {
+        void operator()(T* data) const { ::operator delete[](data, kAlignment); }
+    };
+    std::unique_ptr<T[], Free> data_;
+};
+
 /// Rows of A as floats, zero behind the end up to a multiple of kLanes.
 class PackedRows {
   public:
     template <class T>
     PackedRows(const T* x, int64_t stride, int64_t num_rows, int64_t k)
-        : stride_(align_up(k, kLanes) + kLanes),
-          data_(new (kAlignment) float[static_cast<size_t>(num_rows * stride_)]) {
+        : stride_(align_up(k, kLanes) + kLanes), data_(num_rows * stride_) {
         parallel_for(num_rows, ceil_div(65536, k), [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
                 float* to = data_.get() + row * stride_;
@@ -43,12 +61,8 @@ class PackedRows {
     const float* row(int64_t i) const { return data_.get() + i * stride_; }
 
   private:
-    static constexpr std::align_val_t kAlignment{64};
-    struct Free {
-        void operator()(float* data) const { ::operator delete[](data, kAlignment); }
-    };
     int64_t stride_;  // one vector more than needed, so that rows do not fall into the same cache sets
-    std::unique_ptr<float[], Free> data_;
+    AlignedArray<float> data_;
 };
 
 /// Rows of B: [.., k] packed in memory. `scale` has a row of `scale_stride` per kFp8Block rows, for e4m3
@@ -155,22 +169,125 @@ static void gemm_block(float* c, const float* const* a, int64_t m, const WeightR
     }
 }
 
-/// Work of one thread: rows [m0, m1) by columns [n0, n1) of group e.
+#if defined(__AVX512F__)
+
+/// The same on tiles; `x` is the first of the packed tiles of the rows.
+static inline void gemm_block_on_tiles(float* c, const bf16* x, int64_t m, const WeightRows<bf16>& weight,
+                                       int64_t n0, int64_t n1) {
+    using amx::kRows;
+    // Why: two tiles of weight rows at this depth (32 KiB) stay in the level 1 cache while rows pass by. With
+    // one pass there is nothing to keep, and the weights are best read as they lie in memory.
+    constexpr int64_t kDepthOfMany = 512;
+    const int64_t k = weight.k, depth = m <= 2 * kRows ? align_up(k, amx::kDepth) : kDepthOfMany;
+    alignas(64) float sums[kBlockN * kBlockM];  // [n, m]
+    const amx::Session session;
+    for (int64_t k0 = 0; k0 < k; k0 += depth)
+        for (int64_t n = n0; n < n1; n += 2 * kRows)
+            for (int64_t i = 0; i < m; i += 2 * kRows) {
+                const auto call = [&](auto f) {
+                    f(sums + (n - n0) * kBlockM + i, kBlockM, weight.data + n * k, n1 - n, k,
+                      x + i / kRows * amx::packed_size(k), k0, std::min(k, k0 + depth));
+                };
+                if (n1 - n > kRows)
+                    m - i > kRows ? call(amx::multiply<2, 2>) : call(amx::multiply<2, 1>);
+                else
+                    m - i > kRows ? call(amx::multiply<1, 2>) : call(amx::multiply<1, 1>);
+            }
+    for (int64_t n = 0; n < n1 - n0; n += kRows)
+        for (int64_t i = 0; i < m; i += kRows)
+            amx::transpose(c + i * kBlockN + n, kBlockN, sums + n * kBlockM + i, kBlockM);
+}
+
+#endif
+
+/// Work of one thread: rows [m0, m1) by columns [n0, n1) of group e. `tile` counts the tiles of up to 16 rows
+/// before m0, in groups of their own.
 struct GemmTask {
-    int64_t e, m0, m1, n0, n1;
+    int64_t e, m0, m1, n0, n1, tile;
 };
 
 /// Cuts the products of all groups into tasks of at most kBlockM rows and kBlockN columns; group e has the
 /// rows [offsets[e], offsets[e + 1]).
 static inline std::vector<GemmTask> gemm_tasks(const int32_t* offsets, int64_t num_groups, int64_t n) {
     std::vector<GemmTask> tasks;
+    int64_t tile = 0;
     for (int64_t e = 0; e < num_groups; ++e)
-        for (int64_t m0 = offsets[e]; m0 < offsets[e + 1]; m0 += kBlockM)
+        for (int64_t m0 = offsets[e]; m0 < offsets[e + 1]; m0 += kBlockM) {
+            const int64_t m1 = std::min<int64_t>(m0 + kBlockM, offsets[e + 1]);
             for (int64_t n0 = 0; n0 < n; n0 += kBlockN)
-                tasks.push_back(
-                    {e, m0, std::min<int64_t>(m0 + kBlockM, offsets[e + 1]), n0, std::min(n0 + kBlockN, n)});
+                tasks.push_back({e, m0, m1, n0, std::min(n0 + kBlockN, n), tile});
+            tile += ceil_div(m1 - m0, kLanes);
+        }
     return tasks;
 }
+
+/// A of a grouped GEMM with weights of type W, packed for the path that serves T and W on this machine.
+template <class T, class W>
+class GroupedRows {
+  public:
+    /// Row m of A is row `row_of(m)` of x [num_x_rows, k]; the groups are those of gemm_tasks.
+    template <class RowOf>
+    GroupedRows(const T* x, int64_t stride, int64_t num_x_rows, int64_t k, const int32_t* offsets,
+                int64_t num_groups, RowOf&& row_of)
+        : k_(k) {
+        const int64_t num_rows = offsets[num_groups];
+#if defined(__AVX512F__)
+        if constexpr (kTileTypes)
+            if (amx::is_available()) {
+                std::vector<const T*> rows;
+                for (int64_t m = 0; m < num_rows; ++m) rows.push_back(x + row_of(m) * stride);
+                pack_tiles(rows, offsets, num_groups);
+                return;
+            }
+#endif
+        floats_.emplace(x, stride, num_x_rows, k);
+        for (int64_t m = 0; m < num_rows; ++m) rows_.push_back(floats_->row(row_of(m)));
+    }
+
+    /// c[i, n - n0] = A[task.m0 + i] . weight[n] for the rows of `task` and n0 <= n < n1 <= n0 + kBlockN; c
+    /// has kBlockM rows of kBlockN.
+    void multiply(float* c, const GemmTask& task, const WeightRows<W>& weight, int64_t n0, int64_t n1) const {
+        const int64_t m = task.m1 - task.m0;
+#if defined(__AVX512F__)
+        if constexpr (kTileTypes)
+            if (tiles_) {
+                const bf16* first = tiles_->get() + task.tile * amx::packed_size(k_);
+                return gemm_block_on_tiles(c, first, m, weight, n0, n1);
+            }
+#endif
+        gemm_block(c, &rows_[static_cast<size_t>(task.m0)], m, weight, n0, n1);
+    }
+
+  private:
+#if defined(__AVX512F__)
+    static constexpr bool kTileTypes = std::is_same_v<T, bf16> && std::is_same_v<W, bf16>;
+
+    void pack_tiles(const std::vector<const T*>& rows, const int32_t* offsets, int64_t num_groups) {
+        struct Tile {
+            int64_t m0, count;
+        };
+        std::vector<Tile> tiles;
+        for (int64_t e = 0; e < num_groups; ++e)
+            for (int64_t m0 = offsets[e]; m0 < offsets[e + 1]; m0 += amx::kRows)
+                tiles.push_back({m0, std::min<int64_t>(amx::kRows, offsets[e + 1] - m0)});
+        const auto num_tiles = static_cast<int64_t>(tiles.size());
+        tiles_.emplace(num_tiles * amx::packed_size(k_));
+        parallel_for(num_tiles, ceil_div(65536, amx::packed_size(k_)), [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                const Tile& tile = tiles[static_cast<size_t>(i)];
+                amx::pack(tiles_->get() + i * amx::packed_size(k_), &rows[static_cast<size_t>(tile.m0)],
+                          tile.count, k_);
+            }
+        });
+    }
+
+    std::optional<AlignedArray<bf16>> tiles_;
+#endif
+
+    int64_t k_;
+    std::optional<PackedRows> floats_;
+    std::vector<const float*> rows_;
+};
 
 /// Runs f(task) on the threads, or here when `macs` multiplications are too few to share.
 template <class F>

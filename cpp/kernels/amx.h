@@ -1,0 +1,157 @@
+#pragma once
+
+#include "cpp/kernels/vec.h"
+
+#if defined(__AVX512F__)
+
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/// Products of bf16 matrices on the processor's tile unit, where it has one: D^T = W . X^T with weight rows
+/// as they lie in memory. Each element is summed over k in ascending order by one chain of tile instructions,
+/// so a row does not depend on the other rows.
+namespace mmx::cpu::MMX_CPU_ISA::amx {
+
+inline constexpr int64_t kRows = 16;   // of a tile
+inline constexpr int64_t kDepth = 32;  // elements of k per tile
+
+/// Whether the processor has bf16 tiles and the system lets this process use them.
+static inline bool is_available() {
+    static const bool available = [] {
+        unsigned eax, ebx, ecx, edx;
+        if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+        constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+        if ((edx & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
+        constexpr long kRequestPermission = 0x1023, kTileData = 18;
+        return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    }();
+    return available;
+}
+
+/// Eight full tiles for as long as it lives: 0 to 3 sums, 4 and 5 weights, 6 and 7 rows of x.
+class Session {
+  public:
+    Session() {
+        Config config{.palette = 1};
+        for (int i = 0; i < 8; ++i) {
+            config.row_bytes[i] = 64;
+            config.rows[i] = kRows;
+        }
+        asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
+    }
+    ~Session() { asm volatile("tilerelease" ::: "memory"); }
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+
+  private:
+    struct alignas(64) Config {
+        uint8_t palette, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {};
+        uint8_t rows[16] = {};
+    };
+};
+
+template <int kTile>
+static inline void load(const void* data, int64_t stride_bytes) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(data), "r"(stride_bytes), "i"(kTile) : "memory");
+}
+
+template <int kTile>
+static inline void store(void* data, int64_t stride_bytes) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(data), "r"(stride_bytes), "i"(kTile) : "memory");
+}
+
+template <int kTile>
+static inline void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+
+/// sum += weights . x, all of them tiles.
+template <int kSum, int kWeights, int kX>
+static inline void dot() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kWeights), "i"(kX));
+}
+
+/// Elements of one packed tile of rows, all of k.
+static inline int64_t packed_size(int64_t k) { return kRows * align_up(k, kDepth); }
+
+/// Packs up to 16 rows of x for tile loads: to[k / 2][row][k % 2], zero behind `count` and k.
+static inline void pack(bf16* to, const bf16* const* rows, int64_t count, int64_t k) {
+    for (int64_t pair = 0; pair < align_up(k, kDepth) / 2; ++pair)
+        for (int64_t row = 0; row < kRows; ++row, to += 2)
+            for (int64_t i = 0; i < 2; ++i)
+                to[i] = row < count && 2 * pair + i < k ? rows[row][2 * pair + i] : bf16{0};
+}
+
+/// sums[n, row] (+)= weight[n] . x[row] over [k0, k1) for kN x kM tiles; `num_rows` rows of the weight exist.
+template <int kN, int kM>
+static inline void multiply(float* sums, int64_t sums_stride, const bf16* weight, int64_t num_rows, int64_t k,
+                            const bf16* x, int64_t k0, int64_t k1) {
+    const int64_t sums_bytes = sums_stride * 4, second_n = kRows * sums_stride, x_size = packed_size(k);
+    if (k0 == 0) {
+        zero<0>(), zero<1>(), zero<2>(), zero<3>();
+    } else {
+        load<0>(sums, sums_bytes);
+        if constexpr (kM == 2) load<1>(sums + kRows, sums_bytes);
+        if constexpr (kN == 2) load<2>(sums + second_n, sums_bytes);
+        if constexpr (kN == 2 && kM == 2) load<3>(sums + second_n + kRows, sums_bytes);
+    }
+    for (int64_t i = k0; i < k1; i += kDepth) {
+        alignas(64) bf16 padded[kN * kRows * kDepth];
+        const bf16* from = weight + i;
+        int64_t stride = k;
+        if (num_rows < kN * kRows || i + kDepth > k) {
+            std::fill(padded, padded + kN * kRows * kDepth, bf16{0});
+            for (int64_t row = 0; row < std::min(num_rows, kN * kRows); ++row)
+                std::copy(from + row * k, from + row * k + std::min(kDepth, k - i), padded + row * kDepth);
+            from = padded;
+            stride = kDepth;
+        }
+        load<4>(from, stride * 2);
+        if constexpr (kN == 2) load<5>(from + kRows * stride, stride * 2);
+        load<6>(x + i * kRows, 64);
+        if constexpr (kM == 2) load<7>(x + x_size + i * kRows, 64);
+        dot<0, 4, 6>();
+        if constexpr (kM == 2) dot<1, 4, 7>();
+        if constexpr (kN == 2) dot<2, 5, 6>();
+        if constexpr (kN == 2 && kM == 2) dot<3, 5, 7>();
+    }
+    store<0>(sums, sums_bytes);
+    if constexpr (kM == 2) store<1>(sums + kRows, sums_bytes);
+    if constexpr (kN == 2) store<2>(sums + second_n, sums_bytes);
+    if constexpr (kN == 2 && kM == 2) store<3>(sums + second_n + kRows, sums_bytes);
+}
+
+/// to[j, i] = from[i, j] for 16 x 16 floats.
+static inline void transpose(float* to, int64_t to_stride, const float* from, int64_t from_stride) {
+    constexpr __mmask16 kAll = 0xFFFF;
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * from_stride);
+    // Pairs of rows, then of pairs, interleaved within 128 bits; then the 128-bit parts are put in order.
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_maskz_unpacklo_ps(kAll, a[i], a[i + 1]);
+        b[i + 1] = _mm512_maskz_unpackhi_ps(kAll, a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            const __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + 2 + j]);
+            a[i + 2 * j] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xFF, low, high));
+            a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xFF, low, high));
+        }
+    for (int j = 0; j < 4; ++j) {
+        const __m512 low = _mm512_maskz_shuffle_f32x4(kAll, a[j], a[4 + j], 0x88);
+        const __m512 odd_low = _mm512_maskz_shuffle_f32x4(kAll, a[j], a[4 + j], 0xDD);
+        const __m512 high = _mm512_maskz_shuffle_f32x4(kAll, a[8 + j], a[12 + j], 0x88);
+        const __m512 odd_high = _mm512_maskz_shuffle_f32x4(kAll, a[8 + j], a[12 + j], 0xDD);
+        _mm512_storeu_ps(to + j * to_stride, _mm512_maskz_shuffle_f32x4(kAll, low, high, 0x88));
+        _mm512_storeu_ps(to + (j + 4) * to_stride, _mm512_maskz_shuffle_f32x4(kAll, odd_low, odd_high, 0x88));
+        _mm512_storeu_ps(to + (j + 8) * to_stride, _mm512_maskz_shuffle_f32x4(kAll, low, high, 0xDD));
+        _mm512_storeu_ps(to + (j + 12) * to_stride,
+                         _mm512_maskz_shuffle_f32x4(kAll, odd_low, odd_high, 0xDD));
+    }
+}
+
+}  // namespace mmx::cpu::MMX_CPU_ISA::amx
+
+#endif

@@ -26,7 +26,7 @@ FAULTS = "engine.fault_runner"
 @pytest.fixture(autouse=True)
 def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker imports the faulty runners from the tests."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
 
 
 @asynccontextmanager
@@ -257,7 +257,7 @@ def test_the_engine_dies_with_its_parent() -> None:
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    env = dict(os.environ)
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env)
     assert parent.stdout is not None
     worker = int(parent.stdout.readline())
@@ -281,5 +281,5 @@ def is_running(pid: int) -> bool:
 def test_importing_the_client_loads_no_torch() -> None:
     modules = "mmx.engine.client, mmx.scheduler, mmx.engine.null_runner"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    env = dict(os.environ)
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0

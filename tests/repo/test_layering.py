@@ -26,7 +26,8 @@ ROWS: list[set[str]] = [
     {"runner"},
     {"engine"},
     {"server", "bench"},
-    {"llm", "demo", "__main__"},
+    {"llm"},
+    {"demo", "__main__"},
 ]
 ROW_OF = {package: row for row, packages in enumerate(ROWS) for package in packages}
 TORCH_FREE_ROWS = {0, 1, 10}

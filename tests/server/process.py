@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "import sys; from mmx.server.__main__ import main; sys.exit(main(sys.argv[2:], runner=sys.argv[1]))"
 DEADLINE_SECONDS = 30.0
 
@@ -25,7 +24,7 @@ class Process:
     """A started server; ``log`` grows while it runs."""
 
     def __init__(self, runner: str, *flags: str) -> None:
-        env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+        env = dict(os.environ)
         self.child = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, runner, "--port", "0", *flags],
             env=env,

@@ -12,12 +12,58 @@ from aiohttp import streams, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
+from mmx.server.messages_request import MessagesRequest
+from mmx.server.responses_request import ResponsesRequest
 from mmx.server.schemas import ChatRequest, CompletionRequest
 from server.helpers import ScriptedEngine, Server, serving
 
 NUM_BODIES = 10_000
-CHAT_FIELDS = ChatRequest.__struct_fields__
-COMPLETION_FIELDS = CompletionRequest.__struct_fields__
+FIELDS = {
+    "/v1/chat/completions": ChatRequest.__struct_fields__,
+    "/v1/messages": MessagesRequest.__struct_fields__,
+    "/v1/messages/count_tokens": MessagesRequest.__struct_fields__,
+    "/v1/responses": ResponsesRequest.__struct_fields__,
+}
+MESSAGES: dict[str, Any] = {
+    "model": "mmx-demo",
+    "max_tokens": 3,
+    "system": [{"type": "text", "text": "s"}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "u"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "t", "signature": "s"},
+                {"type": "text", "text": "a"},
+                {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "r"}]},
+    ],
+    "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+    "tool_choice": {"type": "auto"},
+    "thinking": {"type": "adaptive"},
+    "stop_sequences": ["x"],
+    "stream": True,
+}
+RESPONSES: dict[str, Any] = {
+    "input": [
+        {"role": "developer", "content": "s"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "u"}]},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "t"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a": 1}'},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "r"}]},
+    ],
+    "instructions": "i",
+    "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+    "tool_choice": "auto",
+    "reasoning": {"effort": "low"},
+    "text": {"format": {"type": "text"}},
+    "include": ["message.output_text.logprobs", "reasoning.encrypted_content"],
+    "top_logprobs": 1,
+    "max_output_tokens": 3,
+    "stream": True,
+}
 GOOD: list[tuple[str, dict[str, Any]]] = [
     (
         "/v1/chat/completions",
@@ -52,6 +98,9 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("/tokenize", {"messages": [{"role": "user", "content": "u"}], "add_generation_prompt": True}),
     ("/detokenize", {"tokens": [1, 2, 3]}),
     ("/abort_request", {"request_id": "x"}),
+    ("/v1/messages", MESSAGES),
+    ("/v1/messages/count_tokens", MESSAGES),
+    ("/v1/responses", RESPONSES),
 ]
 
 
@@ -126,7 +175,7 @@ async def test_no_body_breaks_the_server(seed: int) -> None:
     async with serving(ScriptedEngine("a<mm:think>b")) as server:
         for _ in range(NUM_BODIES // 4):
             path, body = rng.choice(GOOD)
-            fields = CHAT_FIELDS if "chat" in path else COMPLETION_FIELDS
+            fields = FIELDS.get(path, CompletionRequest.__struct_fields__)
             data = mutated(rng, body, fields)
             status = await answer(server, path, data)
             seen[status] = seen.get(status, 0) + 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.process import ROOT, server
+from server.process import server
 
 
 def gone(pid: int) -> bool:
@@ -30,7 +30,7 @@ def wait_gone(pid: int) -> None:
 
 
 def refused(*flags: str) -> tuple[int, str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    env = dict(os.environ)
     command = [sys.executable, "-m", "mmx.server", *flags]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr
@@ -122,14 +122,14 @@ def test_missing_model_exits_3() -> None:
     [("--help", "usage: mmx serve"), ("--version", "mmx 0."), ("--help=markdown", "| flag |")],
 )
 def test_words_that_only_print(word: str, part: str) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    env = dict(os.environ)
     command = [sys.executable, "-m", "mmx", "serve", word]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, part in done.stdout) == (0, True)
 
 
 def test_mmx_command() -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    env = dict(os.environ)
     for words, code, part in (
         (["--version"], 0, "mmx 0."),
         (["info"], 0, "aiohttp"),

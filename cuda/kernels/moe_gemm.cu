@@ -5,6 +5,7 @@
 #include "cuda/common/launch.h"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
+#include "cuda/kernels/moe_skinny.h"
 
 namespace mmx::cuda {
 
@@ -202,6 +203,7 @@ int64_t moe_gate_up_workspace(const MoeGateUpParams&) { return 0; }
 int64_t moe_down_workspace(const MoeDownParams&) { return 0; }
 
 void moe_gate_up(const MoeGateUpParams& p, Stream stream) {
+    if (is_skinny(p)) return moe_gate_up_skinny(p, stream);
     launch_grouped_gemm<2>("moe_gate_up", p.dtype, p.weight_dtype,
                            {.a = p.x,
                             .sorted_rows = p.sorted_rows,
@@ -225,6 +227,7 @@ void moe_gate_up(const MoeGateUpParams& p, Stream stream) {
 }
 
 void moe_down(const MoeDownParams& p, Stream stream) {
+    if (is_skinny(p)) return moe_down_skinny(p, stream);
     launch_grouped_gemm<1>("moe_down", p.dtype, p.weight_dtype,
                            {.a = p.x,
                             .sorted_rows = nullptr,

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from bench.helpers import DEMO
-from server.process import ROOT, server
+from server.process import server
 
 
 def mmx(*arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    env = dict(os.environ)
     command = [sys.executable, "-m", "mmx", *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
@@ -61,5 +61,5 @@ def test_server_that_is_not_there() -> None:
 
 def test_import_is_light() -> None:
     code = "import sys, mmx.bench.serve; sys.exit('torch' in sys.modules or 'mmx.server' in sys.modules)"
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    env = dict(os.environ)
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0

@@ -198,3 +198,11 @@ async def test_refused_test_request_ends_the_run() -> None:
     async with fake_server(Play([(0.0, b"no such model")], status=404)) as server:
         with pytest.raises(BenchError, match="status 404: no such model"):
             await bench(server, "--test-input", "other")
+
+
+async def test_server_without_a_model_list() -> None:
+    """A refusal ends the wait at once."""
+    async with fake_server() as server:
+        server.url += "/elsewhere"
+        with pytest.raises(BenchError, match="/elsewhere/v1/models names no model: status 404; give --model"):
+            await bench(server)

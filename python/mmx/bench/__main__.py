@@ -1,4 +1,4 @@
-"""``python -m mmx.bench serve [flags]``."""
+"""``python -m mmx.bench serve [flags]``, ``python -m mmx.bench sweep [flags]``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from mmx.bench.serve import main as serve
+from mmx.bench.sweep import main as sweep
 
 USAGE = """usage: mmx bench COMMAND
 
-  serve [flags]   load a server and print its throughput and latencies (serve --help lists the flags)"""
+  serve [flags]   load a server and print its throughput and latencies (serve --help lists the flags)
+  sweep [flags]   the same at growing concurrency, as a table (sweep --help lists its own flags)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,9 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if command == "serve":
         return serve(arguments[1:])
+    if command == "sweep":
+        return sweep(arguments[1:])
     if command.startswith("-"):
         return serve(arguments)
-    print(f"mmx bench: unknown command {command!r}; expected serve", file=sys.stderr)
+    print(f"mmx bench: unknown command {command!r}; expected serve or sweep", file=sys.stderr)
     return 2
 
 

@@ -90,7 +90,8 @@ def length_range(options: Options, length: int) -> tuple[int, int]:
     ratio = options.random_range_ratio
     if options.range_ratio_style == "trt":
         return max(1, math.floor(length * ratio)), length
-    return max(1, math.floor(length * (1 - ratio))), math.ceil(length * (1 + ratio))
+    # Why the rounding: 50 * (1 + 0.1) is a little above 55.
+    return max(1, math.floor(round(length * (1 - ratio), 6))), math.ceil(round(length * (1 + ratio), 6))
 
 
 def prefix_repetition_samples(options: Options, maker: PromptMaker, rng: Random) -> list[Sample]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,7 +21,7 @@ MAX_SHAREGPT_SUM = 2048
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
-    output_tokens: int | None = None
+    output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     tools: list[dict[str, Any]] | None = None
     body: dict[str, Any] | None = None
 

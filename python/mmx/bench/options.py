@@ -210,6 +210,10 @@ def _problems(o: Options) -> list[str]:
     ramp = (o.ramp_up_strategy, o.ramp_up_start_rps, o.ramp_up_end_rps)
     needs_file = o.dataset_name in ("sharegpt", "custom")
     checks = [
+        (
+            not o.url.startswith(("http://", "https://")),
+            f"--base-url: expected http://HOST:PORT, got {o.base_url!r}",
+        ),
         (o.tokenize_on_client and o.is_chat, "--tokenize-on-client: chat backends take no ids, use openai"),
         (any(ramp) and not all(ramp), "--ramp-up-strategy, -start-rps and -end-rps go together"),
         (any(ramp) and math.isfinite(o.request_rate), "--request-rate: leave it out with --ramp-up-strategy"),

@@ -29,6 +29,7 @@ def result(
     argv: Sequence[str],
     server: dict[str, Any] | None,
     num_prompts: int,
+    round_idx: int,
 ) -> dict[str, Any]:
     """All keys but the detail. ``server``: what the server says about itself."""
     m = measures
@@ -66,6 +67,7 @@ def result(
         "cached_tokens": m.cached_tokens,
         "cold": None if m.cached_tokens is None else m.cached_tokens == 0,
         "test_request": options.test_input,
+        "round": round_idx,
         "requests_without_itl_per_token": m.num_without_itl,
     }
     return found
@@ -125,11 +127,11 @@ def _without_secrets(argv: Sequence[str]) -> list[str]:
     shown: list[str] = []
     for token in argv:
         name, equals, _ = token.partition("=")
-        masked = name.replace("_", "-").startswith(("--api", "--head"))
+        masked = name.replace("_", "-").startswith(("--api", "--hea"))
         previous = shown[-1].replace("_", "-") if shown else ""
         if masked and equals:
             shown.append(f"{name}=***")
-        elif previous.startswith(("--api", "--head")) and "=" not in previous:
+        elif previous.startswith(("--api", "--hea")) and "=" not in previous:
             shown.append("***")
         else:
             shown.append(token)

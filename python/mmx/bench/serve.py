@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from mmx import env
 from mmx.bench.client import Client, Clock
 from mmx.bench.dataset import PromptMaker, Sample, prefix_repetition_samples, random_samples
 from mmx.bench.dataset_files import custom_samples, sharegpt_samples
@@ -26,6 +26,14 @@ from mmx.bench.result_file import detail, result, result_path, save
 from mmx.tokenizer import Tokenizer
 
 RETRY_SECONDS = 1.0
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
 
 
 class BenchError(Exception):
@@ -45,8 +53,11 @@ def main(argv: Sequence[str]) -> int:
     return 0 if found["completed"] else 1
 
 
-async def run(options: Options, argv: Sequence[str], clock: Clock = time.perf_counter) -> dict[str, Any]:
-    """Make a run, print its block, write its file; returns the result without detail."""
+async def run(
+    options: Options, argv: Sequence[str], clock: Clock = time.perf_counter, round_idx: int = 0
+) -> dict[str, Any]:
+    """Make a run, print its block, write its file; returns the result without detail. ``round_idx``: which
+    repeat of a sweep this is."""
     async with open_session(options) as http:
         model = options.served_model_name or options.model or await _first_model(http, options)
         folder = tokenizer_folder(options, model)
@@ -74,6 +85,7 @@ async def run(options: Options, argv: Sequence[str], clock: Clock = time.perf_co
         argv=argv,
         server=server,
         num_prompts=len(samples),
+        round_idx=round_idx,
     )
     if options.save_result or options.save_detailed or options.append_result:
         detailed = options.save_detailed or options.output_style == "trtllm"
@@ -84,7 +96,7 @@ async def run(options: Options, argv: Sequence[str], clock: Clock = time.perf_co
 
 def open_session(options: Options) -> aiohttp.ClientSession:
     """Connections without a limit of their own: the flags decide how many requests are in flight."""
-    key = options.api_key or os.environ.get("OPENAI_API_KEY")
+    key = options.api_key or env.environment().get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
@@ -95,13 +107,26 @@ def open_session(options: Options) -> aiohttp.ClientSession:
 
 
 def tokenizer_folder(options: Options, model: str) -> Path | None:
-    """--tokenizer, else --model, else the model's name if that is a folder."""
-    if options.tokenizer is not None:
-        return Path(options.tokenizer).expanduser()
-    for name in (options.model, model):
-        if name is not None and (folder := Path(name).expanduser()).is_dir():
-            return folder
+    """--tokenizer, else --model, else the model's name: a folder, or a name whose files an earlier
+    download left in the cache of the Hugging Face hub. ValueError if --tokenizer is neither."""
+    for name in (options.tokenizer, options.model, model):
+        if name is None:
+            continue
+        cached = _hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
+        for folder in (Path(name).expanduser(), *sorted(cached.glob("*"))):
+            if (folder / "tokenizer.json").is_file():
+                return folder
+        if name == options.tokenizer:
+            raise ValueError(
+                f"--tokenizer: {name!r} is neither a folder with a tokenizer.json nor in the cache"
+            )
     return None
+
+
+def _hub_cache() -> Path:
+    environment = env.environment()
+    home = environment.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(environment.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def make_samples(options: Options, tokenizer: Tokenizer | None) -> list[Sample]:
@@ -157,18 +182,22 @@ def _announce(options: Options) -> None:
 
 
 async def _first_model(http: aiohttp.ClientSession, options: Options) -> str:
+    url = options.url + "/v1/models"
     deadline = time.monotonic() + options.ready_check_timeout_sec
     while True:
+        refused = False
         try:
-            async with http.get(options.url + "/v1/models") as response:
+            async with http.get(url) as response:
                 body = await response.read()
             if response.status == 200:
-                return str(msgspec.json.decode(body)["data"][0]["id"])
-            problem = f"status {response.status}"
-        except aiohttp.ClientError as error:
+                models = msgspec.json.decode(body, type=_Models).data
+                if models:
+                    return models[0].id
+            problem, refused = f"status {response.status}", 400 <= response.status < 500
+        except (aiohttp.ClientError, msgspec.MsgspecError) as error:
             problem = str(error)
-        if time.monotonic() >= deadline:
-            raise BenchError(f"{options.url}/v1/models names no model: {problem}; give --model")
+        if refused or time.monotonic() >= deadline:
+            raise BenchError(f"{url} names no model: {problem}; give --model")
         await asyncio.sleep(RETRY_SECONDS)
 
 

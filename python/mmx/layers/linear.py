@@ -8,8 +8,8 @@ from torch import nn
 
 from mmx import ops
 
-# bf16 rows up to which ``ops.linear`` beats the library's GEMM: it streams the weights once (bench/NOTES.md).
-FEW_ROWS = {"cpu": 4, "cuda": 16}
+# bf16 rows per device type from which the library's GEMM is faster than ``ops.linear`` (bench/NOTES.md).
+MANY_ROWS = {"cuda": 17}
 
 
 def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
@@ -20,8 +20,8 @@ def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
 class Linear(nn.Module):
     """``x @ weight.T``; weight [out, in].
 
-    In fp32 a row's result does not depend on its batch: that keeps tokens exact under any batching. In bf16
-    many rows go to the library's GEMM.
+    A row's result does not depend on its batch, which keeps tokens exact under any batching; but many rows of
+    bf16 on a GPU go to the library's GEMM.
     """
 
     def __init__(self, in_width: int, out_width: int, dtype: torch.dtype) -> None:
@@ -29,6 +29,6 @@ class Linear(nn.Module):
         self.weight = parameter(out_width, in_width, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dtype == torch.float32 or x.shape[0] <= FEW_ROWS.get(x.device.type, 0):
-            return ops.linear(x, self.weight)
-        return F.linear(x, self.weight)
+        if x.dtype == torch.bfloat16 and x.shape[0] >= MANY_ROWS.get(x.device.type, 1 << 62):
+            return F.linear(x, self.weight)
+        return ops.linear(x, self.weight)

@@ -1,9 +1,4 @@
-# AscendC kernels need CANN's compiler.
-set(MMX_HAVE_ASCEND OFF)
-if(NOT MMX_ASCEND STREQUAL "OFF")
-    find_program(MMX_ASCEND_COMPILER NAMES ccec bisheng PATHS $ENV{ASCEND_TOOLKIT_HOME}/bin)
-    if(MMX_ASCEND STREQUAL "ON" AND NOT MMX_ASCEND_COMPILER)
-        message(FATAL_ERROR "MMX_ASCEND=ON, but no AscendC compiler (ccec or bisheng) was found; "
-                            "source CANN's set_env.sh first")
-    endif()
+# AscendC kernels: none yet. The option stands so that asking for them is answered, not ignored.
+if(MMX_ASCEND STREQUAL "ON")
+    message(FATAL_ERROR "MMX_ASCEND=ON, but this version of mmx has no AscendC kernels; use AUTO or OFF")
 endif()

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -66,6 +67,39 @@ def test_stream_equals_whole_and_the_second_prompt_is_cached(client: openai.Open
     assert usage.completion_tokens == whole.usage.completion_tokens
     assert usage.prompt_tokens_details is not None
     assert (usage.prompt_tokens_details.cached_tokens or 0) >= 128
+
+
+def test_messages(demo: Process) -> None:
+    fields: Any = {
+        "model": "mmx-demo",
+        "messages": USER,
+        "max_tokens": 24,
+        "extra_body": {"temperature": 0},
+    }
+    with anthropic.Anthropic(base_url=demo.url, api_key="none", max_retries=0) as client:
+        whole = client.messages.create(**fields)
+        with client.messages.stream(**fields) as stream:
+            streamed = stream.get_final_message()
+        counted = client.messages.count_tokens(model="mmx-demo", messages=USER)
+    assert whole.content
+    assert [block.to_dict() for block in streamed.content] == [block.to_dict() for block in whole.content]
+    assert streamed.stop_reason == whole.stop_reason
+    usage = streamed.usage
+    assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
+def test_responses(client: openai.OpenAI) -> None:
+    fields: Any = {"model": "mmx-demo", "max_output_tokens": 24, "temperature": 0}
+    whole = client.responses.create(**fields, input="hi")
+    with client.responses.stream(**fields, input="hi") as stream:
+        streamed = list(stream)[-1].response
+    assert whole.output
+    for one, two in zip(streamed.output, whole.output, strict=True):
+        assert one.content[0].text == two.content[0].text
+    assert streamed.status == whole.status
+    again = client.responses.create(**fields, input="and?", previous_response_id=whole.id)
+    assert again.usage is not None
+    assert again.usage.input_tokens_details.cached_tokens >= 64
 
 
 def test_logprobs_are_those_of_greedy_tokens(client: openai.OpenAI) -> None:

@@ -138,6 +138,12 @@ async def test_call_cut_by_length_is_left_out() -> None:
         limit = len(TOKENIZER.encode(CALL[: CALL.index("days")]))
         answer = await client.messages.create(model=MODEL, max_tokens=limit, messages=USER, tools=TOOLS)
         assert (answer.content, answer.stop_reason) == ([], "max_tokens")
+        async with client.messages.stream(
+            model=MODEL, max_tokens=limit, messages=USER, tools=TOOLS
+        ) as stream:
+            cut = await stream.get_final_message()
+        assert cut.stop_reason == "max_tokens"
+        assert NS not in str(cut.content)
 
 
 async def test_empty_answer() -> None:
@@ -266,6 +272,14 @@ async def test_thinking_modes(fields: dict[str, Any], mode: str, num_warnings: i
         assert status == 200, answer
         assert answer["mmx"]["thinking_mode"] == mode
         assert len(answer["mmx"]["warnings"]) == num_warnings
+
+
+async def test_beta_client() -> None:
+    async with serving(ScriptedEngine("Yes.")) as server, client_of(server) as client:
+        answer = await client.beta.messages.create(
+            model=MODEL, max_tokens=5, messages=USER, betas=["interleaved-thinking-2025-05-14"]
+        )
+        assert answer.content[0].text == "Yes."
 
 
 async def test_count_tokens() -> None:

@@ -76,12 +76,44 @@ static inline void dot() {
 /// Elements of one packed tile of rows, all of k.
 static inline int64_t packed_size(int64_t k) { return kRows * align_up(k, kDepth); }
 
+/// to[j, i] = rows[i][j] for 16 x 16 elements of 32 bits, which are moved as they are.
+static inline void store_transposed(float* to, int64_t to_stride, const __m512* rows) {
+    constexpr __mmask16 kAll = 0xFFFF;
+    __m512 a[16], b[16];
+    // Pairs of rows, then pairs of pairs, interleaved within 128 bits; then the 128-bit parts are put in
+    // order.
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_maskz_unpacklo_ps(kAll, rows[i], rows[i + 1]);
+        b[i + 1] = _mm512_maskz_unpackhi_ps(kAll, rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            const __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + 2 + j]);
+            a[i + 2 * j] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xFF, low, high));
+            a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xFF, low, high));
+        }
+    for (int j = 0; j < 4; ++j) {
+        const __m512 low = _mm512_maskz_shuffle_f32x4(kAll, a[j], a[4 + j], 0x88);
+        const __m512 odd_low = _mm512_maskz_shuffle_f32x4(kAll, a[j], a[4 + j], 0xDD);
+        const __m512 high = _mm512_maskz_shuffle_f32x4(kAll, a[8 + j], a[12 + j], 0x88);
+        const __m512 odd_high = _mm512_maskz_shuffle_f32x4(kAll, a[8 + j], a[12 + j], 0xDD);
+        _mm512_storeu_ps(to + j * to_stride, _mm512_maskz_shuffle_f32x4(kAll, low, high, 0x88));
+        _mm512_storeu_ps(to + (j + 4) * to_stride, _mm512_maskz_shuffle_f32x4(kAll, odd_low, odd_high, 0x88));
+        _mm512_storeu_ps(to + (j + 8) * to_stride, _mm512_maskz_shuffle_f32x4(kAll, low, high, 0xDD));
+        _mm512_storeu_ps(to + (j + 12) * to_stride,
+                         _mm512_maskz_shuffle_f32x4(kAll, odd_low, odd_high, 0xDD));
+    }
+}
+
 /// Packs up to 16 rows of x for tile loads: to[k / 2][row][k % 2], zero behind `count` and k.
 static inline void pack(bf16* to, const bf16* const* rows, int64_t count, int64_t k) {
-    for (int64_t pair = 0; pair < align_up(k, kDepth) / 2; ++pair)
-        for (int64_t row = 0; row < kRows; ++row, to += 2)
-            for (int64_t i = 0; i < 2; ++i)
-                to[i] = row < count && 2 * pair + i < k ? rows[row][2 * pair + i] : bf16{0};
+    for (int64_t i = 0; i < k; i += kDepth) {
+        const __mmask32 inside = k - i >= kDepth ? ~0u : (1u << (k - i)) - 1;
+        __m512 pairs[kRows] = {};
+        for (int64_t row = 0; row < count; ++row)
+            pairs[row] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(inside, rows[row] + i));
+        store_transposed(reinterpret_cast<float*>(to + i * kRows), kRows, pairs);
+    }
 }
 
 /// sums[n, row] (+)= weight[n] . x[row] over [k0, k1) for kN x kM tiles; `num_rows` rows of the weight exist.
@@ -125,31 +157,9 @@ static inline void multiply(float* sums, int64_t sums_stride, const bf16* weight
 
 /// to[j, i] = from[i, j] for 16 x 16 floats.
 static inline void transpose(float* to, int64_t to_stride, const float* from, int64_t from_stride) {
-    constexpr __mmask16 kAll = 0xFFFF;
-    __m512 a[16], b[16];
-    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * from_stride);
-    // Pairs of rows, then of pairs, interleaved within 128 bits; then the 128-bit parts are put in order.
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_maskz_unpacklo_ps(kAll, a[i], a[i + 1]);
-        b[i + 1] = _mm512_maskz_unpackhi_ps(kAll, a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; ++j) {
-            const __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + 2 + j]);
-            a[i + 2 * j] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xFF, low, high));
-            a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xFF, low, high));
-        }
-    for (int j = 0; j < 4; ++j) {
-        const __m512 low = _mm512_maskz_shuffle_f32x4(kAll, a[j], a[4 + j], 0x88);
-        const __m512 odd_low = _mm512_maskz_shuffle_f32x4(kAll, a[j], a[4 + j], 0xDD);
-        const __m512 high = _mm512_maskz_shuffle_f32x4(kAll, a[8 + j], a[12 + j], 0x88);
-        const __m512 odd_high = _mm512_maskz_shuffle_f32x4(kAll, a[8 + j], a[12 + j], 0xDD);
-        _mm512_storeu_ps(to + j * to_stride, _mm512_maskz_shuffle_f32x4(kAll, low, high, 0x88));
-        _mm512_storeu_ps(to + (j + 4) * to_stride, _mm512_maskz_shuffle_f32x4(kAll, odd_low, odd_high, 0x88));
-        _mm512_storeu_ps(to + (j + 8) * to_stride, _mm512_maskz_shuffle_f32x4(kAll, low, high, 0xDD));
-        _mm512_storeu_ps(to + (j + 12) * to_stride,
-                         _mm512_maskz_shuffle_f32x4(kAll, odd_low, odd_high, 0xDD));
-    }
+    __m512 rows[16];
+    for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_ps(from + i * from_stride);
+    store_transposed(to, to_stride, rows);
 }
 
 }  // namespace mmx::cpu::MMX_CPU_ISA::amx

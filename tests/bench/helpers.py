@@ -108,6 +108,7 @@ async def fake_server(*plays: Play) -> AsyncIterator[FakeServer]:
     app = web.Application()
     app.router.add_post("/v1/completions", fake.generate)
     app.router.add_post("/v1/chat/completions", fake.generate)
+    app.router.add_post("/v1/messages", fake.generate)
     app.router.add_get("/v1/models", fake.models)
     app.router.add_get("/version", fake.version)
     async with TestServer(app) as server:

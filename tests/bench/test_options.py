@@ -7,6 +7,7 @@ import math
 import pytest
 
 from bench.helpers import options
+from mmx.bench.__main__ import main
 
 
 def test_command_of_the_tensorrt_guide() -> None:
@@ -70,3 +71,21 @@ def test_wrong_usage(flags: str, message: str, capsys: pytest.CaptureFixture[str
         options(*flags.split())
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_flags_without_a_command_mean_serve(capsys: pytest.CaptureFixture[str]) -> None:
+    """A script that named another client's module runs with only the module's name changed."""
+    with pytest.raises(SystemExit):
+        main(["--num-prompts", "0"])
+    assert "mmx bench serve: error: argument --num-prompts" in capsys.readouterr().err
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "sweep [flags]" in capsys.readouterr().out
+    assert main(["serv"]) == 2
+    assert "unknown command 'serv'; expected serve or sweep" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--help"])
+    assert ended.value.code == 0
+    assert "--prefix-repetition-num-prefixes" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.helpers import DEMO, FakeServer, Play, chat, completion, ending, fake_server, options
+from bench.helpers import DEMO, FakeServer, Play, chat, completion, ending, event, fake_server, options
 from mmx.bench.serve import BenchError, run
 
 # TTFT 100, gaps 20 20 20; then TTFT 50, gaps 10 and 30 with two tokens after the longer one.
@@ -73,6 +73,28 @@ Total Token throughput (tok/s):          153.85
 User throughput (tok/s):                 34.72     
 ---------------Time to First Token----------------
 """  # noqa: W291
+SGLANG = """\
+============ Serving Benchmark Result ============
+Backend:                                 openai    
+Traffic request rate:                    inf       
+Max request concurrency:                 1         
+Successful requests:                     2         
+Benchmark duration (s):                  0.26      
+Total input tokens:                      32        
+Total generated tokens:                  8         
+Request throughput (req/s):              7.69      
+Output token throughput (tok/s):         30.77     
+Total token throughput (tok/s):          153.85    
+Concurrency:                             0.96      
+---------------Inter-token Latency----------------
+Mean ITL (ms):                           20.00     
+Median ITL (ms):                         20.00     
+P90 ITL (ms):                            26.00     
+P95 ITL (ms):                            28.00     
+P99 ITL (ms):                            29.60     
+Max ITL (ms):                            30.00     
+==================================================
+"""  # noqa: W291
 
 
 async def bench(server: FakeServer, *flags: str) -> dict[str, Any]:
@@ -92,6 +114,20 @@ async def test_trtllm_block(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert TRTLLM_HEAD in out
     assert "TPOT" not in out
+
+
+async def test_sglang_block(capsys: pytest.CaptureFixture[str]) -> None:
+    async with fake_server(FIRST, SECOND) as server:
+        await bench(server, "--output-style", "sglang", "--percentile-metrics", "itl")
+    assert SGLANG in capsys.readouterr().out
+
+
+async def test_all_prints_gaps_per_token(capsys: pytest.CaptureFixture[str]) -> None:
+    async with fake_server(FIRST, SECOND) as server:
+        await bench(server, "--output-style", "all", "--percentile-metrics", "itl")
+    out = capsys.readouterr().out
+    assert "Inter-token Latency per Token-----------\nMean ITL/token (ms): " in out
+    assert "Cached share of input (%):               25.00 " in out
 
 
 async def test_numbers_and_keys(tmp_path: Path) -> None:
@@ -162,6 +198,43 @@ async def test_chat_times_start_with_the_first_token() -> None:
     assert found["total_output_tokens"] == 4
     assert body["messages"][0]["role"] == "user"
     assert body["max_completion_tokens"] == 4
+
+
+ANTHROPIC = [
+    (0.01, {"type": "message_start", "message": {"usage": {
+        "input_tokens": 5, "cache_read_input_tokens": 16, "output_tokens": 0}}}),
+    (0.02, {"type": "content_block_start", "content_block": {"type": "thinking", "thinking": ""}}),
+    (0.03, {"type": "ping"}),
+    (0.10, {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "a"}}),
+    (0.14, {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "b"}}),
+    (0.20, {"type": "content_block_start", "index": 2, "content_block": {
+        "type": "tool_use", "name": "f", "input": {}}}),
+    (0.22, {"type": "content_block_delta", "index": 2, "delta": {
+        "type": "input_json_delta", "partial_json": "{}"}}),
+    (0.30, {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 4}}),
+    (0.31, {"type": "message_stop"}),
+]  # fmt: skip
+
+
+async def test_anthropic() -> None:
+    play = Play([(at, b"event: x\n" + event(payload)) for at, payload in ANTHROPIC])
+    async with fake_server(play) as server:
+        found = await bench(server, "--num-prompts", "1", "--backend", "anthropic", "--api-key", "k")
+        assert server.bodies[0]["max_tokens"] == 4
+        assert "stream_options" not in server.bodies[0]
+        assert (server.headers[0]["x-api-key"], server.headers[0]["anthropic-version"]) == ("k", "2023-06-01")
+    assert found["completed"] == 1
+    assert (found["mean_ttft_ms"], found["mean_e2el_ms"]) == pytest.approx((100, 220))
+    assert found["total_output_tokens"] == 4
+    assert found["mmx"]["cached_tokens"] == 16
+
+
+async def test_anthropic_in_one_piece() -> None:
+    body = {"type": "message", "content": [{"type": "text", "text": "abc"}],
+            "usage": {"input_tokens": 16, "output_tokens": 3}}  # fmt: skip
+    async with fake_server(Play([(0.2, json.dumps(body).encode())])) as server:
+        found = await bench(server, "--num-prompts", "1", "--no-stream", "--backend", "anthropic")
+    assert (found["mean_e2el_ms"], found["total_output_tokens"]) == (pytest.approx(200), 3)
 
 
 async def test_failures_do_not_enter_the_numbers() -> None:

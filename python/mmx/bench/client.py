@@ -38,7 +38,8 @@ class Client:
         body: dict[str, Any] = {"model": self._model, **sampling_fields(options)}
         if options.is_chat:
             body["messages"] = sample.messages or [{"role": "user", "content": sample.prompt}]
-            body["max_completion_tokens"] = sample.output_len
+            limit = "max_tokens" if options.backend == "anthropic" else "max_completion_tokens"
+            body[limit] = sample.output_len
             if options.logprobs is not None:
                 body |= {"logprobs": True, "top_logprobs": options.logprobs}
         else:
@@ -55,6 +56,8 @@ class Client:
     def _stream_fields(self) -> dict[str, Any]:
         if not self._options.stream:
             return {"stream": False}
+        if self._options.backend == "anthropic":
+            return {"stream": True}
         usage = {"include_usage": True}
         # Why not always: it tells the tokens of each event, but other servers refuse the unknown field.
         if self._options.backend.startswith("vllm"):

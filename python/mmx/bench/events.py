@@ -16,6 +16,10 @@ class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -33,10 +37,31 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _Block(msgspec.Struct):
+    """A content block of Anthropic's API, or a part of one."""
+
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
+    name: str | None = None
+    input: Any = None
+
+
+class _Message(msgspec.Struct):
+    usage: _Usage | None = None
+
+
 class _Event(msgspec.Struct):
+    """An event or a whole answer of any of the APIs; ``type`` and what follows is Anthropic's."""
+
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: Any = None
+    type: str | None = None
+    message: _Message | str | None = None
+    delta: _Block | None = None
+    content_block: _Block | None = None
+    content: list[_Block] = []
 
 
 _decode = msgspec.json.Decoder(_Event).decode
@@ -124,9 +149,10 @@ class AnswerReader:
         event = _decode(data)
         if event.error is not None:
             self._answer.error = f"the server reports {msgspec.json.encode(event.error).decode()}"
-        total = None
-        if event.usage is not None:
-            total = self._usage(event.usage)
+        usage = event.usage or (event.message.usage if isinstance(event.message, _Message) else None)
+        total = self._usage(usage) if usage is not None else None
+        if event.type is not None:
+            self._anthropic(now, event)
         if not event.choices:
             return
         choice = event.choices[0]
@@ -140,8 +166,26 @@ class AnswerReader:
         if carries or num_tokens:
             self._answer.events.append(TokenEvent(now, text, num_tokens))
 
+    def _anthropic(self, now: float, event: _Event) -> None:
+        """The start of a text block carries no token; that of a call does, its name."""
+        self._finished |= event.type in ("message_stop", "message")
+        opened = [event.content_block] if event.content_block is not None and event.content_block.name else []
+        parts = [event.delta] if event.type == "content_block_delta" and event.delta is not None else opened
+        text = "".join(_block_text(block) for block in (*parts, *event.content))
+        if text:
+            self._answer.events.append(TokenEvent(now, text, None))
+
     def _usage(self, usage: _Usage) -> int | None:
+        """Keep the numbers; returns output tokens so far where each event tells them. Anthropic's input
+        tokens are those that were not read from or written to the cache."""
         answer = self._answer
+        if usage.output_tokens is not None:
+            answer.output_tokens = usage.output_tokens
+        if usage.cache_read_input_tokens is not None:
+            answer.cached_tokens = usage.cache_read_input_tokens
+        if usage.input_tokens is not None:
+            written = usage.cache_creation_input_tokens or 0
+            answer.input_tokens = usage.input_tokens + (answer.cached_tokens or 0) + written
         if usage.prompt_tokens is not None:
             answer.input_tokens = usage.prompt_tokens
         if usage.prompt_tokens_details is not None:
@@ -149,6 +193,11 @@ class AnswerReader:
         if usage.completion_tokens is not None:
             answer.output_tokens = usage.completion_tokens
         return usage.completion_tokens
+
+
+def _block_text(block: _Block) -> str:
+    text = (block.thinking or "") + (block.text or "") + (block.name or "") + (block.partial_json or "")
+    return text + (msgspec.json.encode(block.input).decode() if block.input else "")
 
 
 def _payload(choice: _Choice) -> tuple[str, bool]:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 COMPLETIONS = ("openai", "vllm", "trtllm")
-CHAT = ("openai-chat", "vllm-chat")
+CHAT = ("openai-chat", "vllm-chat", "anthropic")
 METRICS = ("ttft", "tpot", "itl", "e2el")
 DATASETS = ("random", "prefix_repetition", "sharegpt", "custom")
-STYLES = {"vllm": "vllm", "trtllm": "trtllm", "trt": "trtllm", "all": "all"}
+STYLES = {"vllm": "vllm", "trtllm": "trtllm", "trt": "trtllm", "sglang": "sglang", "all": "all"}
 STORED_PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 
 
@@ -93,7 +93,8 @@ class Options(argparse.Namespace):
 
     @property
     def path(self) -> str:
-        return self.endpoint or ("/v1/chat/completions" if self.is_chat else "/v1/completions")
+        chat = "/v1/messages" if self.backend == "anthropic" else "/v1/chat/completions"
+        return self.endpoint or (chat if self.is_chat else "/v1/completions")
 
     @property
     def printed_percentiles(self) -> tuple[float, ...]:
@@ -215,6 +216,7 @@ def _problems(o: Options) -> list[str]:
             f"--base-url: expected http://HOST:PORT, got {o.base_url!r}",
         ),
         (o.tokenize_on_client and o.is_chat, "--tokenize-on-client: chat backends take no ids, use openai"),
+        (o.logprobs and o.backend == "anthropic", "--logprobs: the backend anthropic has none"),
         (any(ramp) and not all(ramp), "--ramp-up-strategy, -start-rps and -end-rps go together"),
         (any(ramp) and math.isfinite(o.request_rate), "--request-rate: leave it out with --ramp-up-strategy"),
         (not 0 <= o.random_range_ratio <= 1, "--random-range-ratio: expected a number from 0 to 1"),

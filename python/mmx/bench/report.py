@@ -1,4 +1,4 @@
-"""The printed block, in the layout of vLLM's or TensorRT-LLM's client."""
+"""The printed block, in the layout of vLLM's, TensorRT-LLM's or SGLang's client."""
 
 from __future__ import annotations
 
@@ -20,12 +20,22 @@ TITLES = {
 def block(options: Options, measures: Measures) -> str:
     """All lines, each with a line end."""
     lines = [f"{' Serving Benchmark Result ':=^{WIDTH}}"]
-    head = _trtllm_head(measures) if options.output_style == "trtllm" else _vllm_head(options, measures)
+    style = options.output_style
+    if style == "trtllm":
+        head = _trtllm_head(measures)
+    else:
+        head = _sglang_head(options, measures) if style == "sglang" else _vllm_head(options, measures)
     lines += [_line(label, value) for label, value in head]
+    ranks = options.printed_percentiles
+    if style == "sglang":
+        ranks = options.metric_percentiles or (90.0, 95.0, 99.0)
     for metric in options.percentile_metrics:
-        lines += metric_lines(metric, measures, options.printed_percentiles)
-        if metric == "itl" and options.output_style == "all":
-            lines += metric_lines("itl_per_token", measures, options.printed_percentiles)
+        lines += metric_lines(metric, measures, ranks)
+        if metric == "itl" and style == "sglang":
+            longest = max(measures.values("itl"), default=None)
+            lines.append(_line("Max ITL (ms):", "n/a" if longest is None else 1000 * longest))
+        if metric == "itl" and style == "all":
+            lines += metric_lines("itl_per_token", measures, ranks)
     lines.append("=" * WIDTH)
     return "\n".join(lines) + "\n"
 
@@ -51,6 +61,20 @@ def _vllm_head(options: Options, m: Measures) -> list[Row]:
         if m.cached_tokens is not None and m.input_tokens:
             rows.append(("Cached share of input (%):", 100 * m.cached_tokens / m.input_tokens))
     return rows
+
+
+def _sglang_head(options: Options, m: Measures) -> list[Row]:
+    latencies = sum(m.values("e2el"))
+    return [
+        ("Backend:", options.backend),
+        ("Traffic request rate:", options.request_rate),
+        ("Max request concurrency:", options.max_concurrency or "not set"),
+        ("Successful requests:", len(m.requests)),
+        *_totals(m),
+        ("Output token throughput (tok/s):", m.per_second(m.output_tokens)),
+        ("Total token throughput (tok/s):", m.per_second(m.input_tokens + m.output_tokens)),
+        ("Concurrency:", m.per_second(latencies)),
+    ]
 
 
 def _trtllm_head(m: Measures) -> list[Row]:

@@ -98,6 +98,8 @@ def open_session(options: Options) -> aiohttp.ClientSession:
     """Connections without a limit of their own: the flags decide how many requests are in flight."""
     key = options.api_key or env.environment().get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if options.backend == "anthropic":
+        headers = {"anthropic-version": "2023-06-01", **({"x-api-key": key} if key else {})}
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=60),

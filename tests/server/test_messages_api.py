@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +10,6 @@ from typing import Any
 import anthropic
 import pytest
 
-from mmx.protocol import Failed
 from server.helpers import MODEL, TOKENIZER, ScriptedEngine, Server, serving
 
 PATH = "/v1/messages"
@@ -289,150 +287,3 @@ async def test_count_tokens() -> None:
             await client.messages.create(model=MODEL, max_tokens=5, messages=USER, **fields)
             assert counted.input_tokens == len(server.engine.submitted[-1].prompt_token_ids)
         assert len(server.engine.submitted) == 3
-
-
-IMAGE = {"type": "image", "source": {"type": "url", "url": "https://example.org/x.png"}}
-RESULT = {"type": "tool_result", "tool_use_id": "x", "content": "r"}
-ERRORS: list[tuple[dict[str, Any], str]] = [
-    ({"max_tokens": None}, "max_tokens is required"),
-    ({"max_tokens": 0}, "max_tokens must be at least 1"),
-    ({"max_tokens": 5000}, "maximum context length is 4096 tokens"),
-    ({"model": None}, "model must be a string"),
-    ({"messages": []}, "messages must hold at least one message"),
-    ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
-    ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages[0].content[0].type"),
-    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
-    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "images and videos are not accepted"),
-    ({"messages": [{"role": "user", "content": [RESULT]}]}, "messages[0]"),
-    ({"messages": [*USER, {"role": "user", "content": [RESULT]}]}, "messages[1].content[0]: tool_result"),
-    (
-        {"messages": [*USER, {"role": "assistant", "content": [{"type": "tool_use", "input": 3}]}]},
-        "messages[1].content[0].input",
-    ),
-    ({"messages": [*USER, {"role": "assistant", "content": ""}]}, "messages must end with the user"),
-    ({"system": [IMAGE]}, "system[0] must be a text block"),
-    ({"temperature": 3}, "temperature"),
-    ({"top_k": -3}, "top_k"),
-    ({"stop_sequences": ["x"] * 17}, "stop_sequences takes at most 16"),
-    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type must be custom"),
-    ({"tools": [{"name": "f"}]}, "tools[0].input_schema is required"),
-    ({"tools": [{**TOOLS[0], "name": "a b"}]}, "tools[0].name must be"),
-    ({"tools": [{**TOOLS[0], "strict": True}]}, "strict is not supported"),
-    ({"tools": TOOLS, "tool_choice": {"type": "any"}}, "tool_choice is not supported"),
-    ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "g"}}, "which is not in tools"),
-    ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice.name is required"),
-    ({"tools": TOOLS, "tool_choice": {"type": "some"}}, "tool_choice.type must be"),
-    (
-        {"tools": TOOLS, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
-        "tool_choice.disable_parallel_tool_use is not supported",
-    ),
-    ({"thinking": {"type": "enabled", "budget_tokens": 50}}, "thinking.budget_tokens must be at least 1024"),
-    ({"thinking": {"type": "enabled", "budget_tokens": 2048}}, "less than max_tokens"),
-    ({"thinking": {"type": "sometimes"}}, "thinking.type must be"),
-    ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display is not supported"),
-    ({"output_config": {"effort": "huge"}}, "output_config.effort must be"),
-    ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format is not supported"),
-    ({"mcp_servers": [{}]}, "mcp_servers is not supported"),
-    ({"container": "c"}, "container is not supported"),
-]
-
-
-async def test_errors() -> None:
-    async with serving() as server:
-        for fields, expected in ERRORS:
-            body = {"model": MODEL, "max_tokens": 1500, "messages": USER, **fields}
-            status, answer = await server.post(PATH, body)
-            assert status == 400, (fields, answer)
-            assert set(answer) == {"type", "error", "request_id"}
-            assert answer["type"] == "error"
-            assert answer["error"]["type"] == "invalid_request_error"
-            assert expected in answer["error"]["message"], (fields, answer)
-        assert not server.engine.submitted
-        status, answer = await server.post(PATH, {"model": "m", "max_tokens": 1, "messages": USER})
-        assert (status, answer["error"]["type"]) == (404, "not_found_error")
-        async with server.http.get(PATH) as response:
-            assert response.status == 405
-            assert (await response.json())["type"] == "error"
-
-
-async def test_errors_as_the_client_raises_them() -> None:
-    async with serving(None, "--api-key", "k") as server, client_of(server) as client:
-        with pytest.raises(anthropic.AuthenticationError):
-            await client.messages.create(model=MODEL, max_tokens=5, messages=USER)
-        with_key = client.with_options(api_key="k")
-        with pytest.raises(anthropic.BadRequestError, match="temperature"):
-            await with_key.messages.create(
-                model=MODEL, max_tokens=5, messages=USER, extra_body={"temperature": 3}
-            )
-        assert (await with_key.messages.create(model=MODEL, max_tokens=5, messages=USER)).content
-
-
-async def test_failure_of_the_engine() -> None:
-    failed = Failed(request_id="", message="the logits hold NaN", code="numerical_error", status=500)
-    async with serving(ScriptedEngine(lambda _: failed)) as server:
-        body = {"model": MODEL, "max_tokens": 5, "messages": USER}
-        status, answer = await server.post(PATH, body)
-        assert (status, answer["error"]["type"]) == (500, "api_error")
-        (event,) = await events_of(server)
-        assert event["error"] == {"type": "api_error", "message": "the logits hold NaN"}
-
-
-async def test_queue_full_is_a_rate_limit() -> None:
-    engine = ScriptedEngine("word " * 50, step_seconds=0.05, max_num_seqs=1, max_num_queued_reqs=0)
-    async with serving(engine) as server, client_of(server) as client:
-        first = asyncio.ensure_future(client.messages.create(model=MODEL, max_tokens=50, messages=USER))
-        while not engine.submitted:
-            await asyncio.sleep(0.005)
-        with pytest.raises(anthropic.RateLimitError) as refused:
-            await client.messages.create(model=MODEL, max_tokens=5, messages=USER)
-        assert int(refused.value.response.headers["retry-after"]) >= 1
-        first.cancel()
-        await server.idle()
-
-
-async def test_ping_while_nothing_comes() -> None:
-    engine = ScriptedEngine("Yes.", step_seconds=0.3)
-    async with serving(engine, "--sse-keep-alive-interval", "0.1") as server:
-        events = await events_of(server)
-        assert events[0] == {"type": "ping"}
-        assert events[-1] == {"type": "message_stop"}
-
-
-async def test_aborted_by_the_server() -> None:
-    engine = ScriptedEngine("word " * 100, step_seconds=0.02)
-    async with serving(engine) as server:
-        waiting = asyncio.ensure_future(events_of(server))
-        while not engine.submitted:
-            await asyncio.sleep(0.005)
-        engine.abort([engine.submitted[0].request_id])
-        events = await waiting
-        assert events[-1]["error"]["message"] == "the request was stopped before its end"
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_client_that_leaves(stream: bool) -> None:
-    engine = ScriptedEngine("word " * 200, step_seconds=0.02)
-    async with serving(engine) as server:
-        body = {"model": MODEL, "max_tokens": 300, "messages": USER, "stream": stream}
-        request = asyncio.ensure_future(server.http.post(PATH, json=body))
-        while not engine.submitted:
-            await asyncio.sleep(0.005)
-        if stream:
-            response = await request
-            await response.content.readany()
-            response.close()
-        else:
-            request.cancel()
-        await server.idle()
-        assert engine.aborted == [engine.submitted[0].request_id]
-
-
-async def test_signatures_of_replicas_agree() -> None:
-    async with serving(None, "--thinking-signature-key", "secret") as one:
-        async with serving(None, "--thinking-signature-key", "secret") as two, serving() as other:
-            signature = one.state.signer.sign("thought")
-            assert two.state.signer.wrote("thought", signature)
-            assert not two.state.signer.wrote("thoughts", signature)
-            assert not other.state.signer.wrote("thought", signature)
-        async with one.http.get("/server_info") as response:
-            assert "secret" not in await response.text()

@@ -105,10 +105,13 @@ static inline void store_transposed(float* to, int64_t to_stride, const __m512* 
     }
 }
 
+/// Elements of a run of up to 32 of k, for masked loads.
+static inline __mmask32 first_elements(int64_t count) { return count >= kDepth ? ~0u : (1u << count) - 1; }
+
 /// Packs up to 16 rows of x for tile loads: to[k / 2][row][k % 2], zero behind `count` and k.
 static inline void pack(bf16* to, const bf16* const* rows, int64_t count, int64_t k) {
     for (int64_t i = 0; i < k; i += kDepth) {
-        const __mmask32 inside = k - i >= kDepth ? ~0u : (1u << (k - i)) - 1;
+        const __mmask32 inside = first_elements(k - i);
         __m512 pairs[kRows] = {};
         for (int64_t row = 0; row < count; ++row)
             pairs[row] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(inside, rows[row] + i));
@@ -116,12 +119,29 @@ static inline void pack(bf16* to, const bf16* const* rows, int64_t count, int64_
     }
 }
 
-/// sums[n, row] (+)= weight[n] . x[row] over [k0, k1) for kN x kM tiles; `num_rows` rows of the weight exist.
+/// Packs up to 32 weight rows: to[k / 32][row][k % 32], zero behind `num_rows` and k.
+static inline void pack_weights(bf16* to, const bf16* weight, int64_t num_rows, int64_t stride, int64_t k) {
+    for (int64_t row = 0; row < 2 * kRows; ++row, to += kDepth)
+        for (int64_t i = 0; i < k; i += kDepth) {
+            const __mmask32 inside = row < num_rows ? first_elements(k - i) : 0;
+            _mm512_storeu_si512(to + i * 2 * kRows,
+                                _mm512_maskz_loadu_epi16(inside, weight + row * stride + i));
+        }
+}
+
+/// Weight rows as tile loads see them: `stride` elements from row to row, `step` from one depth to the next.
+struct Weights {
+    const bf16* data;
+    int64_t stride, step;
+};
+
+/// sums[n, row] = (first ? 0 : sums[n, row]) + weight[n] . x[row] over k for kN x kM tiles; tiles of x are
+/// x_size apart.
 template <int kN, int kM>
-static inline void multiply(float* sums, int64_t sums_stride, const bf16* weight, int64_t num_rows, int64_t k,
-                            const bf16* x, int64_t k0, int64_t k1) {
-    const int64_t sums_bytes = sums_stride * 4, second_n = kRows * sums_stride, x_size = packed_size(k);
-    if (k0 == 0) {
+static inline void multiply(float* sums, int64_t sums_stride, bool first, Weights weights, const bf16* x,
+                            int64_t x_size, int64_t k) {
+    const int64_t sums_bytes = sums_stride * 4, second_n = kRows * sums_stride;
+    if (first) {
         zero<0>(), zero<1>(), zero<2>(), zero<3>();
     } else {
         load<0>(sums, sums_bytes);
@@ -129,21 +149,12 @@ static inline void multiply(float* sums, int64_t sums_stride, const bf16* weight
         if constexpr (kN == 2) load<2>(sums + second_n, sums_bytes);
         if constexpr (kN == 2 && kM == 2) load<3>(sums + second_n + kRows, sums_bytes);
     }
-    for (int64_t i = k0; i < k1; i += kDepth) {
-        alignas(64) bf16 padded[kN * kRows * kDepth];
-        const bf16* from = weight + i;
-        int64_t stride = k;
-        if (num_rows < kN * kRows || i + kDepth > k) {
-            std::fill(padded, padded + kN * kRows * kDepth, bf16{0});
-            for (int64_t row = 0; row < std::min(num_rows, kN * kRows); ++row)
-                std::copy(from + row * k, from + row * k + std::min(kDepth, k - i), padded + row * kDepth);
-            from = padded;
-            stride = kDepth;
-        }
-        load<4>(from, stride * 2);
-        if constexpr (kN == 2) load<5>(from + kRows * stride, stride * 2);
-        load<6>(x + i * kRows, 64);
-        if constexpr (kM == 2) load<7>(x + x_size + i * kRows, 64);
+    const bf16* w = weights.data;
+    for (int64_t i = 0; i < k; i += kDepth, w += weights.step, x += kRows * kDepth) {
+        load<4>(w, weights.stride * 2);
+        if constexpr (kN == 2) load<5>(w + kRows * weights.stride, weights.stride * 2);
+        load<6>(x, 64);
+        if constexpr (kM == 2) load<7>(x + x_size, 64);
         dot<0, 4, 6>();
         if constexpr (kM == 2) dot<1, 4, 7>();
         if constexpr (kN == 2) dot<2, 5, 6>();

@@ -175,24 +175,34 @@ static void gemm_block(float* c, const float* const* a, int64_t m, const WeightR
 static inline void gemm_block_on_tiles(float* c, const bf16* x, int64_t m, const WeightRows<bf16>& weight,
                                        int64_t n0, int64_t n1) {
     using amx::kRows;
-    // Why: two tiles of weight rows at this depth (32 KiB) stay in the level 1 cache while rows pass by. With
-    // one pass there is nothing to keep, and the weights are best read as they lie in memory.
+    // Few rows: the weights pass once, along their rows. Many: 32 weight rows at this depth (32 KiB) stay in
+    // the level 1 cache while rows of A pass by.
     constexpr int64_t kDepthOfMany = 512;
-    const int64_t k = weight.k, depth = m <= 2 * kRows ? align_up(k, amx::kDepth) : kDepthOfMany;
+    const int64_t k = weight.k, x_size = amx::packed_size(k);
+    const bool whole_tiles = k % amx::kDepth == 0 && (n1 - n0) % kRows == 0;
+    const int64_t depth = whole_tiles && m <= 2 * kRows ? k : kDepthOfMany;
+    alignas(64) bf16 packed[2 * kRows * kDepthOfMany];
     alignas(64) float sums[kBlockN * kBlockM];  // [n, m]
     const amx::Session session;
     for (int64_t k0 = 0; k0 < k; k0 += depth)
-        for (int64_t n = n0; n < n1; n += 2 * kRows)
+        for (int64_t n = n0; n < n1; n += 2 * kRows) {
+            const int64_t count = std::min(depth, k - k0);
+            amx::Weights weights{weight.data + n * k + k0, k, amx::kDepth};
+            if (!whole_tiles) {
+                amx::pack_weights(packed, weights.data, std::min(2 * kRows, n1 - n), k, count);
+                weights = {packed, amx::kDepth, 2 * kRows * amx::kDepth};
+            }
             for (int64_t i = 0; i < m; i += 2 * kRows) {
                 const auto call = [&](auto f) {
-                    f(sums + (n - n0) * kBlockM + i, kBlockM, weight.data + n * k, n1 - n, k,
-                      x + i / kRows * amx::packed_size(k), k0, std::min(k, k0 + depth));
+                    f(sums + (n - n0) * kBlockM + i, kBlockM, k0 == 0, weights,
+                      x + i / kRows * x_size + k0 * kRows, x_size, count);
                 };
                 if (n1 - n > kRows)
                     m - i > kRows ? call(amx::multiply<2, 2>) : call(amx::multiply<2, 1>);
                 else
                     m - i > kRows ? call(amx::multiply<1, 2>) : call(amx::multiply<1, 1>);
             }
+        }
     for (int64_t n = 0; n < n1 - n0; n += kRows)
         for (int64_t i = 0; i < m; i += kRows)
             amx::transpose(c + i * kBlockN + n, kBlockN, sums + n * kBlockM + i, kBlockM);

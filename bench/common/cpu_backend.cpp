@@ -13,6 +13,7 @@
 namespace mmx::bench {
 
 double measure_fma_gflops();  // fma_peak.cpp
+double measure_bf16_gflops();
 
 namespace {
 
@@ -81,8 +82,10 @@ class CpuBackend final : public Backend {
         Buffer a(*this, bytes), b(*this, bytes);
         const double us = time_us([&] { copy(a.as(), b.as(), bytes); }, false);
         const double gflops = measure_fma_gflops();
-        return {
-            .copy_gbs = 2e-3 * bytes / us, .f32_gflops = gflops, .bf16_gflops = gflops, .fp8_gflops = gflops};
+        return {.copy_gbs = 2e-3 * bytes / us,
+                .f32_gflops = gflops,
+                .bf16_gflops = measure_bf16_gflops(),
+                .fp8_gflops = gflops};
     }
 
   private:

@@ -151,7 +151,7 @@ MMX_BENCH(moe_gate_up) {
             b.run("moe_gate_up", c, weight_dtype,
                   {.bytes = static_cast<double>(weight_bytes + x.bytes() + out.bytes()),
                    .flops = 2.0 * static_cast<double>(plan.num_rows * per_expert),
-                   .math = dtype,
+                   .math = weight_dtype,
                    .out = &out},
                   b.ops().moe_gate_up, p);
         }
@@ -186,7 +186,7 @@ MMX_BENCH(moe_down) {
             b.run("moe_down", c, weight_dtype,
                   {.bytes = static_cast<double>(weight_bytes + x.bytes() + out.bytes()),
                    .flops = 2.0 * static_cast<double>(plan.num_rows * per_expert),
-                   .math = dtype,
+                   .math = weight_dtype,
                    .out = &out},
                   b.ops().moe_down, p);
         }

@@ -8,7 +8,8 @@
 namespace mmx {
 
 /// Router: s = sigmoid(x . gate_weight^T) in fp32; the `topk` experts with the largest s + bias (ties: lower
-/// id), best first; topk_weights = routed_scale * s / (sum of the chosen s).
+/// id), best first; topk_weights = routed_scale * s / (sum of the chosen s), or 0 where that sum is 0. A NaN
+/// ranks as -inf, so the ids of a broken token are valid and distinct and its weights NaN.
 struct MoeRouterParams {
     int32_t* topk_ids;         // [num_tokens, topk]
     float* topk_weights;       // [num_tokens, topk]
@@ -36,7 +37,8 @@ struct MoePlanParams {
     int64_t num_tokens, topk, first_expert, num_local_experts;
 };
 
-/// Rows of both grouped GEMMs are in plan order: D[m, n] = A[m, k] . B[e, n, k]^T for the rows m of expert e.
+/// Rows of both grouped GEMMs are in plan order: D[m, n] = A[m, k] . B[e, n, k]^T for the rows m of expert e,
+/// accumulated in fp32 in an order that depends on k only: a row's result is the same in every batch.
 /// Gate and up: out[m] = act(x[token] . gate^T, x[token] . up^T) with token = sorted_rows[m] / topk.
 struct MoeGateUpParams {
     void* out;                      // [num_tokens * topk, inter]

@@ -1,4 +1,7 @@
-"""Mixture of experts: router, expert plan, grouped GEMMs, weighted combine."""
+"""Mixture of experts: router, expert plan, grouped GEMMs, weighted combine.
+
+A token's result does not depend on the other tokens of a call, bit for bit.
+"""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ struct Inputs {
     bench::Work work(bench::Bench& b, DType dtype, double num_keys, double kv_bytes) const {
         bench::Work work{.bytes = kv_bytes + static_cast<double>(q.bytes() + out.bytes()),
                          .flops = 4.0 * num_keys * static_cast<double>(num_heads * head_dim),
-                         .math = dtype,
+                         .math = DType::kF32,
                          .out = &out};
         if (batch.q_len == 1) {
             work.baseline = "copy of K";

@@ -45,7 +45,7 @@ MMX_BENCH(select_blocks) {
                 (static_cast<double>(batch.seq_len) - static_cast<double>(batch.q_len - 1) / 2);
             bench::Work work{.bytes = static_cast<double>(q.bytes() + k.bytes() + ids.bytes()),
                              .flops = 2.0 * num_keys * static_cast<double>(heads * dim),
-                             .math = dtype,
+                             .math = DType::kF32,
                              .out = &ids};
             if (batch.q_len == 1) {
                 work.baseline = "copy of index-K";

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -83,7 +84,7 @@ class TextChannel:
         self._held = ""
 
 
-class Machine:
+class Machine(ABC):
     """Incremental parser of one answer; see the package for its use.
 
     A subclass sets ``_state`` to a method that consumes a part of ``_buffer`` and returns whether it made
@@ -137,9 +138,9 @@ class Machine:
         self._flush()
         return self._events
 
+    @abstractmethod
     def _end(self) -> None:
         """Flushes after the last input; the state method has consumed all it could."""
-        raise NotImplementedError
 
     # ---- input -----------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ struct Inputs {
     }
 
     /// `num_keys`: pairs of query token and key of one head; `kv_bytes`: what must be read of the caches.
-    bench::Work work(bench::Bench& b, DType dtype, double num_keys, double kv_bytes) const {
+    bench::Work work(bench::Bench& b, double num_keys, double kv_bytes) const {
         bench::Work work{.bytes = kv_bytes + static_cast<double>(q.bytes() + out.bytes()),
                          .flops = 4.0 * num_keys * static_cast<double>(num_heads * head_dim),
                          .math = DType::kF32,
@@ -84,8 +84,7 @@ MMX_BENCH(paged_attention) {
                 static_cast<double>(batch.num_tokens) * static_cast<double>(batch.seq_len) -
                 static_cast<double>(batch.num_tokens * (batch.q_len - 1)) / 2;
             const double kv_bytes = static_cast<double>(in.k.bytes() + in.v.bytes());
-            b.run("paged_attention", c, dtype, in.work(b, dtype, num_keys, kv_bytes), b.ops().paged_attention,
-                  p);
+            b.run("paged_attention", c, dtype, in.work(b, num_keys, kv_bytes), b.ops().paged_attention, p);
         }
 }
 
@@ -106,7 +105,6 @@ MMX_BENCH(sparse_attention) {
             const double pages = std::min(static_cast<double>(in.batch.num_blocks),
                                           num_keys / static_cast<double>(in.batch.block_size));
             const double kv_bytes = 2.0 * pages * static_cast<double>(in.page_size() * dtype_bytes(dtype));
-            b.run("sparse_attention", c, dtype, in.work(b, dtype, num_keys, kv_bytes),
-                  b.ops().sparse_attention, p);
+            b.run("sparse_attention", c, dtype, in.work(b, num_keys, kv_bytes), b.ops().sparse_attention, p);
         }
 }

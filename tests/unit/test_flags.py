@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mmx.server.flag_help import help_markdown, help_text
 from mmx.server.flag_kinds import BOOL, FlagError
-from mmx.server.flags import FLAGS, help_markdown, help_text
+from mmx.server.flags import FLAGS
 from mmx.server.settings import describe, effective, load_config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmx.server.flags import help_markdown
+from mmx.server.flag_help import help_markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "flags.md"
 

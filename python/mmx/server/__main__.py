@@ -23,9 +23,10 @@ from mmx.engine.client import EngineClient
 from mmx.env import environment
 from mmx.errors import ConfigError
 from mmx.model_path import model_path
+from mmx.server.agreement import check_agreement
 from mmx.server.app import create_app
+from mmx.server.flag_help import help_markdown, help_text
 from mmx.server.flag_kinds import FlagError
-from mmx.server.flags import help_markdown, help_text
 from mmx.server.lifecycle import SUPERVISOR, Supervisor
 from mmx.server.logs import configure_logging
 from mmx.server.settings import describe, load_config
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None, runner: str = "model") -> int:
         configure_logging(config.log)
         sock = bind(config.http.host, config.http.port)
         folder = model_path(config.engine.model or None)
+        check_agreement(config.checkpoint, folder)
         state = ServerState(config, folder)
     except (FlagError, ConfigError, PortError) as error:
         print(f"mmx serve: {error}", file=sys.stderr)

@@ -34,8 +34,11 @@ class Kind:
 class Flag:
     """One setting. ``target`` is ``group.field`` in ``ServerConfig``; None = accepted without effect.
 
-    ``aliases`` are other programs' spellings, ``negations`` spellings that mean the opposite of a
-    boolean, ``env`` further variables beside ``MMX_<NAME>``, ``yaml`` dotted paths beside the names.
+    ``aliases`` are other programs' spellings, ``short`` those with one hyphen, ``negations`` spellings that
+    mean the opposite of a boolean, ``env`` further variables beside ``MMX_<NAME>``, ``yaml`` dotted paths
+    beside the names, ``yaml_null`` keys whose ``null`` turns a boolean on, ``keys`` those that a JSON value
+    may have (none = any). ``refuse`` says why a value can not be accepted, ``note`` what the start log
+    should say about one that was given; both return None when there is nothing to say.
     """
 
     name: str
@@ -50,10 +53,22 @@ class Flag:
     yaml: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     many: bool = False
+    short: tuple[str, ...] = ()
+    yaml_null: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    refuse: Callable[[Any], str | None] | None = None
+    note: Callable[[Any], str | None] | None = None
 
     @property
     def spelling(self) -> str:
         return "--" + self.name.replace("_", "-")
+
+
+def row(
+    section: str, name: str, kind: Kind, default: Any, target: str | None, help: str, **more: Any
+) -> Flag:
+    """One line of the table, in the order in which it reads best."""
+    return Flag(name=name, kind=kind, default=default, help=help, target=target, section=section, **more)
 
 
 def normal(name: str) -> str:
@@ -133,6 +148,14 @@ def parse_value(flag: Flag, text: str, source: str, exit_code: int = EXIT_USAGE)
             exit_code,
         )
     return value
+
+
+def check_keys(flag: Flag, value: Any, source: str) -> None:
+    """FlagError if a JSON value has a key that the flag does not know."""
+    for key in value if flag.keys and isinstance(value, dict) else ():
+        if key not in flag.keys:
+            hint = did_you_mean(nearest(key, flag.keys))
+            raise FlagError(f"{source}: unknown key {key!r} in {flag.name}{hint}", EXIT_CONFIG)
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

@@ -1,7 +1,7 @@
 """Turns command line, environment and YAML into values, driven by a table of ``Flag``s.
 
-Hyphen and underscore are the same. Precedence: command line, environment, YAML file, default. A value
-that was refused names the flag, what was expected and the nearest known spelling.
+Hyphen and underscore are the same. Precedence: command line, environment, YAML file, preset, default. A
+value that was refused names the flag, what was expected and the nearest known spelling.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from mmx.server.flag_kinds import (
     JSON,
     Flag,
     FlagError,
+    check_keys,
     did_you_mean,
     nearest,
     normal,
     parse_value,
 )
-from mmx.server.flag_yaml import yaml_leaves, yaml_value
+from mmx.server.flag_yaml import preset_file, yaml_leaves, yaml_value
 
 
 @dataclass
@@ -41,6 +42,8 @@ class FlagTable:
         self.flags = {flag.name: flag for flag in flags}
         self.positional = positional
         self.names: dict[str, tuple[Flag, bool]] = {}
+        self.short = {name: flag for flag in flags for name in flag.short}
+        self.nulls = {key: flag for flag in flags for key in flag.yaml_null}
         for flag in flags:
             spellings = [(name, False) for name in (flag.name, *flag.aliases)]
             spellings += [(name, True) for name in flag.negations]
@@ -52,13 +55,19 @@ class FlagTable:
                 self.names[normal(name)] = (flag, negated)
         self.paths = {path: flag for flag in flags for path in flag.yaml}
 
-    def parse(self, argv: Sequence[str], environ: Mapping[str, str], config_flag: str) -> Parsed:
-        """Merge the three sources; the YAML file is the one that ``config_flag`` names."""
+    def parse(self, argv: Sequence[str], environ: Mapping[str, str], config_flags: Sequence[str]) -> Parsed:
+        """Merge all sources; ``config_flags`` name the YAML files, the one that wins first. A preset gives
+        way to every file, wherever it is named."""
         warnings: list[str] = []
         line = self._command_line(argv, warnings)
         env = self._environment(environ)
-        path = line.get(config_flag, env.get(config_flag, (None, "")))[0]
-        file = self._yaml_file(path) if path else {}
+        paths = [line.get(flag, env.get(flag, ("", "")))[0] for flag in config_flags]
+        presets = [preset_file(path) for path in paths]
+        file: dict[str, tuple[Any, str]] = {}
+        for path, preset in sorted(zip(paths, presets, strict=True), key=lambda pair: pair[1] is not None):
+            if path:
+                origin = f"preset {path}" if preset else f"file {path}"
+                file = {**self._yaml_file(preset or path, origin), **file}
         values, origins = {}, {}
         for name, flag in self.flags.items():
             values[name], origins[name] = flag.default, "default"
@@ -67,16 +76,40 @@ class FlagTable:
                     values[name], origins[name] = source[name]
                     break
             if name in line and name in file and line[name][0] != file[name][0]:
-                warnings.append(f"{flag.spelling} on the command line overrides {name} in {path}")
-            if flag.target is None and origins[name] != "default":
-                warnings.append(f"{flag.spelling} is accepted and has no effect here")
+                kind, _, where = file[name][1].partition(" ")
+                if kind == "file":
+                    warnings.append(f"{flag.spelling} on the command line overrides {name} in {where}")
+        self._judge(values, origins, warnings)
         return Parsed(values, origins, warnings)
+
+    def _judge(self, values: dict[str, Any], origins: dict[str, str], warnings: list[str]) -> None:
+        """Refuse what would change what the user gets, in one sentence for all of it; note the rest."""
+        refused = []
+        for name, flag in self.flags.items():
+            value, origin = values[name], origins[name]
+            if origin == "default":
+                continue
+            check_keys(flag, value, f"{flag.spelling} ({origin})")
+            reason = flag.refuse(value) if flag.refuse else None
+            note = flag.note(value) if flag.note else None
+            if reason is not None:
+                shown = json.dumps(value) if flag.kind in (JSON, BOOL) else value
+                refused.append(f"{flag.spelling} {shown} ({origin}): {reason}")
+            elif note is not None:
+                warnings.append(f"{flag.spelling} has no effect here: {note}")
+            elif flag.target is None and flag.note is None and flag.refuse is None:
+                warnings.append(f"{flag.spelling} is accepted and has no effect here")
+        if refused:
+            raise FlagError("refused: " + "; ".join(refused), EXIT_CONFIG)
 
     def _lookup(self, token: str) -> tuple[Flag, bool, str]:
         """Flag, negated, and the dotted rest of a JSON flag for one spelling on the command line."""
         head, _, rest = token.lstrip("-").partition(".")
-        known = self.names.get(normal(head))
-        if known is None or (rest and known[0].kind is not JSON) or not token.startswith("--"):
+        if token.startswith("--"):
+            known = self.names.get(normal(head))
+        else:
+            known = (self.short[head], False) if head in self.short else None
+        if known is None or (rest and known[0].kind is not JSON):
             hint = nearest(normal(head), list(self.names))
             shown = "--" + hint.replace("_", "-") if hint else None
             raise FlagError(f"unknown flag {token!r}" + did_you_mean(shown))
@@ -130,22 +163,30 @@ class FlagTable:
                     break
         return values
 
-    def _yaml_file(self, path: str) -> dict[str, tuple[Any, str]]:
+    def _yaml_file(self, path: str, origin: str) -> dict[str, tuple[Any, str]]:
         values: dict[str, tuple[Any, str]] = {}
         for key, value, mark in yaml_leaves(path, self.paths, self.names):
             where = f"{path}:{mark.line + 1}:{mark.column + 1}"
             flag, negated = (
                 (self.paths[key], False) if key in self.paths else self.names.get(normal(key), (None, False))
             )
+            if key in self.nulls and value is None:
+                flag, value = self.nulls[key], True
+            if flag is None and any(dotted.startswith(key + ".") for dotted in self.paths):
+                if value is None:
+                    continue
+                raise FlagError(f"{where}: {key!r} must be a mapping, got {value!r}", EXIT_CONFIG)
             if flag is None:
                 hint = nearest(key, [*self.names, *self.paths])
                 raise FlagError(f"{where}: unknown key {key!r}" + did_you_mean(hint), EXIT_CONFIG)
             if flag.name in values:
                 raise FlagError(f"{where}: {key!r} sets {flag.name} a second time", EXIT_CONFIG)
+            if value is None:
+                continue
             items = value if flag.many and isinstance(value, list) else [value]
             parsed = [yaml_value(flag, item, f"{where}: {key}") for item in items]
             result = tuple(parsed) if flag.many else parsed[0]
-            values[flag.name] = (not result if negated else result, f"file {path}")
+            values[flag.name] = (not result if negated else result, origin)
         return values
 
 

@@ -2,157 +2,153 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from mmx.config import MAX_LOGPROBS, EngineConfig
-from mmx.server.flag_kinds import BOOL, FLOAT, INT, JSON, SIZE, TEXT, Flag, Kind
+from mmx.server.flag_kinds import BOOL, FLOAT, INT, JSON, SIZE, TEXT, Flag, row
 from mmx.server.flag_parser import FlagTable
+from mmx.server.flag_yaml import preset_names
+from mmx.server.flags_execution import execution
+from mmx.server.flags_layout import cache, layout
 
 _ENGINE = {f.name: f.default for f in msgspec.structs.fields(EngineConfig)}
-
-
-def _flag(
-    section: str, name: str, kind: Kind, default: Any, target: str | None, help: str, **more: Any
-) -> Flag:
-    return Flag(name=name, kind=kind, default=default, help=help, target=target, section=section, **more)
 
 
 def _model() -> list[Flag]:
     s = "Model"
     return [
-        _flag(
+        row(
             s, "model", TEXT, "", "engine.model",
             "checkpoint folder, or an id in the local hub cache; nothing = the embedded demo model",
             aliases=("model_path",),
         ),
-        _flag(
+        row(
             s, "served_model_name", TEXT, (), "model.served_names",
             "names that requests may ask for; the first one is echoed", many=True,
         ),
-        _flag(
+        row(
             s, "device", TEXT, _ENGINE["device"], "engine.device", "where the model runs",
             choices=("auto", "cpu", "cuda", "npu"),
         ),
-        _flag(
+        row(
             s, "dtype", TEXT, _ENGINE["dtype"], "engine.dtype", "type of the arithmetic; float32 is exact",
             choices=("auto", "bfloat16", "float32"),
         ),
-        _flag(
+        row(
             s, "load_format", TEXT, _ENGINE["load_format"], "engine.load_format",
             "dummy = random weights from --seed", choices=("auto", "safetensors", "dummy"),
         ),
-        _flag(
+        row(
             s, "max_model_len", SIZE, None, "engine.max_model_len",
             "longest prompt plus answer in tokens (also 128k, 1M); default: what fits",
             aliases=("max_seq_len", "context_length"),
         ),
-        _flag(
+        row(
             s, "generation_config", TEXT, "auto", "model.generation_config",
             "auto = sampling defaults from the checkpoint's generation_config.json", choices=("auto", "none"),
         ),
-        _flag(
+        row(
             s, "chat_template", TEXT, None, "model.chat_template",
             "Jinja file or text instead of the checkpoint's chat template",
         ),
-        _flag(
+        row(
             s, "default_chat_template_kwargs", JSON, {}, "model.default_chat_template_kwargs",
             "template variables under those of a request",
         ),
-        _flag(s, "trust_remote_code", BOOL, False, None, "accepted; nothing of a checkpoint is executed"),
+        row(s, "trust_remote_code", BOOL, False, None, "accepted; nothing of a checkpoint is executed"),
     ]  # fmt: skip
 
 
 def _scheduling() -> list[Flag]:
     s = "Memory and scheduling"
     return [
-        _flag(
+        row(
             s, "max_num_seqs", INT, _ENGINE["max_num_seqs"], "engine.max_num_seqs", "sequences in one step",
             aliases=("max_batch_size", "max_running_requests"),
         ),
-        _flag(
+        row(
             s, "max_num_batched_tokens", SIZE, _ENGINE["max_num_batched_tokens"],
             "engine.max_num_batched_tokens", "tokens in one step",
             aliases=("max_num_tokens", "chunked_prefill_size"),
         ),
-        _flag(
+        row(
             s, "max_num_queued_reqs", INT, None, "engine.max_num_queued_reqs",
             "waiting sequences beyond which requests get 429; default: 4 x --max-num-seqs",
         ),
-        _flag(
+        row(
             s, "enable_prefix_caching", BOOL, _ENGINE["enable_prefix_caching"],
             "engine.enable_prefix_caching", "reuse pages of equal prompt beginnings",
             negations=("disable_radix_cache",), yaml=("kv_cache_config.enable_block_reuse",),
         ),
-        _flag(
+        row(
             s, "enforce_eager", BOOL, _ENGINE["enforce_eager"], "engine.enforce_eager",
             "launch every kernel of a decode step on its own instead of replaying a device graph",
+            yaml_null=("cuda_graph_config",),
         ),
-        _flag(
+        row(
             s, "kv_cache_memory_bytes", SIZE, None, "engine.kv_cache_bytes",
             "size of the page pool; default: derived from the free memory",
         ),
-        _flag(
+        row(
             s, "seed", INT, None, "engine.seed",
             "start of all randomness; default: random and printed, 0 with --load-format dummy",
             aliases=("random_seed",),
         ),
-        _flag(
+        row(
             s, "stream_interval", INT, 1, "answer.stream_interval",
             "tokens per event of a stream; the first and the last go out at once",
         ),
-        _flag(s, "enable_chunked_prefill", BOOL, True, None, "accepted; prefill is always chunked"),
+        row(s, "enable_chunked_prefill", BOOL, True, None, "accepted; prefill is always chunked"),
     ]  # fmt: skip
 
 
 def _front_end() -> list[Flag]:
     s = "Front end"
     return [
-        _flag(s, "host", TEXT, "127.0.0.1", "http.host", "address to listen on"),
-        _flag(s, "port", INT, 8000, "http.port", "port to listen on; 0 = any free one, printed"),
-        _flag(
+        row(s, "host", TEXT, "127.0.0.1", "http.host", "address to listen on"),
+        row(s, "port", INT, 8000, "http.port", "port to listen on; 0 = any free one, printed"),
+        row(
             s, "api_key", TEXT, (), "http.api_keys", "keys of which a request must bring one", many=True,
             env=("VLLM_API_KEY",),
         ),
-        _flag(
+        row(
             s, "api_key_file", TEXT, None, "http.api_key_file", "file with one key a line, reread on SIGHUP",
         ),
-        _flag(
+        row(
             s, "max_body_bytes", SIZE, 256 << 20, "http.max_body_bytes", "larger request bodies get 413",
         ),
-        _flag(
+        row(
             s, "overload_status", INT, 429, "http.overload_status",
             "status when the queue is full (429 or 503)",
         ),
-        _flag(
+        row(
             s, "request_timeout", FLOAT, None, "http.request_timeout",
             "deadline in seconds for requests that bring none",
         ),
-        _flag(
+        row(
             s, "sse_keep_alive_interval", FLOAT, 5.0, "http.keep_alive_interval",
             "seconds of silence after which a stream gets a sign of life",
         ),
-        _flag(
+        row(
             s, "response_store_size", INT, 1000, "http.response_store_size",
             "responses of /v1/responses kept for an hour in memory; 0 keeps none",
         ),
-        _flag(
+        row(
             s, "thinking_signature_key", TEXT, None, "http.signature_key",
             "secret that signs thinking in /v1/messages, equal on all replicas; default: random",
         ),
-        _flag(
+        row(
             s, "sse_keep_alive_style", TEXT, "newline", "http.keep_alive_style", "form of the sign of life",
             choices=("newline", "comment"),
         ),
-        _flag(
+        row(
             s, "shutdown_timeout", FLOAT, 30.0, "http.shutdown_timeout",
             "seconds that open requests get to finish after SIGTERM",
         ),
-        _flag(
+        row(
             s, "disable_metrics", BOOL, False, "http.disable_metrics", "do not serve /metrics",
         ),
-        _flag(
+        row(
             s, "metrics_alias", TEXT, "vllm", "http.metrics_alias", "second set of metric names",
             choices=("vllm", "none"),
         ),
@@ -162,7 +158,7 @@ def _front_end() -> list[Flag]:
 def _answers() -> list[Flag]:
     s = "Answers"
     return [
-        _flag(
+        row(
             s, "reasoning_parser", TEXT, "auto", "answer.reasoning_parser",
             "how thinking is told from content; auto = by the checkpoint",
             choices=(
@@ -170,33 +166,33 @@ def _answers() -> list[Flag]:
                 "minimax", "minimax-append-think", "minimax-m2", "minimax-m3",
             ),
         ),
-        _flag(
+        row(
             s, "tool_call_parser", TEXT, "auto", "answer.tool_call_parser",
             "how tool calls are read; auto = by the checkpoint", aliases=("tool_parser",),
             choices=("auto", "none", "minimax_m2", "minimax_m3", "minimax-m2", "minimax-m3"),
         ),
-        _flag(s, "enable_auto_tool_choice", BOOL, True, None, "accepted; always on"),
-        _flag(
+        row(s, "enable_auto_tool_choice", BOOL, True, None, "accepted; always on"),
+        row(
             s, "reasoning_output", TEXT, "both", "answer.reasoning_output", "name of the reasoning field",
             choices=("both", "reasoning", "reasoning_content"),
         ),
-        _flag(
+        row(
             s, "enable_prompt_tokens_details", BOOL, True, "answer.prompt_tokens_details",
             "report cached prompt tokens in usage",
         ),
-        _flag(
+        row(
             s, "enable_force_include_usage", BOOL, False, "answer.force_include_usage",
             "send usage at the end of every stream",
         ),
-        _flag(
+        row(
             s, "return_tokens_as_token_ids", BOOL, False, "answer.tokens_as_ids",
             "logprobs show token_id:N instead of text",
         ),
-        _flag(
+        row(
             s, "max_logprobs", INT, MAX_LOGPROBS, "answer.max_logprobs", "most alternatives per token",
         ),
-        _flag(s, "response_role", TEXT, "assistant", "answer.role", "role of chat answers"),
-        _flag(
+        row(s, "response_role", TEXT, "assistant", "answer.role", "role of chat answers"),
+        row(
             s, "unknown_fields", TEXT, "warn", "answer.unknown_fields",
             "request fields that mmx does not know: named in mmx.warnings, ignored, or refused",
             choices=("warn", "ignore", "error"),
@@ -207,71 +203,47 @@ def _answers() -> list[Flag]:
 def _general() -> list[Flag]:
     s = "General"
     return [
-        _flag(
-            s, "config", TEXT, None, "log.config_file", "YAML file with settings",
-            aliases=("extra_llm_api_options",),
+        row(
+            s, "config", TEXT, None, "log.config_file",
+            "YAML file with settings, or one of the presets that come with mmx: " + ", ".join(preset_names()),
         ),
-        _flag(
+        row(
+            s, "extra_llm_api_options", TEXT, None, "log.options_file",
+            "as --config; where both name a file this one wins, and a file wins over a preset",
+        ),
+        row(
             s, "log_level", TEXT, "info", "log.level", "least severe line to print",
             choices=("debug", "info", "warning", "error"),
         ),
-        _flag(s, "log_format", TEXT, "text", "log.format", "form of log lines", choices=("text", "json")),
-        _flag(
+        row(s, "log_format", TEXT, "text", "log.format", "form of log lines", choices=("text", "json")),
+        row(
             s, "log_stats_interval", FLOAT, 10.0, "log.stats_interval",
             "seconds between lines about the load while there is any; 0 = none",
         ),
-        _flag(
+        row(
             s, "disable_log_requests", BOOL, False, "log.disable_requests", "no line per request",
         ),
-        _flag(s, "backend", TEXT, None, None, "accepted", yaml=("backend",)),
-        _flag(s, "disable_log_stats", BOOL, False, None, "accepted"),
-        _flag(s, "max_beam_width", INT, 1, None, "accepted"),
-        _flag(s, "distributed_executor_backend", TEXT, None, None, "accepted"),
-        _flag(s, "disable_custom_all_reduce", BOOL, False, None, "accepted"),
-        _flag(s, "use_ray", BOOL, False, None, "accepted"),
-        _flag(s, "swap_space", FLOAT, None, None, "accepted"),
-        _flag(s, "enable_flashinfer_autotune", BOOL, False, None, "accepted"),
+        row(s, "backend", TEXT, None, None, "accepted", yaml=("backend",)),
+        row(s, "disable_log_stats", BOOL, False, None, "accepted"),
+        row(s, "max_beam_width", INT, 1, None, "accepted"),
+        row(s, "distributed_executor_backend", TEXT, None, None, "accepted"),
+        row(s, "disable_custom_all_reduce", BOOL, False, None, "accepted"),
+        row(s, "use_ray", BOOL, False, None, "accepted"),
+        row(s, "swap_space", FLOAT, None, None, "accepted"),
+        row(s, "enable_flashinfer_autotune", BOOL, False, None, "accepted"),
     ]  # fmt: skip
 
 
-FLAGS = FlagTable([*_model(), *_scheduling(), *_front_end(), *_answers(), *_general()], positional="model")
-
-
-def help_text() -> str:
-    """What ``--help`` prints."""
-    lines = ["usage: mmx serve [MODEL] [flags]   (also: python -m mmx.server)"]
-    section = None
-    for flag in FLAGS.flags.values():
-        if flag.section != section:
-            section = flag.section
-            lines += ["", f"{section}:"]
-        value = "" if flag.kind is BOOL else " " + ("|".join(flag.choices) or flag.kind.name.upper())
-        shown = "" if flag.default in (None, "", (), {}) else f" (default: {flag.default})"
-        lines.append(f"  {flag.spelling}{value}{' ...' if flag.many else ''}")
-        lines.append(f"      {flag.help}{shown}")
-        if flag.aliases or flag.negations:
-            also = [*flag.aliases, *flag.negations]
-            lines.append("      also: " + ", ".join("--" + name.replace("_", "-") for name in also))
-    lines += ["", "Every flag can be set as MMX_<FLAG> in the environment and in the file of --config."]
-    return "\n".join(lines)
-
-
-def help_markdown() -> str:
-    """The same as a table for the documentation (``--help=markdown``)."""
-    lines = []
-    section = None
-    for flag in FLAGS.flags.values():
-        if flag.section != section:
-            section = flag.section
-            lines += [
-                "",
-                f"### {section}",
-                "",
-                "| flag | other spellings | default | meaning |",
-                "| --- | --- | --- | --- |",
-            ]
-        also = ", ".join(f"`--{name.replace('_', '-')}`" for name in (*flag.aliases, *flag.negations))
-        default = "" if flag.default in (None, "", (), {}) else f"`{flag.default}`"
-        choices = f" ({', '.join(flag.choices)})" if flag.choices else ""
-        lines.append(f"| `{flag.spelling}` | {also} | {default} | {flag.help}{choices} |")
-    return "\n".join(lines[1:]) + "\n"
+FLAGS = FlagTable(
+    [
+        *_model(),
+        *layout(),
+        *_scheduling(),
+        *cache(),
+        *execution(),
+        *_front_end(),
+        *_answers(),
+        *_general(),
+    ],
+    positional="model",
+)

@@ -11,6 +11,8 @@ from mmx.config import EngineConfig
 from mmx.server.flag_kinds import EXIT_CONFIG, FlagError
 from mmx.server.flag_parser import Parsed
 from mmx.server.flags import FLAGS
+from mmx.server.flags_execution import EAGER
+from mmx.server.variables import variable_notes
 
 SECRETS = ("api_key", "thinking_signature_key")
 
@@ -62,10 +64,20 @@ class AnswerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """What the user says about the checkpoint; compared with it before it is loaded."""
+
+    quantization: str
+    block_size: int | None
+    sparse_attention: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogSettings:
     """What is printed."""
 
     config_file: str | None
+    options_file: str | None
     level: str
     format: str
     stats_interval: float
@@ -80,6 +92,7 @@ class ServerConfig:
     model: ModelSettings
     http: HttpSettings
     answer: AnswerSettings
+    checkpoint: CheckpointSettings
     log: LogSettings
     origins: dict[str, str]
     notes: tuple[str, ...]
@@ -93,7 +106,7 @@ def _require(ok: bool, name: str, expected: str, parsed: Parsed) -> None:
 
 def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
     """Settings of ``mmx serve ARGV``; FlagError with one sentence when something is not acceptable."""
-    parsed = FLAGS.parse(argv, environ, "config")
+    parsed = FLAGS.parse(argv, environ, ("extra_llm_api_options", "config"))
     values = parsed.values
     _require(0 <= values["port"] <= 65535, "port", "0 to 65535", parsed)
     _require(values["overload_status"] in (429, 503), "overload_status", "429 or 503", parsed)
@@ -115,6 +128,9 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
     _require(queued is None or queued >= 0, "max_num_queued_reqs", "0 or more", parsed)
     if values["seed"] is None:
         values["seed"] = 0 if values["load_format"] == "dummy" else secrets.randbelow(1 << 31)
+    if values["compilation_config"].get("cudagraph_mode") == EAGER:
+        values["enforce_eager"] = True
+        parsed.origins["enforce_eager"] = parsed.origins["compilation_config"]
 
     groups: dict[str, dict[str, Any]] = {}
     for name, flag in FLAGS.flags.items():
@@ -130,9 +146,10 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
         model=ModelSettings(**groups["model"]),
         http=HttpSettings(**groups["http"]),
         answer=AnswerSettings(**groups["answer"]),
+        checkpoint=CheckpointSettings(**groups["checkpoint"]),
         log=LogSettings(**groups["log"]),
         origins=parsed.origins,
-        notes=tuple(parsed.warnings),
+        notes=(*parsed.warnings, *variable_notes(environ)),
     )
 
 

@@ -27,6 +27,7 @@ from mmx.server.agreement import check_agreement
 from mmx.server.app import create_app
 from mmx.server.flag_help import help_markdown, help_text
 from mmx.server.flag_kinds import FlagError
+from mmx.server.guides import guides_markdown
 from mmx.server.lifecycle import SUPERVISOR, Supervisor
 from mmx.server.logs import configure_logging
 from mmx.server.settings import describe, load_config
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None, runner: str = "model") -> int:
         return 0
     if "--help=markdown" in arguments:
         print(help_markdown())
+        return 0
+    if "--help=guides" in arguments:
+        print(guides_markdown())
         return 0
     if "--version" in arguments:
         print(f"mmx {mmx.__version__}")

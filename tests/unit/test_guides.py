@@ -1,0 +1,181 @@
+"""The launch commands, variables and YAML file of the two guides."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mmx.server.flag_kinds import FlagError, normal
+from mmx.server.guides import ASCEND_FLAGS, ASCEND_VARIABLES, TRT_FLAGS, TRT_KEYS, flag_of, guides_markdown
+from mmx.server.settings import ServerConfig, load_config
+
+PAGE = Path(__file__).parents[2] / "docs" / "guides.md"
+YAML = """
+max_batch_size: 256
+max_num_tokens: 8192
+tensor_parallel_size: 8
+moe_expert_parallel_size: 8
+enable_attention_dp: true
+trust_remote_code: true
+cuda_graph_config:
+  enable_padding: true
+  max_batch_size: 256
+kv_cache_config:
+  free_gpu_memory_fraction: 0.3
+  enable_block_reuse: false
+sparse_attention_config:
+  algorithm: minimax_m3
+stream_interval: 10
+num_postprocess_workers: 4
+"""
+TRT = (
+    "/models/M3 --trust_remote_code --reasoning_parser minimax_m3 --tool_parser minimax_m3 "
+    "--chat_template /models/M3/chat_template.jinja --host 0.0.0.0 --extra_llm_api_options {file}"
+)
+TRT_ONE_DEVICE = " --tp_size 1 --moe_expert_parallel_size 1 --enable_attention_dp false"
+DRAFT = (
+    """'{"enforce_eager": true, "method": "eagle3", "model": "/w/Eagle3/", "num_speculative_tokens": 3}'"""
+)
+A3 = (
+    "/w/M2.5 --served-model-name MiniMax-M2.5 --host 0.0.0.0 --port 8000 --trust-remote-code "
+    "--quantization ascend --async-scheduling --compilation-config "
+    """'{"cudagraph_mode": "FULL_DECODE_ONLY"}' --additional-config '{"enable_cpu_binding":true}' """
+    "--enable-expert-parallel --tensor-parallel-size 4 --data-parallel-size 4 --max-num-seqs 48 "
+    "--max-model-len 40690 --max-num-batched-tokens 16384 --gpu-memory-utilization 0.85 "
+    f"--speculative_config {DRAFT}"
+)
+A3_LONG = (
+    "/w/M2.5 --tensor-parallel-size 8 --data-parallel-size 1 --decode-context-parallel-size 1 "
+    "--prefill-context-parallel-size 2 --cp-kv-cache-interleave-size 128 --max-num-seqs 16 "
+    "--max-model-len 138000 --max-num-batched-tokens 65536 --gpu-memory-utilization 0.85 "
+    f"--speculative_config {DRAFT}"
+)
+A2 = (
+    "/w/M2.5 --served-model-name MiniMax-M2.5 --host 0.0.0.0 --port 8000 --trust-remote-code "
+    "--tensor-parallel-size 8 --quantization ascend --enable-expert-parallel --enable-chunked-prefill "
+    "--enable-prefix-caching --max-num-seqs 32 --seed 1024 --max-num-batched-tokens 32768 "
+    """--compilation-config '{"cudagraph_mode": "FULL_DECODE_ONLY","cudagraph_capture_sizes":[4,16]}' """
+    "--gpu-memory-utilization 0.9 --enable-auto-tool-choice --tool-call-parser minimax_m2 "
+    "--reasoning-parser minimax_m2_append_think --enable-force-include-usage "
+    """--additional-config '{"enable_cpu_binding":true}' --model-loader-extra-config """
+    """'{"enable_multithread_load":true,"num_threads":16}' """
+    f"--speculative_config {DRAFT}"
+)
+ASCEND_ONE_DEVICE = " -tp 1 -dp 1 -pcp 1 --no-enable-expert-parallel --quantization auto"
+
+
+def load(command: str, environ: dict[str, str] | None = None) -> ServerConfig:
+    return load_config(shlex.split(command), environ or {})
+
+
+def refused(command: str) -> set[str]:
+    """The flags that the refusal names."""
+    with pytest.raises(FlagError) as caught:
+        load(command)
+    assert caught.value.exit_code == 3
+    kind, _, reasons = str(caught.value).partition(": ")
+    assert (kind, "\n" in reasons) == ("refused", False)
+    return {reason.split()[0] for reason in reasons.split("; ")}
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Path:
+    file = tmp_path / "minimax-m3-throughput.yaml"
+    file.write_text(YAML)
+    return file
+
+
+def test_trt_command_is_refused_for_its_layout_only(options: Path) -> None:
+    names = refused(TRT.format(file=options))
+    assert names == {"--tensor-parallel-size", "--moe-expert-parallel-size", "--enable-attention-dp"}
+
+
+def test_trt_command_on_one_device(options: Path) -> None:
+    config = load(TRT.format(file=options) + TRT_ONE_DEVICE)
+    engine, answer = config.engine, config.answer
+    assert (engine.max_num_seqs, engine.max_num_batched_tokens) == (256, 8192)
+    assert engine.enable_prefix_caching is False
+    assert answer.stream_interval == 10
+    assert (answer.reasoning_parser, answer.tool_call_parser) == ("minimax_m3", "minimax_m3")
+    assert config.http.host == "0.0.0.0"
+    assert config.model.chat_template == "/models/M3/chat_template.jinja"
+    assert config.checkpoint.sparse_attention == {"algorithm": "minimax_m3"}
+    for name in ("--cuda-graph-padding", "--kv-cache-free-gpu-memory-fraction", "--num-postprocess-workers"):
+        assert sum(note.startswith(name + " ") for note in config.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (
+            A3,
+            {"--tensor-parallel-size", "--data-parallel-size", "--enable-expert-parallel", "--quantization"},
+        ),
+        (A3_LONG, {"--tensor-parallel-size", "--prefill-context-parallel-size"}),
+        (A2, {"--tensor-parallel-size", "--enable-expert-parallel", "--quantization"}),
+    ],
+    ids=["A3", "A3-long", "A2"],
+)
+def test_ascend_commands_are_refused_for_layout_and_weights_only(command: str, names: set[str]) -> None:
+    assert refused(command) == names
+
+
+@pytest.mark.parametrize(
+    ("command", "sizes"),
+    [(A3, (48, 16384, 40690)), (A3_LONG, (16, 65536, 138000)), (A2, (32, 32768, None))],
+    ids=["A3", "A3-long", "A2"],
+)
+def test_ascend_commands_on_one_device(command: str, sizes: tuple[int, int, int | None]) -> None:
+    config = load(command + ASCEND_ONE_DEVICE)
+    engine = config.engine
+    assert (engine.max_num_seqs, engine.max_num_batched_tokens, engine.max_model_len) == sizes
+    drafts = [note for note in config.notes if "drafts are not used yet" in note]
+    assert len(drafts) == 1 and drafts[0].startswith("--speculative-config ")
+    assert not engine.enforce_eager
+
+
+def test_ascend_answers_on_one_device() -> None:
+    config = load(A2 + ASCEND_ONE_DEVICE)
+    assert config.answer.reasoning_parser == "minimax_m2_append_think"
+    assert config.answer.force_include_usage is True
+    assert config.engine.seed == 1024
+    assert config.model.served_names == ("MiniMax-M2.5",)
+
+
+def test_variables_are_answered_once() -> None:
+    environ = {
+        "HCCL_BUFFSIZE": "1024",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_USE_MODELSCOPE": "True",
+        "VLLM_ASCEND_BALANCE_SCHEDULING": "1",
+        "VLLM_ASCEND_ENABLE_FLASHCOMM1": "1",
+        "VLLM_ASCEND_ENABLE_FUSED_MC2": "1",
+    }
+    notes = load("m", environ).notes
+    assert "left to the libraries that read them: HCCL_BUFFSIZE=1024, OMP_NUM_THREADS=1" in notes
+    for word in ("VLLM_USE_MODELSCOPE", "--enable-balance-scheduling", "--enable-fused-mc2"):
+        assert sum(note.startswith(word + " ") for note in notes) == 1
+    assert len(notes) == 5
+
+
+@pytest.mark.parametrize("spelling", [*TRT_FLAGS, *TRT_KEYS, *ASCEND_FLAGS])
+def test_every_row_of_the_tables_is_a_flag(spelling: str) -> None:
+    assert flag_of(spelling).help
+
+
+def test_tables_have_every_flag_of_the_commands() -> None:
+    for command, rows in ((TRT + TRT_ONE_DEVICE, TRT_FLAGS), (A3 + A3_LONG + A2, ASCEND_FLAGS)):
+        used = {normal(word) for word in shlex.split(command) if word.startswith("--")}
+        assert used <= {normal(row) for row in rows}
+
+
+def test_page_is_up_to_date() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    # To renew the page, replace everything from its first table heading on.
+    assert text[text.index("### ") :] == guides_markdown(), (
+        "docs/guides.md differs from mmx serve --help=guides"
+    )
+    for name in ASCEND_VARIABLES:
+        assert f"| `{name}` |" in text

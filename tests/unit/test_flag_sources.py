@@ -132,6 +132,7 @@ def test_null_means_default_and_no_graphs(tmp_path: Path) -> None:
     [
         (["-tp", "2"], "--tensor-parallel-size 2"),
         (["-tp=2"], "--tensor-parallel-size 2"),
+        (["-tp", "0"], "--tensor-parallel-size 0"),
         (["--tp_size", "8"], "--tensor-parallel-size 8"),
         (["-pp", "2"], "--pipeline-parallel-size 2"),
         (["-dp", "4"], "--data-parallel-size 4"),

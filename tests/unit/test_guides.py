@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmx.server.__main__ import main
 from mmx.server.flag_kinds import FlagError, normal
 from mmx.server.guides import ASCEND_FLAGS, ASCEND_VARIABLES, TRT_FLAGS, TRT_KEYS, flag_of, guides_markdown
 from mmx.server.settings import ServerConfig, load_config
@@ -169,6 +170,42 @@ def test_tables_have_every_flag_of_the_commands() -> None:
     for command, rows in ((TRT + TRT_ONE_DEVICE, TRT_FLAGS), (A3 + A3_LONG + A2, ASCEND_FLAGS)):
         used = {normal(word) for word in shlex.split(command) if word.startswith("--")}
         assert used <= {normal(row) for row in rows}
+
+
+def test_help_prints_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help=guides"]) == 0
+    assert capsys.readouterr().out == guides_markdown() + "\n"
+
+
+def test_all_trt_keys_load_where_they_ask_for_one_device(tmp_path: Path) -> None:
+    file = tmp_path / "all.yaml"
+    file.write_text(
+        "max_batch_size: 4\nmax_num_tokens: 256\nmax_seq_len: 512\ntensor_parallel_size: 1\n"
+        "pipeline_parallel_size: 1\ncontext_parallel_size: 1\nmoe_expert_parallel_size: 1\n"
+        "moe_tensor_parallel_size: 1\nmoe_cluster_parallel_size: 1\nenable_attention_dp: false\n"
+        "attention_dp_config: {enable_balance: true, timeout_iters: 1, batching_wait_iters: 1}\n"
+        "trust_remote_code: true\ncuda_graph_config: {enable_padding: true, batch_sizes: [1, 2]}\n"
+        "kv_cache_config:\n  free_gpu_memory_fraction: 0.7\n  enable_block_reuse: true\n  dtype: auto\n"
+        "  tokens_per_block: 128\n  host_cache_size: 0\n  max_tokens: 4096\n  event_buffer_max_size: 8\n"
+        "  use_kv_cache_manager_v2: true\n  block_reuse_policy: all\n"
+        "sparse_attention_config: {algorithm: minimax_m3, implementation: msa, indexer_kv_dtype: bf16}\n"
+        "moe_config: {backend: CUTLASS, use_low_precision_moe_combine: false}\n"
+        "speculative_config: {decoding_type: Eagle3, max_draft_len: 3, speculative_model: /w/e}\n"
+        "scheduler_config: {capacity_scheduler_policy: MAX_UTILIZATION, waiting_queue_policy: fcfs}\n"
+        "torch_compile_config: {capture_num_tokens: [64]}\nenable_chunked_prefill: true\n"
+        "enable_autotuner: true\ndisable_overlap_scheduler: false\nstream_interval: 2\n"
+        "num_postprocess_workers: 4\nprint_iter_log: true\nreturn_perf_metrics: true\n"
+        "enable_iter_perf_stats: true\nreasoning_parser: minimax_m3\ntool_parser: minimax_m3\n"
+        "chat_template: t.jinja\nserved_model_name: m\nguided_decoding_backend: xgrammar\n"
+        "backend: pytorch\n"
+    )
+    config = load(f"m --config {file}")
+    assert (config.engine.max_num_seqs, config.engine.max_model_len) == (4, 512)
+    assert config.checkpoint.block_size == 128
+    answered = [note.split()[0] for note in config.notes]
+    assert len(answered) == len(set(answered))
+    for name in ("--moe-config", "--speculative-config", "--torch-compile-config", "--enable-autotuner"):
+        assert name in answered
 
 
 def test_page_is_up_to_date() -> None:

@@ -11,9 +11,9 @@ from mmx.server.flag_kinds import BOOL, FLOAT, INT, JSON, SIZE, TEXT, Flag, row
 Verdict = Callable[[Any], str | None]
 
 
-def above(limit: int, thing: str) -> Verdict:
-    """Refuses numbers over ``limit``, with which nobody needs the thing that is not built."""
-    return lambda value: f"{thing} is not built yet, only {limit} is served" if value > limit else None
+def other_number(only: int, thing: str) -> Verdict:
+    """Refuses all numbers but ``only``, with which nobody needs the thing that is not built."""
+    return lambda value: f"{thing} is not built yet, only {only} is served" if value != only else None
 
 
 def switched_on(thing: str) -> Verdict:
@@ -37,23 +37,23 @@ def layout() -> list[Flag]:
     return [
         row(
             s, "tensor_parallel_size", INT, 1, None, "only 1: tensor parallelism is not built yet",
-            aliases=("tp_size",), short=("tp",), refuse=above(1, "tensor parallelism"),
+            aliases=("tp_size",), short=("tp",), refuse=other_number(1, "tensor parallelism"),
         ),
         row(
             s, "pipeline_parallel_size", INT, 1, None, "only 1: pipeline parallelism is not built yet",
-            aliases=("pp_size",), short=("pp",), refuse=above(1, "pipeline parallelism"),
+            aliases=("pp_size",), short=("pp",), refuse=other_number(1, "pipeline parallelism"),
         ),
         row(
             s, "data_parallel_size", INT, 1, None, "only 1: data parallelism is not built yet",
-            aliases=("dp_size",), short=("dp",), refuse=above(1, "data parallelism"),
+            aliases=("dp_size",), short=("dp",), refuse=other_number(1, "data parallelism"),
         ),
         row(
             s, "data_parallel_size_local", INT, 1, None, "only 1: data parallelism is not built yet",
-            short=("dpl",), refuse=above(1, "data parallelism"),
+            short=("dpl",), refuse=other_number(1, "data parallelism"),
         ),
         row(
             s, "data_parallel_start_rank", INT, 0, None, "only 0: data parallelism is not built yet",
-            short=("dpr",), refuse=above(0, "data parallelism"),
+            short=("dpr",), refuse=other_number(0, "data parallelism"),
         ),
         row(
             s, "data_parallel_address", TEXT, None, None, "accepted; one device has no peers",
@@ -73,7 +73,7 @@ def layout() -> list[Flag]:
         ),
         row(
             s, "api_server_count", INT, 1, None, "only 1: several HTTP processes are not built yet",
-            refuse=above(1, "HTTP in several processes"),
+            refuse=other_number(1, "HTTP in several processes"),
         ),
         row(
             s, "enable_expert_parallel", BOOL, False, None, "only false: expert parallelism is not built yet",
@@ -81,15 +81,15 @@ def layout() -> list[Flag]:
         ),
         row(
             s, "moe_expert_parallel_size", INT, 1, None, "only 1: expert parallelism is not built yet",
-            aliases=("ep_size",), refuse=above(1, "expert parallelism"),
+            aliases=("ep_size",), refuse=other_number(1, "expert parallelism"),
         ),
         row(
             s, "moe_tensor_parallel_size", INT, 1, None, "only 1: tensor parallelism is not built yet",
-            refuse=above(1, "tensor parallelism of the experts"),
+            refuse=other_number(1, "tensor parallelism of the experts"),
         ),
         row(
             s, "moe_cluster_parallel_size", INT, 1, None, "only 1: there are no expert clusters",
-            refuse=above(1, "an expert cluster"),
+            refuse=other_number(1, "an expert cluster"),
         ),
         row(
             s, "enable_attention_dp", BOOL, False, None,
@@ -103,11 +103,11 @@ def layout() -> list[Flag]:
         row(
             s, "prefill_context_parallel_size", INT, 1, None, "only 1: context parallelism is not built yet",
             aliases=("context_parallel_size", "cp_size"), short=("pcp",),
-            refuse=above(1, "context parallelism of prefill"),
+            refuse=other_number(1, "context parallelism of prefill"),
         ),
         row(
             s, "decode_context_parallel_size", INT, 1, None, "only 1: context parallelism is not built yet",
-            short=("dcp",), refuse=above(1, "context parallelism of decode"),
+            short=("dcp",), refuse=other_number(1, "context parallelism of decode"),
         ),
         row(
             s, "cp_kv_cache_interleave_size", INT, None, None, "accepted; there is no context parallelism",
@@ -119,11 +119,11 @@ def layout() -> list[Flag]:
         ),
         row(
             s, "nnodes", INT, 1, None, "only 1: serving from several nodes is not built yet",
-            refuse=above(1, "serving from several nodes"),
+            refuse=other_number(1, "serving from several nodes"),
         ),
         row(
             s, "node_rank", INT, 0, None, "only 0: serving from several nodes is not built yet",
-            refuse=above(0, "serving from several nodes"),
+            refuse=other_number(0, "serving from several nodes"),
         ),
         row(
             s, "master_addr", TEXT, None, None, "accepted; one device has no peers", note=ONE_DEVICE,
@@ -144,7 +144,7 @@ def layout() -> list[Flag]:
             env=("VLLM_ASCEND_ENABLE_FLASHCOMM1",), note=ONE_DEVICE,
         ),
         row(
-            s, "enable_fused_mc2", BOOL, False, None, "accepted; one device sends experts nothing",
+            s, "enable_fused_mc2", INT, 0, None, "accepted; one device sends experts nothing",
             env=("VLLM_ASCEND_ENABLE_FUSED_MC2",), note=ONE_DEVICE,
         ),
     ]  # fmt: skip
@@ -190,7 +190,7 @@ def cache() -> list[Flag]:
         ),
         row(
             s, "kv_offloading_size", FLOAT, 0.0, None, "only 0: cache pages are not moved to the host yet",
-            yaml=("kv_cache_config.host_cache_size",), refuse=above(0, "moving cache pages to the host"),
+            yaml=("kv_cache_config.host_cache_size",), refuse=other_number(0, "moving cache pages to the host"),
         ),
         row(
             s, "block_reuse_policy", TEXT, "all", None, "only all: reuse per conversation is not built yet",

@@ -190,7 +190,8 @@ def cache() -> list[Flag]:
         ),
         row(
             s, "kv_offloading_size", FLOAT, 0.0, None, "only 0: cache pages are not moved to the host yet",
-            yaml=("kv_cache_config.host_cache_size",), refuse=other_number(0, "moving cache pages to the host"),
+            yaml=("kv_cache_config.host_cache_size",),
+            refuse=other_number(0, "moving cache pages to the host"),
         ),
         row(
             s, "block_reuse_policy", TEXT, "all", None, "only all: reuse per conversation is not built yet",

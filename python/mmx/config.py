@@ -66,12 +66,74 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.temperature < 1e-5
 
 
+class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one model is spread over devices; all ranks must be given the same values.
+
+    The world is ``data_parallel_size`` x ``prefill_context_parallel_size`` x ``tensor_parallel_size`` ranks.
+    ``attention_dp`` turns the tensor-parallel ranks into data-parallel ones for attention.
+    ``expert_parallel`` None: experts are cut by rows where that is legal, else dealt out whole;
+    ``expert_parallel_size`` and ``moe_tensor_parallel_size`` fix both numbers. ``rendezvous_timeout`` and
+    ``step_timeout`` are seconds until a missing rank, or a step that does not end, stops the engine.
+    """
+
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    expert_parallel: bool | None = None
+    expert_parallel_size: int | None = None
+    moe_tensor_parallel_size: int | None = None
+    attention_dp: bool = False
+    prefill_context_parallel_size: int = 1
+    decode_context_parallel_size: int = 1
+    sequence_parallel_norm: bool = False
+    rendezvous_timeout: float = 600.0
+    step_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        for field in self.__struct_fields__:
+            value = getattr(self, field)
+            if not isinstance(value, bool) and value is not None and value <= 0:
+                raise ValueError(f"{field} must be more than 0, got {value}")
+
+    @property
+    def world_size(self) -> int:
+        return self.data_parallel_size * self.prefill_context_parallel_size * self.tensor_parallel_size
+
+    def describe_world(self) -> str:
+        """The product that makes the number of ranks, for messages."""
+        parts = {
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "data_parallel_size": self.data_parallel_size,
+            "prefill_context_parallel_size": self.prefill_context_parallel_size,
+        }
+        factors = [f"{name} {size}" for name, size in parts.items() if size > 1]
+        return " x ".join(factors or ["tensor_parallel_size 1"])
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which ranks this process starts, and where rank 0 waits for the others.
+
+    Ranks ``first_rank`` to ``first_rank + num_local - 1`` run on this machine. ``single``: the process is
+    itself the one rank ``first_rank``, started by an outside launcher. ``local_rank`` is the number of the
+    first rank among those of the machine, ``local_world`` how many they are. ``source`` says who told.
+    """
+
+    first_rank: int = 0
+    num_local: int | None = None
+    single: bool = False
+    local_rank: int = 0
+    local_world: int | None = None
+    address: str = "127.0.0.1"
+    port: int = 0
+    source: str = "the flags"
+    bind_cpus: bool = False
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one engine needs to know; None means "derive it from the model and the machine".
 
     ``model`` is a checkpoint folder. ``kv_cache_bytes`` bounds the page pool (None: 25 % of the free
     memory on a CPU). ``max_num_batched_tokens`` bounds the tokens of one step. ``enforce_eager`` keeps decode
-    steps out of device graphs.
+    steps out of device graphs. ``place`` is what this process adds to ``parallel``: it differs between nodes.
     """
 
     model: str
@@ -86,6 +148,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enforce_eager: bool = False
     kv_cache_bytes: int | None = None
     seed: int = 0
+    parallel: ParallelConfig = ParallelConfig()
+    place: Place = Place()
 
     def __post_init__(self) -> None:
         def choice(field: str, allowed: tuple[str, ...]) -> None:

@@ -29,6 +29,9 @@ class ForwardBatch:
         seq_lens: [num_seqs] int32, context length including this step's tokens.
         max_seqlen_q: largest number of tokens of a sequence.
         logit_rows: [num_rows] int64, the tokens whose logits are wanted; None for all.
+        token_counts: tokens of this step on each rank of the spread group; unused without one.
+        context_counts: tokens on each rank of the context group, whose K and V ``slot_mapping`` then covers
+            in that order; unused without one.
         cos_sin: [max_positions, rotary_dim] f32, ``ops.rope_table``.
         caches: one per layer.
     """
@@ -43,3 +46,5 @@ class ForwardBatch:
     logit_rows: torch.Tensor | None
     cos_sin: torch.Tensor
     caches: list[LayerCache]
+    token_counts: tuple[int, ...] = ()
+    context_counts: tuple[int, ...] = ()

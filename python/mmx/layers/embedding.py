@@ -10,11 +10,12 @@ from mmx.layers.linear import parameter
 
 
 class Embedding(nn.Module):
-    """[num_tokens] ids to [num_tokens, hidden]."""
+    """[num_tokens] ids to [num_tokens, hidden]; zeros for ids outside ``vocab`` (begin, end)."""
 
-    def __init__(self, vocab: int, hidden: int, dtype: torch.dtype) -> None:
+    def __init__(self, vocab: tuple[int, int], hidden: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = parameter(vocab, hidden, dtype=dtype)
+        self.first_id = vocab[0]
+        self.weight = parameter(vocab[1] - vocab[0], hidden, dtype=dtype)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return ops.embedding(self.weight, ids)
+        return ops.embedding(self.weight, ids, self.first_id)

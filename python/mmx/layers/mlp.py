@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmx import ops
+from mmx.layers.batch import ForwardBatch
 from mmx.layers.linear import Linear
 
 
@@ -28,5 +29,7 @@ class GatedMlp(nn.Module):
         self.down = Linear(inter, hidden, dtype)
         self.gate = gate
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, batch: ForwardBatch | None = None) -> torch.Tensor:
+        """[num_tokens, hidden], the part that this rank's columns give; ``batch`` is there because every MLP of
+        a layer is called alike."""
         return self.down(ops.gated_act(self.gate_up(x), *self.gate))

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from mmx import ops
+from mmx.distributed import Ranks
+from mmx.layers.batch import ForwardBatch
 from mmx.layers.linear import parameter
 from mmx.layers.mlp import Gate, GatedMlp
 from mmx.model_config import ModelConfig
@@ -27,19 +29,21 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts' matrices, stacked."""
+    """The matrices of this rank's experts, stacked."""
 
-    def __init__(self, config: ModelConfig, gate: Gate, dtype: torch.dtype) -> None:
+    def __init__(self, ranks: Ranks, gate: Gate, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_up = parameter(config.num_experts, 2 * config.inter, config.hidden, dtype=dtype)
-        self.down = parameter(config.num_experts, config.hidden, config.inter, dtype=dtype)
+        config, (begin, end) = ranks.share.config, ranks.share.experts
+        self.first_expert = begin
+        self.gate_up = parameter(end - begin, 2 * config.inter, config.hidden, dtype=dtype)
+        self.down = parameter(end - begin, config.hidden, config.inter, dtype=dtype)
         self.gate = gate
 
     def forward(
         self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, shared: torch.Tensor | None
     ) -> torch.Tensor:
-        """Weighted sum of the chosen experts plus ``shared``: [num_tokens, hidden]."""
-        offsets, sorted_rows, row_positions = ops.moe_plan(topk_ids, 0, self.down.shape[0])
+        """Weighted sum of those chosen experts that are here plus ``shared``: [num_tokens, hidden]."""
+        offsets, sorted_rows, row_positions = ops.moe_plan(topk_ids, self.first_expert, self.down.shape[0])
         inner = ops.moe_gate_up(x, self.gate_up, None, offsets, sorted_rows, *self.gate)
         rows = ops.moe_down(inner, self.down, None, offsets)
         return ops.moe_combine(rows, row_positions, topk_weights, shared)
@@ -48,14 +52,23 @@ class Experts(nn.Module):
 class Moe(nn.Module):
     """Router, routed experts and, where the model has one, the shared expert."""
 
-    def __init__(self, config: ModelConfig, gate: Gate, dtype: torch.dtype) -> None:
+    def __init__(self, ranks: Ranks, gate: Gate, dtype: torch.dtype) -> None:
         super().__init__()
+        config = ranks.share.config
+        self.spread = ranks.spread
         self.gate = Router(config)
-        self.experts = Experts(config, gate, dtype)
+        self.experts = Experts(ranks, gate, dtype)
         self.shared: GatedMlp | None = None
         if config.shared_inter:
             self.shared = GatedMlp(config.hidden, config.shared_inter, gate, dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """[num_tokens, hidden], the part that this rank's experts and columns give. Where ranks hold different
+        tokens, each computes its experts for the tokens of all of them."""
         shared = None if self.shared is None else self.shared(x)
-        return self.experts(x, *self.gate(x), shared)
+        if self.spread.size == 1:
+            return self.experts(x, *self.gate(x), shared)
+        tokens = self.spread.gather_tokens(x, batch.token_counts)
+        routed = self.experts(tokens, *self.gate(tokens), None)
+        output = self.spread.scatter_tokens(routed, batch.token_counts)
+        return output if shared is None else output + shared

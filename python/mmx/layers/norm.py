@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mmx import ops
+from mmx.distributed import Group
 from mmx.layers.linear import parameter
 
 
@@ -24,3 +25,16 @@ class RmsNorm(nn.Module):
     def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``residual += x``, then the norm of the sum, written over ``x``."""
         return ops.add_rms_norm(residual, x, self.weight, self.eps, self.gemma, out=x)
+
+
+def norm_over_ranks(parts: list[tuple[torch.Tensor, RmsNorm]], group: Group) -> None:
+    """Norms in place over rows of which each rank of ``group`` has an equally wide part: x [num_tokens, width of
+    the part] and its norm, each with its own mean square. One all-reduce for all parts.
+
+    Ranks may hold the same columns: each does so equally often, hence the mean of the means stays right.
+    """
+    squares = torch.stack([x.float().square().mean(1) for x, _ in parts])
+    means = group.all_reduce(squares) / group.size
+    for (x, norm), mean in zip(parts, means, strict=True):
+        weight = norm.weight.float() + 1 if norm.gemma else norm.weight.float()
+        x.copy_(x.float() * torch.rsqrt(mean + norm.eps).unsqueeze(1) * weight)

@@ -6,19 +6,22 @@ import torch
 from torch import nn
 
 from mmx import ops
+from mmx.distributed import Ranks
 from mmx.layers import Attention, ForwardBatch, Linear, Moe, RmsNorm
 from mmx.layers.mlp import Gate
-from mmx.model_config import ModelConfig
+from mmx.layers.norm import norm_over_ranks
 from mmx.models.causal_lm import DecoderLayer
 
 
 class M2Attention(nn.Module):
     """q | k | v in one projection; the mean square of q (and of k) runs over all heads together."""
 
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, ranks: Ranks, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
+        config = ranks.share.config
         self.layer = layer
-        self.paged = Attention(config, sparse=False)
+        self.group = ranks.tensor
+        self.paged = Attention(ranks, sparse=False)
         self.q_width = config.num_heads * config.head_dim
         self.kv_width = config.num_kv_heads * config.head_dim
         self.qkv = Linear(config.hidden, self.paged.width, dtype)
@@ -29,13 +32,16 @@ class M2Attention(nn.Module):
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         qkv: torch.Tensor = self.qkv(x)
         q, k, _ = qkv.split_with_sizes((self.q_width, self.kv_width, self.kv_width), 1)
-        self.q_norm(q, out=q)
-        self.k_norm(k, out=k)
+        if self.group.size == 1:
+            self.q_norm(q, out=q)
+            self.k_norm(k, out=k)
+        else:
+            norm_over_ranks([(q, self.q_norm), (k, self.k_norm)], self.group)
         output: torch.Tensor = self.o(self.paged.dense(qkv, batch.caches[self.layer], batch))
         return output
 
 
-def m2_layer(config: ModelConfig, layer: int, dtype: torch.dtype) -> DecoderLayer:
+def m2_layer(ranks: Ranks, layer: int, dtype: torch.dtype) -> DecoderLayer:
     """Layer number ``layer``: every one has a mixture of experts."""
-    mlp = Moe(config, Gate(ops.Activation.SILU), dtype)
-    return DecoderLayer(config, M2Attention(config, layer, dtype), mlp, dtype)
+    mlp = Moe(ranks, Gate(ops.Activation.SILU), dtype)
+    return DecoderLayer(ranks, M2Attention(ranks, layer, dtype), mlp, dtype)

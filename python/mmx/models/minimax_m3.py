@@ -7,20 +7,21 @@ import torch
 from torch import nn
 
 from mmx import ops
+from mmx.distributed import Ranks
 from mmx.layers import Attention, ForwardBatch, GatedMlp, Linear, Moe, RmsNorm
 from mmx.layers.mlp import Gate
-from mmx.model_config import ModelConfig
 from mmx.models.causal_lm import DecoderLayer
 
 
 class M3Attention(nn.Module):
     """One projection for q | k | v or, with an indexer, q | k | index_q | index_k | v."""
 
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, ranks: Ranks, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
+        config = ranks.share.config
         self.layer = layer
         self.sparse = config.sparse_layers[layer]
-        self.paged = Attention(config, self.sparse)
+        self.paged = Attention(ranks, self.sparse)
         self.qkv = Linear(config.hidden, self.paged.width, dtype)
         norm = (config.head_dim, config.norm_eps, config.gemma, dtype)
         self.q_norm = RmsNorm(*norm)
@@ -44,12 +45,13 @@ class M3Attention(nn.Module):
         return output
 
 
-def m3_layer(config: ModelConfig, layer: int, dtype: torch.dtype) -> DecoderLayer:
+def m3_layer(ranks: Ranks, layer: int, dtype: torch.dtype) -> DecoderLayer:
     """Layer number ``layer``, with a mixture of experts or a dense MLP."""
+    config = ranks.share.config
     gate = Gate(ops.Activation.SWIGLU_OAI, config.swiglu_alpha, config.swiglu_limit)
     mlp: nn.Module
     if config.moe_layers[layer]:
-        mlp = Moe(config, gate, dtype)
+        mlp = Moe(ranks, gate, dtype)
     else:
         mlp = GatedMlp(config.hidden, config.dense_inter, gate, dtype)
-    return DecoderLayer(config, M3Attention(config, layer, dtype), mlp, dtype)
+    return DecoderLayer(ranks, M3Attention(ranks, layer, dtype), mlp, dtype)

@@ -1,10 +1,10 @@
 """Who holds what: from sizes and a rank to groups of ranks and ranges of heads, experts and vocabulary.
 
-Pure functions. Rank ``r`` is at place (data, context, tensor) = (d, p, t) with ``r = (d * pcp + p) * tp + t``.
-A *tensor group* (same d and p) shares the heads and sees the same tokens. The ranks that see different tokens of
-one model, ranks of the same t, are a *spread group*: they exchange tokens around the experts, which are dealt out
-over spread and tensor group together. Replicas that share no experts (``coupled`` false) are spread groups of
-their own.
+Pure functions. Rank ``r`` is at place (data, context, tensor) = (d, p, t) with ``r = (d * pcp + p) * tp +
+t``. A *tensor group* (same d and p) shares the heads and sees the same tokens. The ranks that see different
+tokens of one model, ranks of the same t, are a *spread group*: they exchange tokens around the experts, which
+are dealt out over spread and tensor group together. Replicas that share no experts (``coupled`` false) are
+spread groups of their own.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def _expert_sizes(parallel: ParallelConfig, config: ModelConfig, num_ranks: int)
     moe_tp = num_ranks // ep if moe_tp is None else moe_tp
     if ep * moe_tp != num_ranks:
         raise ConfigError(
-            f"moe_expert_parallel_size {ep} x moe_tensor_parallel_size {moe_tp} must be the {num_ranks} ranks that "
-            "share the experts"
+            f"moe_expert_parallel_size {ep} x moe_tensor_parallel_size {moe_tp} must be the {num_ranks} "
+            "ranks that share the experts"
         )
     if parallel.expert_parallel is False and ep > 1:
         raise ConfigError(f"moe_expert_parallel_size {ep} contradicts enable_expert_parallel false")
@@ -173,6 +173,6 @@ def _check(layout: Layout, config: ModelConfig) -> None:
     block = FP8_BLOCK if config.fp8_blocks else 1
     if layout.moe_tp > 1 and config.inter // layout.moe_tp % block:
         raise ConfigError(
-            f"{layout.moe_tp} slices of intermediate_size {config.inter} cut through the {FP8_BLOCK}-wide scale "
-            "blocks of fp8 weights: deal the experts out whole with --enable-expert-parallel"
+            f"{layout.moe_tp} slices of intermediate_size {config.inter} cut through the {FP8_BLOCK}-wide "
+            "scale blocks of fp8 weights: deal the experts out whole with --enable-expert-parallel"
         )

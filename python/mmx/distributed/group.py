@@ -1,4 +1,5 @@
-"""A group of ranks and its collectives. Every call is counted: tests hold the numbers, the watchdog names them."""
+"""A group of ranks and its collectives. Every call is counted: tests hold the numbers, the watchdog names
+them."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import torch.distributed as dist
 class CallLog:
     """What this rank has asked of its peers.
 
-    ``calls`` counts by (collective, group), ``num_bytes`` the bytes this rank put in. ``current`` is the call it
-    waits in, None between calls; on a GPU calls return before they are done.
+    ``calls`` counts by (collective, group), ``num_bytes`` the bytes this rank put in. ``current`` is the call
+    it waits in, None between calls; on a GPU calls return before they are done.
     """
 
     def __init__(self) -> None:
@@ -37,8 +38,8 @@ class CallLog:
 class Group:
     """Ranks in a fixed order, this process among them; a group of one does nothing and counts nothing.
 
-    Tensors are contiguous, results are new tensors unless said otherwise. Sums are taken in the tensor's dtype,
-    and every rank of the group gets the same bits.
+    Tensors are contiguous, results are new tensors unless said otherwise. Sums are taken in the tensor's
+    dtype, and every rank of the group gets the same bits.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class Group:
         return out
 
     def all_to_all(self, x: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
-        """Rows ``x`` in order of their receiver, ``sent[i]`` for rank i; the rows from all ranks in order of their
-        sender, ``received[i]`` from rank i."""
+        """Rows ``x`` in order of their receiver, ``sent[i]`` for rank i; the rows from all ranks in order of
+        their sender, ``received[i]`` from rank i."""
         if self.size == 1:
             return x
         out = x.new_empty((sum(received), *x.shape[1:]))

@@ -16,8 +16,9 @@ LIBRARIES = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
 class Ranks:
-    """``share`` is what this rank holds. ``tensor`` ranks see the same tokens, ``spread`` ranks exchange tokens
-    around the experts, ``context`` ranks the K and V of prompts they compute together (see ``mmx.layout``)."""
+    """``share`` is what this rank holds. ``tensor`` ranks see the same tokens, ``spread`` ranks exchange
+    tokens around the experts, ``context`` ranks the K and V of prompts they compute together (see
+    ``mmx.layout``)."""
 
     def __init__(self, config: ModelConfig, layout: Layout, rank: int, log: CallLog, make: MakeGroup) -> None:
         self.layout = layout
@@ -48,25 +49,27 @@ class Ranks:
         timeout: float,
         log: CallLog,
     ) -> Ranks:
-        """Meet the other ranks at the store that rank 0 opens at ``address:port``, within ``timeout`` seconds."""
+        """Meet the other ranks at the store that rank 0 opens at ``address:port``, within ``timeout``
+        seconds."""
         wait = timedelta(seconds=timeout)
-        store = dist.TCPStore(address, port, layout.world_size, is_master=rank == 0, timeout=wait)
+        world = layout.world_size
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, world, is_master=rank == 0, timeout=wait
+        )
         dist.init_process_group(
             LIBRARIES[device.type],
             store=store,
             rank=rank,
-            world_size=layout.world_size,
+            world_size=world,
             timeout=wait,
             device_id=device if device.type != "cpu" else None,
         )
 
-        made: dict[tuple[int, ...], dist.ProcessGroup | None] = {
-            tuple(range(layout.world_size)): dist.group.WORLD
-        }
+        made: dict[tuple[int, ...], dist.ProcessGroup | None] = {tuple(range(world)): dist.group.WORLD}
 
         def make(name: str, ranks_of: Callable[[int], tuple[int, ...]]) -> Group:
             # Why all of them: every process has to take part in making every group, in one order.
-            for ranks in sorted({ranks_of(r) for r in range(layout.world_size)}):
+            for ranks in sorted({ranks_of(r) for r in range(world)}):
                 if len(ranks) > 1 and ranks not in made:
                     made[ranks] = dist.new_group(list(ranks))
             return Group(name, ranks_of(rank), rank, log, made.get(ranks_of(rank)))

@@ -63,7 +63,8 @@ class Attention:
         return ops.sparse_attention(q, cache.k, cache.v, block_ids, *where, self.scale).flatten(1)
 
     def _store(self, cache: LayerCache, batch: ForwardBatch, *parts: torch.Tensor) -> None:
-        """k, v and, on block-sparse layers, index_k into the pages, with those of the context group's ranks."""
+        """k, v and, on block-sparse layers, index_k into the pages, with those of the context group's
+        ranks."""
         if self.context.size > 1:
             widths = [part.shape[1] for part in parts]
             gathered = self.context.gather_tokens(torch.cat(parts, 1), batch.context_counts)

@@ -30,6 +30,6 @@ class GatedMlp(nn.Module):
         self.gate = gate
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch | None = None) -> torch.Tensor:
-        """[num_tokens, hidden], the part that this rank's columns give; ``batch`` is there because every MLP of
-        a layer is called alike."""
+        """[num_tokens, hidden], the part that this rank's columns give; ``batch`` is there because every MLP
+        of a layer is called alike."""
         return self.down(ops.gated_act(self.gate_up(x), *self.gate))

@@ -63,8 +63,8 @@ class Moe(nn.Module):
             self.shared = GatedMlp(config.hidden, config.shared_inter, gate, dtype)
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        """[num_tokens, hidden], the part that this rank's experts and columns give. Where ranks hold different
-        tokens, each computes its experts for the tokens of all of them."""
+        """[num_tokens, hidden], the part that this rank's experts and columns give. Where ranks hold
+        different tokens, each computes its experts for the tokens of all of them."""
         shared = None if self.shared is None else self.shared(x)
         if self.spread.size == 1:
             return self.experts(x, *self.gate(x), shared)

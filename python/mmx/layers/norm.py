@@ -28,8 +28,8 @@ class RmsNorm(nn.Module):
 
 
 def norm_over_ranks(parts: list[tuple[torch.Tensor, RmsNorm]], group: Group) -> None:
-    """Norms in place over rows of which each rank of ``group`` has an equally wide part: x [num_tokens, width of
-    the part] and its norm, each with its own mean square. One all-reduce for all parts.
+    """Norms in place over rows of which each rank of ``group`` has an equally wide part: x [num_tokens, width
+    of the part] and its norm, each with its own mean square. One all-reduce for all parts.
 
     Ranks may hold the same columns: each does so equally often, hence the mean of the means stays right.
     """

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from mmx import ops
 from mmx.errors import WeightsError
+from mmx.layout import Share
 from mmx.model_config import FP8_BLOCK, ModelConfig
 from mmx.weights.rules import SCALE_SUFFIX, Piece, pieces, text_name
 from mmx.weights.stream import Checkpoint
@@ -22,8 +24,10 @@ def load_weights(
     config: ModelConfig,
     parameters: Mapping[str, torch.Tensor],
     progress: Callable[[float], None],
+    share: Share | None = None,
 ) -> None:
-    """Fill ``parameters`` (name -> tensor of the model, any device) from the checkpoint in ``folder``.
+    """Fill ``parameters`` (name -> tensor of the model, any device) from the checkpoint in ``folder``: the
+    whole model, or the ``share`` of one rank, which reads its slices only.
 
     Values are converted to the parameter's dtype; fp8-block matrices are dequantised. ``progress`` gets
     the share of loaded bytes, up to 1, once per percent. Raises WeightsError naming the first tensor that
@@ -31,14 +35,14 @@ def load_weights(
     """
     checkpoint = Checkpoint(folder)
     found = {text: name for name in checkpoint.names() if (text := text_name(name)) is not None}
-    table = pieces(config)
-    scales = {name + SCALE_SUFFIX for name, piece in table.items() if config.fp8_blocks and piece.matrix}
-    if missing := table.keys() - found.keys():
-        name = min(missing, key=list(table).index)
+    table, names = pieces(config, share), pieces(config)
+    scales = {name + SCALE_SUFFIX for name, piece in names.items() if config.fp8_blocks and piece.matrix}
+    if missing := names.keys() - found.keys():
+        name = min(missing, key=list(names).index)
         raise WeightsError(
             f"tensor {name} is missing: {checkpoint.whereabouts(name)} ({len(missing)} missing in all)"
         )
-    if unexpected := found.keys() - table.keys() - scales:
+    if unexpected := found.keys() - names.keys() - scales:
         name = min(unexpected)
         file = checkpoint.entry(found[name]).file
         raise WeightsError(
@@ -62,7 +66,7 @@ def _target(parameters: Mapping[str, torch.Tensor], piece: Piece) -> torch.Tenso
     target = parameters[piece.parameter]
     if piece.expert is not None:
         target = target[piece.expert]
-    return target[piece.first_row : piece.first_row + piece.shape[0]]
+    return target[piece.first_row : piece.first_row + piece.part_shape[0]]
 
 
 def _read(
@@ -81,7 +85,7 @@ def _read(
             )
         if entry.dtype not in _FLOATS:
             raise WeightsError(f"{where} must be BF16, F16 or F32, got {entry.dtype}")
-        return checkpoint.read(found[name])
+        return _cut(checkpoint.read(found[name]), piece)
     if not fp8:
         raise WeightsError(f"{where} has a scale and must be F8_E4M3, got {entry.dtype}")
     scale = checkpoint.entry(scale_name)
@@ -91,14 +95,46 @@ def _read(
             f"tensor {name + SCALE_SUFFIX} in {scale.file} must be F32 of shape {list(expected)}, "
             f"got {scale.dtype} of {list(scale.shape)}"
         )
-    return ops.fp8_block_dequant(checkpoint.read(found[name]), checkpoint.read(scale_name), dtype)
+    rows, cols = (
+        _blocks(span, size) for span, size in zip((piece.rows, piece.cols), piece.shape, strict=True)
+    )
+    quantised = checkpoint.read(found[name])[rows.begin : rows.end, cols.begin : cols.end]
+    scales = checkpoint.read(scale_name)[rows.first : rows.last, cols.first : cols.last]
+    values = ops.fp8_block_dequant(quantised.contiguous(), scales.contiguous(), dtype)
+    return values[rows.inside, cols.inside]
+
+
+def _cut(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """The rows and columns that are taken, as a view."""
+    for dim, span in enumerate((piece.rows, piece.cols)):
+        if span is not None:
+            tensor = tensor.narrow(dim, span[0], span[1] - span[0])
+    return tensor
+
+
+class _Blocks(NamedTuple):
+    """Scale blocks ``first .. last`` that cover a span, the elements ``begin .. end`` of them, and where
+    among these the span lies."""
+
+    first: int
+    last: int
+    begin: int
+    end: int
+    inside: slice
+
+
+def _blocks(span: tuple[int, int] | None, size: int) -> _Blocks:
+    begin, end = span or (0, size)
+    first, last = begin // FP8_BLOCK, -(-end // FP8_BLOCK)
+    start = first * FP8_BLOCK
+    return _Blocks(first, last, start, min(last * FP8_BLOCK, size), slice(begin - start, end - start))
 
 
 def _check_filled(table: dict[str, Piece], parameters: Mapping[str, torch.Tensor]) -> None:
     """Invariant: the table covers every element of every parameter; a breach is a bug of the rules."""
     filled = dict.fromkeys(parameters, 0)
     for piece in table.values():
-        filled[piece.parameter] += math.prod(piece.shape)
+        filled[piece.parameter] += math.prod(piece.part_shape)
     for name, parameter in parameters.items():
         if filled[name] != parameter.numel():
             raise AssertionError(f"rules fill {filled[name]} of {parameter.numel()} elements of {name}")

@@ -1,0 +1,85 @@
+#pragma once
+
+#include "cuda/kernels/moe/choose.h"
+
+/// The work of a grouped GEMM, listed by every thread block for itself from the offsets of the expert plan:
+/// no host read, no extra launch.
+namespace mmx::cuda::sm90 {
+
+/// One output tile: rows of one expert x weight rows. kCluster blocks work on neighbouring tiles in step.
+struct MoeUnit {
+    int expert, weight_tile;
+    int first_row, num_rows;  // in plan order
+    int height;               // of the tile: num_rows rounded up, the n of the products
+    bool is_weight_shared;    // by all blocks of the cluster, which differ in rows; else they differ in
+                              // weight_tile
+    bool is_valid;            // false: in step only
+};
+
+/// Items are numbered expert by expert, row tiles of the same weights next to each other, so that weights are
+/// read from memory once and rows stay in the L2.
+template <int kMaxHeight, int kCluster>
+struct MoeWorkList {
+    int first_item[kMoeMaxExperts + 1];
+    int first_row[kMoeMaxExperts + 1];
+    int num_experts, num_weight_tiles;
+
+    __device__ __forceinline__ int num_items() const { return first_item[num_experts]; }
+
+    /// By all threads of the block; the caller synchronises the block before the list is read.
+    __device__ __forceinline__ void fill(const int32_t* offsets, int experts, int weight_tiles) {
+        for (int e = static_cast<int>(threadIdx.x); e <= experts; e += static_cast<int>(blockDim.x))
+            first_row[e] = offsets[e];
+        __syncthreads();
+        if (threadIdx.x >= 32) return;
+        const int lane_idx = static_cast<int>(threadIdx.x);
+        int base = 0;
+        for (int first = 0; first < experts; first += 32) {
+            const int e = first + lane_idx;
+            const int num_rows = e < experts ? first_row[e + 1] - first_row[e] : 0;
+            const int tiles = split_rows(num_rows, kMaxHeight).count;
+            const int items = tiles / kCluster * weight_tiles +
+                              tiles % kCluster * ((weight_tiles + kCluster - 1) / kCluster);
+            int sum = items;
+#pragma unroll
+            for (int offset = 1; offset < 32; offset *= 2) {
+                const int lower = __shfl_up_sync(0xFFFFFFFFu, sum, offset);
+                if (lane_idx >= offset) sum += lower;
+            }
+            if (e < experts) first_item[e] = base + sum - items;
+            base += __shfl_sync(0xFFFFFFFFu, sum, 31);
+        }
+        if (lane_idx == 0) {
+            first_item[experts] = base;
+            num_experts = experts;
+            num_weight_tiles = weight_tiles;
+        }
+    }
+
+    /// The tile of block `rank` of the cluster in item number `item`.
+    __device__ __forceinline__ MoeUnit unit(int item, int rank) const {
+        int low = 0, high = num_experts;  // first_item[low] <= item < first_item[high]
+        while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            (first_item[middle] <= item ? low : high) = middle;
+        }
+        const int begin = first_row[low], end = first_row[low + 1];
+        const RowTiles tiles = split_rows(end - begin, kMaxHeight);
+        int index = item - first_item[low], row_tile, weight_tile;
+        const int full = tiles.count / kCluster;
+        const bool is_shared = kCluster > 1 && index < full * num_weight_tiles;
+        if (kCluster == 1 || is_shared) {
+            weight_tile = index / full;
+            row_tile = index % full * kCluster + rank;
+        } else {
+            index -= full * num_weight_tiles;
+            weight_tile = index / (tiles.count % kCluster) * kCluster + rank;
+            row_tile = full * kCluster + index % (tiles.count % kCluster);
+        }
+        const int first = begin + row_tile * tiles.height, num_rows = min(tiles.height, end - first);
+        return {low,       min(weight_tile, num_weight_tiles - 1), first, num_rows, (num_rows + 7) / 8 * 8,
+                is_shared, weight_tile < num_weight_tiles};
+    }
+};
+
+}  // namespace mmx::cuda::sm90

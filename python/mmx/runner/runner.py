@@ -12,12 +12,14 @@ from mmx import ops
 from mmx.backend import Backend, resolve_backend
 from mmx.batch import SampledToken, ScheduledBatch
 from mmx.config import EngineConfig
+from mmx.distributed import Ranks
 from mmx.errors import MemoryPlanError
 from mmx.model_config import ModelConfig, load_eos_token_ids, load_model_config
 from mmx.models import CausalLM, build_model
 from mmx.runner.graphs import DecodeGraphs
 from mmx.runner.inputs import make_inputs
 from mmx.runner.kv_pool import MIB, PoolPlan, allocate_pool, plan_pool
+from mmx.runner.parts import Part, part_of
 from mmx.runner.sampler import sample_tokens
 from mmx.tokenizer import Tokenizer
 from mmx.weights import fill_random, load_weights
@@ -35,7 +37,11 @@ class ModelRunner:
         eos_token_ids: tuple[int, ...],
         never_sampled: tuple[int, ...] = (),
     ) -> None:
+        """``config`` is the whole model's; ``never_sampled`` are ids of the whole vocabulary."""
         self.model = model
+        self.ranks = model.ranks
+        first_id, end_id = self.ranks.share.vocab
+        here = [i - first_id for i in never_sampled if first_id <= i < end_id]
         self.num_blocks, self.max_model_len, self.max_model_len_reason = plan
         self.block_size = config.block_size
         self.vocab_size = config.vocab_size
@@ -45,8 +51,8 @@ class ModelRunner:
         dtype = model.lm_head.weight.dtype
         self.dtype = str(dtype).removeprefix("torch.")
         self._device = backend.device
-        self._never_sampled = torch.tensor(never_sampled, dtype=torch.int64, device=backend.device)
-        self._caches = allocate_pool(config, dtype, backend.device, plan.num_blocks)
+        self._never_sampled = torch.tensor(here, dtype=torch.int64, device=backend.device)
+        self._caches = allocate_pool(self.ranks.share.config, dtype, backend.device, plan.num_blocks)
         table = ops.rope_table(plan.max_model_len, config.rotary_dim, config.rope_theta)
         self._cos_sin = table.to(backend.device)
         self._graphs: DecodeGraphs | None = None
@@ -66,31 +72,38 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
-        """Compute the step; one result per sampling sequence, in batch order."""
-        logits = self.forward(batch)
+        """Compute this rank's part of the step; one result per sampling sequence of it, in batch order."""
+        part = part_of(batch, self.ranks.layout, self.ranks.rank)
+        if part.idle:
+            return []
+        logits = self._forward(part)
         if self._never_sampled.numel():
             logits.index_fill_(1, self._never_sampled, -math.inf)
-        sampling = [seq for seq in batch.seqs if seq.samples]
-        return sample_tokens(logits, sampling) if sampling else []
+        sampling = [seq for seq in part.batch.seqs if seq.samples]
+        return sample_tokens(logits, sampling, self.ranks.tensor) if sampling else []
 
-    @torch.inference_mode()
-    def forward(self, batch: ScheduledBatch) -> torch.Tensor:
-        """Store the step's K and V; logits of the sampling sequences: [num_rows, vocab] f32."""
-        if self._graphs is not None and (replayed := self._graphs.run(batch)) is not None:
+    def _forward(self, part: Part) -> torch.Tensor:
+        """Store the step's K and V; logits of the sampling sequences for this rank's part of the vocabulary:
+        [num_rows, vocab] f32."""
+        if self._graphs is not None and (replayed := self._graphs.run(part.batch)) is not None:
             return replayed
         inputs = make_inputs(
-            batch,
+            part.batch,
             block_size=self.block_size,
             device=self._device,
             cos_sin=self._cos_sin,
             caches=self._caches,
+            part=part,
         )
         logits: torch.Tensor = self.model(inputs)
         return logits
 
 
-def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -> ModelRunner:
-    """Load the model that ``config`` names. ``progress`` gets a phase and the share of it that is done.
+def build_runner(
+    config: EngineConfig, progress: Callable[[str, float], None], ranks: Ranks | None = None
+) -> ModelRunner:
+    """Load the model that ``config`` names, or what one of ``ranks`` holds of it. ``progress`` gets a phase
+    and the share of it that is done.
 
     Raises ConfigError, WeightsError or MemoryPlanError.
     """
@@ -98,7 +111,8 @@ def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -
     backend = resolve_backend(config.device)
     model_config = load_model_config(folder)
     dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
-    model = build_model(model_config, dtype)
+    ranks = ranks or Ranks.alone(model_config)
+    model = build_model(model_config, dtype, ranks)
     _check_fits(model, backend)
     model.to_empty(device=backend.device)
     parameters = dict(model.named_parameters())
@@ -106,18 +120,22 @@ def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -
     if config.load_format == "dummy":
         fill_random(parameters, config.seed, model_config.gemma)
     else:
-        load_weights(folder, model_config, parameters, lambda done: progress("load weights", done))
+        load_weights(
+            folder, model_config, parameters, lambda done: progress("load weights", done), ranks.share
+        )
     progress("load weights", 1.0)
     if config.kv_cache_bytes is None:
         budget, rule = backend.pool_bytes(), backend.pool_rule()
     else:
         budget, rule = config.kv_cache_bytes, "kv_cache_bytes"
-    plan = plan_pool(model_config, dtype, budget, rule, config.max_model_len)
+    budget = ranks.world.least(budget, backend.device)
+    plan = plan_pool(ranks.share.config, dtype, budget, rule, config.max_model_len)
     eos_token_ids = load_eos_token_ids(folder)
     runner = ModelRunner(
         model, model_config, backend, plan, eos_token_ids, _never_sampled(folder, model_config.vocab_size)
     )
-    if backend.has_graphs and not config.enforce_eager:
+    # Why not with a spread group: its ranks have different numbers of tokens in a step.
+    if backend.has_graphs and not config.enforce_eager and ranks.spread.size == 1:
         runner.capture_graphs(config.max_num_seqs, lambda done: progress("capture graphs", done))
     return runner
 

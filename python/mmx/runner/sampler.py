@@ -11,22 +11,30 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from mmx import ops
 from mmx.batch import SampledToken, ScheduledSeq
+from mmx.distributed import Group
 from mmx.protocol import TokenLogprobs
 
 NOT_FINITE = "the model's logits are not finite"
 
 
-def sample_tokens(logits: torch.Tensor, seqs: Sequence[ScheduledSeq]) -> list[SampledToken]:
-    """One result per row.
+def sample_tokens(
+    logits: torch.Tensor, seqs: Sequence[ScheduledSeq], group: Group | None = None
+) -> list[SampledToken]:
+    """One result per row, the same on every rank of ``group``, whose ranks hold a part of the vocabulary
+    each.
 
     Log-probabilities are those of the model, before penalties, biases and temperature.
 
     Args:
-        logits: [num_rows, vocab] f32; changed where a row has penalties or biases.
+        logits: [num_rows, vocab of this rank] f32; changed where a row has penalties or biases.
         seqs: the sequence of each row.
     """
     wanted = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
     adjusted = any(_adjusts(seq) for seq in seqs)
+    if group is not None and group.size > 1:
+        if not wanted and not adjusted and all(seq.params.greedy for seq in seqs):
+            return _results(seqs, _largest(logits, group).tolist(), {})
+        logits = _whole_rows(logits, group)
     model_logits = logits
     if wanted and (adjusted or len(wanted) < len(seqs)):
         model_logits = logits[wanted]
@@ -34,8 +42,32 @@ def sample_tokens(logits: torch.Tensor, seqs: Sequence[ScheduledSeq]) -> list[Sa
         _adjust(logits, seqs)
     token_ids = _draw(logits, seqs)
     logprobs = _logprobs(model_logits, token_ids, wanted, seqs) if wanted else {}
+    return _results(seqs, token_ids.tolist(), logprobs)
+
+
+def _largest(logits: torch.Tensor, group: Group) -> torch.Tensor:
+    """Greedy ids over all parts of the vocabulary (ties: lowest id), -1 where the largest logit is not
+    finite."""
+    values, ids = logits.max(1)
+    # Why f32 ids: a vocabulary has far fewer than 2^24 entries, and one call carries both.
+    ids = ids + group.rank * logits.shape[1]
+    best = group.all_gather(torch.stack([values, ids.float()], 1)).view(group.size, -1, 2)
+    value, place = best[..., 0].max(0)
+    chosen = best[..., 1].gather(0, place.unsqueeze(0)).squeeze(0).long()
+    return chosen.where(value.isfinite(), -1)
+
+
+def _whole_rows(logits: torch.Tensor, group: Group) -> torch.Tensor:
+    """The logits of the whole vocabulary: [num_rows, vocab]."""
+    parts = group.all_gather(logits.contiguous()).view(group.size, *logits.shape)
+    return parts.transpose(0, 1).reshape(logits.shape[0], -1)
+
+
+def _results(
+    seqs: Sequence[ScheduledSeq], token_ids: list[int], logprobs: dict[int, TokenLogprobs]
+) -> list[SampledToken]:
     results = []
-    for row, (seq, token_id) in enumerate(zip(seqs, token_ids.tolist(), strict=True)):
+    for row, (seq, token_id) in enumerate(zip(seqs, token_ids, strict=True)):
         error = None if token_id >= 0 else NOT_FINITE
         result = SampledToken(
             request_id=seq.request_id,

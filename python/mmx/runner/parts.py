@@ -1,0 +1,67 @@
+"""One rank's part of a step: its group's sequences, and of each its tokens. Every rank derives the parts of
+all.
+
+Context ranks cut each sequence's new tokens into equal runs. Neighbours of a sequence take the next run, so
+that single tokens and ragged ends are spread over the ranks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from mmx.batch import ScheduledBatch, ScheduledSeq
+from mmx.layout import Layout
+
+
+class Part(NamedTuple):
+    """``batch`` is what this rank computes. ``token_counts`` are the tokens of the spread group's ranks;
+    ``stored`` are the batches of the context group's ranks, whose K and V this rank stores as well."""
+
+    batch: ScheduledBatch
+    token_counts: tuple[int, ...]
+    stored: tuple[ScheduledBatch, ...]
+
+    @property
+    def idle(self) -> bool:
+        """Nobody among the ranks that this one works with has anything to do."""
+        return not any(self.token_counts)
+
+
+def part_of(batch: ScheduledBatch, layout: Layout, rank: int) -> Part:
+    """What ``rank`` does in a step."""
+    groups = _groups(batch, layout.dp)
+    d, p, _ = layout.place(rank)
+    stored = tuple(_context_part(groups[d], layout.pcp, i) for i in range(layout.pcp))
+    spread = [layout.place(other) for other in layout.spread_group(rank)]
+    counts = tuple(_context_part(groups[i], layout.pcp, j).num_tokens for i, j, _ in spread)
+    return Part(stored[p], counts, stored)
+
+
+def _groups(batch: ScheduledBatch, dp: int) -> list[ScheduledBatch]:
+    if dp == 1:
+        return [batch]
+    groups, first = [], 0
+    for size in batch.group_sizes:
+        groups.append(ScheduledBatch(step=batch.step, seqs=batch.seqs[first : first + size]))
+        first += size
+    return groups
+
+
+def _context_part(batch: ScheduledBatch, pcp: int, p: int) -> ScheduledBatch:
+    if pcp == 1:
+        return batch
+    runs = [_run(seq, pcp, (p - i) % pcp) for i, seq in enumerate(batch.seqs)]
+    return ScheduledBatch(step=batch.step, seqs=[seq for seq in runs if seq.token_ids])
+
+
+def _run(seq: ScheduledSeq, pcp: int, index: int) -> ScheduledSeq:
+    num_tokens = len(seq.token_ids)
+    begin, end = num_tokens * index // pcp, num_tokens * (index + 1) // pcp
+    return msgspec.structs.replace(
+        seq,
+        token_ids=seq.token_ids[begin:end],
+        start=seq.start + begin,
+        samples=seq.samples and end == num_tokens,
+    )

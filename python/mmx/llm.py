@@ -153,7 +153,7 @@ class LLM:
             self._run(sequences, num_prompts=len(ids), use_tqdm=use_tqdm)
         finally:
             # Why: after an error or Ctrl-C nothing of this call may be left in the engine.
-            self._engine.scheduler.abort_all()
+            self._engine.abort_all()
             self._channel.inbox.clear()
             self._channel.outbox.clear()
         return results

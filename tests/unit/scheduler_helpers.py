@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from mmx.batch import SampledToken, ScheduledBatch
+from mmx.batch import PENDING, SampledToken, ScheduledBatch
 from mmx.config import EngineConfig, SamplingParams
 from mmx.protocol import Failed, Submit, TokenOut
 from mmx.scheduler import Scheduler
@@ -28,12 +28,15 @@ class FakeRunner:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
         self.slots: list[list[tuple[int, int] | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.latest: dict[str, int] = {}  # tokens of the step before
 
     def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
         written: set[tuple[int, int]] = set()
         for seq in batch.seqs:
             assert seq.token_ids, "empty chunk"
             for position, token_id in enumerate(seq.token_ids, seq.start):
+                if token_id == PENDING:
+                    token_id = self.latest[seq.request_id]
                 block = seq.block_ids[position // self.block_size]
                 slot = (block, position % self.block_size)
                 assert slot not in written, "two sequences write one slot"
@@ -52,6 +55,7 @@ class FakeRunner:
             if seq.samples:
                 token_id = next_token(history, seq.banned_token_ids)
                 sampled.append(SampledToken(request_id=seq.request_id, token_id=token_id))
+        self.latest = {token.request_id: token.token_id for token in sampled}
         return sampled
 
 
@@ -130,12 +134,43 @@ class Collector:
                 self.finish[result.request_id] = result.finish_reason
 
 
-def run_until_idle(scheduler: Scheduler, runner: FakeRunner, collector: Collector | None = None) -> Collector:
+class Loop:
+    """Runs the steps of a scheduler; with ``overlap`` each is committed after the next one is launched."""
+
+    def __init__(self, scheduler: Scheduler, runner: FakeRunner, collector: Collector, overlap: bool) -> None:
+        self.scheduler, self.runner, self.collector, self.overlap = scheduler, runner, collector, overlap
+        self.flying: tuple[ScheduledBatch, list[SampledToken]] | None = None
+
+    def land(self) -> None:
+        if self.flying is not None:
+            self.collector.add(self.scheduler.commit(*self.flying))
+            self.flying = None
+
+    def step(self) -> ScheduledBatch | None:
+        if self.scheduler.needs_results:
+            self.land()
+        batch = self.scheduler.schedule()
+        launched = None if batch is None else (batch, self.runner.execute(batch))
+        self.land()
+        self.flying = launched
+        if not self.overlap:
+            self.land()
+        return batch
+
+
+def run_until_idle(
+    scheduler: Scheduler,
+    runner: FakeRunner,
+    collector: Collector | None = None,
+    *,
+    loop: Loop | None = None,
+) -> Collector:
     collector = collector or Collector()
-    while scheduler.has_work:
-        batch = scheduler.schedule()
-        assert batch is not None, "work but no step"
-        collector.add(scheduler.commit(batch, runner.execute(batch)))
+    loop = loop or Loop(scheduler, runner, collector, overlap=False)
+    while scheduler.has_work or loop.flying is not None:
+        was_flying = loop.flying is not None
+        batch = loop.step()
+        assert batch is not None or was_flying, "work but no step"
         scheduler.assert_consistent()
     assert scheduler.blocks.num_available == scheduler.blocks.num_blocks, "pages leaked"
     return collector

@@ -13,6 +13,7 @@ from mmx.protocol import Submit
 from unit.scheduler_helpers import (
     Collector,
     FakeRunner,
+    Loop,
     expected_output,
     make_scheduler,
     make_submit,
@@ -51,6 +52,7 @@ requests = st.fixed_dictionaries(
         "min_tokens": st.integers(0, 1),
         "priority": st.integers(0, 2),
         "cache_salt": st.sampled_from(["", "", "a"]),
+        "presence_penalty": st.sampled_from([0.0, 0.0, 0.0, 1.0]),
     }
 )
 # Why bursts: single arrivals between steps would hardly ever fill a pool.
@@ -61,7 +63,7 @@ events = st.lists(
 
 
 def play(
-    script: list[object], num_blocks: int, max_num_seqs: int, chunk: int, caching: bool
+    script: list[object], num_blocks: int, max_num_seqs: int, chunk: int, caching: bool, overlap: bool = False
 ) -> tuple[Collector, list[Submit], list[str], list[ScheduledBatch]]:
     """Feed the events to a scheduler; returns what came out, all submits, aborted ids, all batches."""
     scheduler = make_scheduler(
@@ -75,6 +77,7 @@ def play(
     )
     runner = FakeRunner(num_blocks, BLOCK_SIZE)
     collector = Collector()
+    loop = Loop(scheduler, runner, collector, overlap)
     submits: list[Submit] = []
     aborted: list[str] = []
     batches: list[ScheduledBatch] = []
@@ -88,15 +91,14 @@ def play(
             if event.index < len(submits) and victim not in collector.finish:
                 aborted.append(victim)
             scheduler.abort([victim])
-        elif (batch := scheduler.schedule()) is not None:
+        elif (batch := loop.step()) is not None:
             assert batch.num_tokens <= chunk
             assert len(batch.seqs) <= max_num_seqs
             batches.append(batch)
-            collector.add(scheduler.commit(batch, runner.execute(batch)))
         else:
-            assert not scheduler.has_work
+            assert overlap or not scheduler.has_work
         scheduler.assert_consistent()
-    run_until_idle(scheduler, runner, collector)
+    run_until_idle(scheduler, runner, collector, loop=loop)
     return collector, submits, aborted, batches
 
 
@@ -107,11 +109,12 @@ def play(
     st.integers(1, 6),
     st.integers(1, 20),
     st.booleans(),
+    st.booleans(),
 )
 def test_outputs_depend_on_nothing_but_the_request(
-    script: list[object], num_blocks: int, max_num_seqs: int, chunk: int, caching: bool
+    script: list[object], num_blocks: int, max_num_seqs: int, chunk: int, caching: bool, overlap: bool
 ) -> None:
-    collector, submits, aborted, _ = play(script, num_blocks, max_num_seqs, chunk, caching)
+    collector, submits, aborted, _ = play(script, num_blocks, max_num_seqs, chunk, caching, overlap)
     assert not collector.failed
     for submit in submits:
         tokens, finish = expected_output(submit, MAX_MODEL_LEN)

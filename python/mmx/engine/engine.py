@@ -1,11 +1,15 @@
-"""The engine: one loop around a scheduler and a runner."""
+"""The engine: one loop around a scheduler and a runner.
+
+With a runner whose device works on its own, step n + 1 is planned and launched while step n runs, and the
+results of step n are taken afterwards: the device never waits for the host.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mmx.batch import SampledToken, ScheduledBatch
 from mmx.config import EngineConfig
@@ -58,8 +62,47 @@ class Runner(Protocol):
         """
 
 
+class Flight(Protocol):
+    """A launched step."""
+
+    def result(self) -> list[SampledToken]:
+        """Wait for the step; one result per sampling sequence, in batch order."""
+
+
+@runtime_checkable
+class AsyncRunner(Protocol):
+    """A runner that can be given a step before the one before it is done. ``asynchronous``: that pays."""
+
+    @property
+    def asynchronous(self) -> bool: ...
+
+    def launch(self, batch: ScheduledBatch) -> Flight:
+        """Start a step; ``PENDING`` is what the step before it samples for the same request. A launch that
+        raises has changed nothing that the step computes from."""
+
+
+class _Done(NamedTuple):
+    """The flight of a runner that is not asynchronous."""
+
+    sampled: list[SampledToken]
+
+    def result(self) -> list[SampledToken]:
+        return self.sampled
+
+
+class _Step(NamedTuple):
+    """A step that has been launched and not committed."""
+
+    batch: ScheduledBatch
+    flight: Flight
+    launched: float
+
+
+Results = list[Failed | TokenOut]
+
+
 class Engine:
-    """Serves requests from a channel: drain messages, schedule, run, commit, publish."""
+    """Serves requests from a channel: drain messages, schedule, launch, commit, publish."""
 
     def __init__(self, config: EngineConfig, runner: Runner, channel: Channel) -> None:
         self.runner = runner
@@ -73,6 +116,10 @@ class Engine:
             eos_token_ids=runner.eos_token_ids,
         )
         self.stopped = False
+        self._launcher = runner if isinstance(runner, AsyncRunner) else None
+        self.overlaps = config.async_scheduling and self._launcher is not None and self._launcher.asynchronous
+        self._step: _Step | None = None
+        self._landed = 0.0
 
     def ready(self) -> Ready:
         """What the front end needs to know before the first request."""
@@ -96,16 +143,46 @@ class Engine:
             self.step()
 
     def step(self) -> None:
-        failures = self._drain()
+        """Launch the next step, take the results of the one in flight (without overlap: of the same)."""
+        results = self._drain()
+        before, self._step = self._step, None
+        if before is not None and self.scheduler.needs_results:
+            results += self._land(before)
+            self._publish(results, before)
+            results, before = [], None
         batch = self.scheduler.schedule()
-        started = time.monotonic()
-        outputs = [] if batch is None else self._execute(batch)
-        self._publish(failures + outputs, batch, time.monotonic() - started)
+        step = None
+        if batch is not None:
+            try:
+                step = self._launch(batch)
+            except DeviceLostError:
+                raise
+            except Exception:
+                log.exception("step %d could not be launched with %d sequences", batch.step, len(batch.seqs))
+                if before is not None:
+                    results += self._land(before)
+                    self._publish(results, before)
+                    results, before = [], None
+                step, failures = self._relaunch(batch)
+                results += failures
+        if self.overlaps:
+            self._step = step
+        elif step is not None:
+            before = step
+        if before is not None:
+            results += self._land(before)
+        self._publish(results, before)
 
-    def _drain(self) -> list[Failed | TokenOut]:
+    def abort_all(self) -> None:
+        """End every request and drop the step in flight."""
+        self._step = None
+        self.scheduler.abort_all()
+
+    def _drain(self) -> Results:
         """Take in what the front end sent; blocks only when there is nothing else to do."""
-        failures: list[Failed | TokenOut] = []
-        for message in self.channel.receive(wait=not self.scheduler.has_work):
+        failures: Results = []
+        idle = self._step is None and not self.scheduler.has_work
+        for message in self.channel.receive(wait=idle):
             if (failed := self._handle(message)) is not None:
                 failures.append(failed)
         failures += self.scheduler.expire(time.monotonic())
@@ -121,27 +198,55 @@ class Engine:
                 self.scheduler.reset_prefix_cache()
             case Shutdown():
                 self.stopped = True
-                self.scheduler.abort_all()
+                self.abort_all()
         return None
 
-    def _execute(self, batch: ScheduledBatch) -> list[TokenOut | Failed]:
+    def _launch(self, batch: ScheduledBatch) -> _Step:
+        launched = time.monotonic()
+        flight: Flight
+        if self._launcher is not None:
+            flight = self._launcher.launch(batch)
+        else:
+            flight = _Done(self.runner.execute(batch))
+        return _Step(batch, flight, launched)
+
+    def _relaunch(self, batch: ScheduledBatch) -> tuple[_Step | None, Results]:
+        """After a launch that raised: without the prompts of the step, which are most likely at fault (memory
+        grows with them), and if that raises as well, without the whole step. The decodes can be repeated,
+        because they store the same values at the same places."""
+        fault = ("the engine failed in this step", "engine_error", 500)
+        decodes, failures = self.scheduler.fail_chunks(batch, *fault)
+        results: Results = [*failures]
+        if failures and decodes.seqs:
+            try:
+                return self._launch(decodes), results
+            except DeviceLostError:
+                raise
+            except Exception:
+                log.exception("step %d failed without its prompts as well", batch.step)
+        return None, results + [*self.scheduler.fail(decodes, *fault)]
+
+    def _land(self, step: _Step) -> Results:
+        """Wait for a step and commit it."""
         try:
-            return self.scheduler.commit(batch, self.runner.execute(batch))
+            return self.scheduler.commit(step.batch, step.flight.result())
         except DeviceLostError:
             raise
         except Exception:
-            log.exception("step %d failed with %d sequences", batch.step, len(batch.seqs))
-            return [*self.scheduler.fail(batch, "the engine failed in this step", "engine_error", 500)]
+            log.exception("step %d failed with %d sequences", step.batch.step, len(step.batch.seqs))
+            return [*self.scheduler.fail(step.batch, "the engine failed in this step", "engine_error", 500)]
 
-    def _publish(
-        self, results: list[TokenOut | Failed], batch: ScheduledBatch | None, seconds: float
-    ) -> None:
+    def _publish(self, results: Results, step: _Step | None) -> None:
+        """``step``: the one whose results are among ``results``, None if there is none."""
+        seconds, now = 0.0, time.monotonic()
+        if step is not None:
+            seconds, self._landed = now - max(step.launched, self._landed), now
         messages: list[FromEngine] = [r for r in results if isinstance(r, Failed)]
-        step = StepOutput(
+        output = StepOutput(
             outputs=[r for r in results if isinstance(r, TokenOut)],
             stats=self.scheduler.stats(),
-            step_tokens=0 if batch is None else batch.num_tokens,
-            step_seconds=seconds if batch is not None else 0.0,
+            step_tokens=0 if step is None else step.batch.num_tokens,
+            step_seconds=seconds,
         )
-        messages.append(step)
+        messages.append(output)
         self.channel.send(messages)

@@ -12,7 +12,8 @@ class Request:
     """A sequence from submission to its last token.
 
     ``tokens`` is the prompt followed by what was generated. Positions below ``num_planned`` have been
-    handed to the runner; pages below ``num_keyed_pages`` are in the prefix cache under
+    handed to the runner, in ``num_in_flight`` steps whose results are not known yet; ``num_pending`` of them
+    sample a token, which follows ``tokens``. Pages below ``num_keyed_pages`` are in the prefix cache under
     ``page_keys[i + 1]`` (``page_keys[0]`` is the root). A preempted request keeps its tokens and keys
     and loses its pages.
     """
@@ -30,6 +31,8 @@ class Request:
     deadline: float | None
     page_keys: list[bytes]
     num_planned: int = 0
+    num_in_flight: int = 0
+    num_pending: int = 0
     num_keyed_pages: int = 0
     num_cached_tokens: int | None = None
     block_ids: list[int] = field(default_factory=list)
@@ -45,8 +48,12 @@ class Request:
 
     @property
     def num_unplanned(self) -> int:
-        """Tokens still to be computed before the next one can be sampled."""
-        return len(self.tokens) - self.num_planned
+        """Tokens still to be computed before the next one can be sampled; 0 where the pending one is the
+        last."""
+        num_tokens = len(self.tokens) + self.num_pending
+        if self.num_pending and num_tokens >= self.max_total_tokens:
+            return 0
+        return num_tokens - self.num_planned
 
     @property
     def needs_history(self) -> bool:

@@ -1,19 +1,22 @@
 """Continuous batching with chunked prefill, prefix reuse and preemption by recompute.
 
-One step is ``schedule`` (plan), the runner, ``commit`` (results). Planning never looks at a token that
-is not yet known: ``schedule`` advances ``num_planned``, ``commit`` works from the batch it is given.
+One step is ``schedule`` (plan), the runner, ``commit`` (results). A second step may be planned before the
+first is committed: the token that the first samples is then ``PENDING``. Whether a request ends by its length
+is known without it; one that ends otherwise is computed once too often, and that result is dropped. Its pages
+may be given away at once, because steps run in the order of their planning.
 Everything is kept in insertion order, so that schedulers fed the same events emit the same batches.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from heapq import heappop, heappush
 from operator import attrgetter
 
-from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
+from mmx.batch import PENDING, SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig
 from mmx.protocol import EngineStats, Failed, FinishReason, Submit, TokenOut
 from mmx.scheduler.admission import Limits, refusal
@@ -51,6 +54,7 @@ class Scheduler:
         self._waiting: list[Request] = []  # both lists sorted by Request.order
         self._running: list[Request] = []
         self._deadlines: list[tuple[float, int, str]] = []  # heap; entries of ended requests are skipped
+        self._in_flight: deque[tuple[ScheduledBatch, list[Request]]] = deque()  # planned, not committed
         self._num_arrivals = 0
         self._num_steps = 0
         self._num_waiting_tokens = 0
@@ -65,6 +69,12 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._requests)
+
+    @property
+    def needs_results(self) -> bool:
+        """Whether the next step can not be planned before the one in flight is committed: penalties read
+        all tokens."""
+        return any(req.needs_history and req.num_pending for req in self._running)
 
     def submit(self, message: Submit, now: float) -> Failed | None:
         """Queue a request, or say why not."""
@@ -119,8 +129,9 @@ class Scheduler:
                 self._end(req)
 
     def abort_all(self) -> None:
-        """End every request."""
+        """End every request; steps in flight will not be committed."""
         self.abort(list(self._requests))
+        self._in_flight.clear()
 
     def expire(self, now: float) -> list[Failed]:
         """End the requests whose deadline has passed."""
@@ -151,23 +162,23 @@ class Scheduler:
         """Plan the next step; None when there is nothing to do.
 
         Decodes go first, then chunks of running prompts, then new requests, each in order of priority
-        and arrival, until ``max_num_batched_tokens`` are planned.
+        and arrival, until ``max_num_batched_tokens`` are planned. At most one step may be in flight.
         """
         budget = self.max_num_batched_tokens
-        decodes: list[ScheduledSeq] = []
-        chunks: list[ScheduledSeq] = []
+        decodes: list[tuple[ScheduledSeq, Request]] = []
+        chunks: list[tuple[ScheduledSeq, Request]] = []
 
         i = 0
         while i < len(self._running) and budget > 0:
             req = self._running[i]
             if req.num_unplanned == 1 and self._grow(req):
-                decodes.append(self._plan(req, 1))
+                decodes.append((self._plan(req, 1), req))
                 budget -= 1
             i += 1
         for req in self._running:
             if req.num_unplanned > 1 and budget > 0:
                 num_tokens = min(budget, req.num_unplanned)
-                chunks.append(self._plan(req, num_tokens))
+                chunks.append((self._plan(req, num_tokens), req))
                 budget -= num_tokens
         while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
             req = self._waiting[0]
@@ -175,25 +186,28 @@ class Scheduler:
                 break
             num_tokens = min(budget, req.num_unplanned)
             is_decode = req.num_unplanned == 1
-            (decodes if is_decode else chunks).append(self._plan(req, num_tokens))
+            (decodes if is_decode else chunks).append((self._plan(req, num_tokens), req))
             budget -= num_tokens
 
         if not decodes and not chunks:
             return None
         self._num_steps += 1
-        return ScheduledBatch(step=self._num_steps, seqs=decodes + chunks)
+        planned = decodes + chunks
+        batch = ScheduledBatch(step=self._num_steps, seqs=[seq for seq, _ in planned])
+        self._in_flight.append((batch, [req for _, req in planned]))
+        return batch
 
     def commit(self, batch: ScheduledBatch, sampled: Sequence[SampledToken]) -> list[TokenOut | Failed]:
-        """Take over the results of a step: one sampled token per sampling sequence, in batch order."""
+        """Take over the results of the oldest step in flight: one sampled token per sampling sequence, in
+        batch order. Those of requests that have ended meanwhile are dropped."""
         sampling = [seq.request_id for seq in batch.seqs if seq.samples]
         if [token.request_id for token in sampled] != sampling:
             raise ValueError(f"sampled must hold one token for each of {len(sampling)} sampling sequences")
         outputs: list[TokenOut | Failed] = []
         results = iter(sampled)
-        for seq in batch.seqs:
+        for seq, req in zip(batch.seqs, self._land(batch), strict=True):
             token = next(results) if seq.samples else None
-            req = self._requests.get(seq.request_id)
-            if req is None:
+            if self._requests.get(seq.request_id) is not req:
                 continue
             if token is not None and token.error is not None:
                 # Why: what made the logits bad may sit in the pages, and must not spread by a hit.
@@ -207,21 +221,40 @@ class Scheduler:
                 )
                 outputs.append(failed)
                 continue
-            if self._caching:
+            if self._caching and req.block_ids:  # none: preempted meanwhile
                 self._remember_pages(req, seq.start + len(seq.token_ids))
             if token is not None:
                 outputs.append(self._accept(req, token))
         return outputs
 
     def fail(self, batch: ScheduledBatch, message: str, code: str, status: int) -> list[Failed]:
-        """End every request of a step that could not be computed."""
-        failures = []
-        for seq in batch.seqs:
-            if (req := self._requests.get(seq.request_id)) is not None:
-                self._end(req)
-                text = f"request {req.request_id[:64]}: {message}"
-                failures.append(Failed(request_id=req.request_id, message=text, code=code, status=status))
-        return failures
+        """End every request of the oldest step in flight, which could not be computed."""
+        return [
+            self._fail(req, message, code, status)
+            for req in self._land(batch)
+            if self._requests.get(req.request_id) is req
+        ]
+
+    def fail_chunks(
+        self, batch: ScheduledBatch, message: str, code: str, status: int
+    ) -> tuple[ScheduledBatch, list[Failed]]:
+        """End the requests whose prompts are a part of the newest step in flight, which could not be
+        computed; returns the decodes of that step, which take its place."""
+        newest, reqs = self._in_flight.pop()
+        if newest is not batch:
+            raise ValueError(f"step {batch.step} is not the newest in flight")
+        failures, kept = [], []
+        for seq, req in zip(batch.seqs, reqs, strict=True):
+            if len(seq.token_ids) == 1 and seq.samples:
+                kept.append((seq, req))
+                continue
+            req.num_in_flight -= 1
+            req.num_pending -= seq.samples
+            if self._requests.get(req.request_id) is req:
+                failures.append(self._fail(req, message, code, status))
+        rest = ScheduledBatch(step=batch.step, seqs=[seq for seq, _ in kept])
+        self._in_flight.append((rest, [req for _, req in kept]))
+        return rest, failures
 
     # ---- facts -----------------------------------------------------------------------------------
 
@@ -252,6 +285,10 @@ class Scheduler:
         assert self._num_waiting_tokens == sum(len(req.tokens) for req in self._waiting)
         for req in self._running:
             assert len(req.block_ids) >= self.blocks.num_blocks_for(req.num_planned), "positions without page"
+        flying = [req for _, reqs in self._in_flight for req in reqs]
+        for req in self._requests.values():
+            assert req.num_in_flight == sum(other is req for other in flying), "steps in flight miscounted"
+            assert 0 <= req.num_pending <= req.num_in_flight, "pending tokens miscounted"
 
     # ---- parts -----------------------------------------------------------------------------------
 
@@ -271,6 +308,21 @@ class Scheduler:
             return True
         return False
 
+    def _land(self, batch: ScheduledBatch) -> list[Request]:
+        """The requests of the oldest step in flight, which must be ``batch``, and no longer is."""
+        if not self._in_flight or self._in_flight[0][0] is not batch:
+            raise ValueError(f"step {batch.step} is not the oldest in flight")
+        _, reqs = self._in_flight.popleft()
+        for seq, req in zip(batch.seqs, reqs, strict=True):
+            req.num_in_flight -= 1
+            req.num_pending -= seq.samples
+        return reqs
+
+    def _fail(self, req: Request, message: str, code: str, status: int) -> Failed:
+        self._end(req)
+        text = f"request {req.request_id[:64]}: {message}"
+        return Failed(request_id=req.request_id, message=text, code=code, status=status)
+
     def _end(self, req: Request) -> None:
         """Forget a request, wherever it is."""
         del self._requests[req.request_id]
@@ -285,14 +337,17 @@ class Scheduler:
 
     def _plan(self, req: Request, num_tokens: int) -> ScheduledSeq:
         start, end = req.num_planned, req.num_planned + num_tokens
+        num_known, num_outputs = len(req.tokens), req.num_output_tokens + req.num_pending
+        samples = end == num_known + req.num_pending
         req.num_planned = end
-        num_outputs = req.num_output_tokens
+        req.num_in_flight += 1
+        req.num_pending += samples
         return ScheduledSeq(
             request_id=req.request_id,
-            token_ids=req.tokens[start:end],
+            token_ids=req.tokens[start:end] if end <= num_known else [PENDING],
             start=start,
             block_ids=req.block_ids[: self.blocks.num_blocks_for(end)],
-            samples=end == len(req.tokens),
+            samples=samples,
             params=req.params,
             seed=req.seed,
             num_output_tokens=num_outputs,
@@ -323,12 +378,15 @@ class Scheduler:
         self._enqueue(req)
 
     def _admit(self, req: Request) -> bool:
-        """Start the first waiting request if all pages of its known tokens are available.
+        """Start the first waiting request if all pages of its known tokens are available and nothing of it
+        is in flight.
 
         Why all at once: prompts that grow chunk by chunk could fill the pool with none complete.
         Why the reserve: a request that starts on the last page is preempted as soon as another decodes
         past a page border.
         """
+        if req.num_in_flight:
+            return False
         hits = self._find_prefix(req) if self._caching else []
         num_new = self.blocks.num_blocks_for(len(req.tokens)) - len(hits)
         reserve = -(-len(self._running) // 8)
@@ -376,6 +434,7 @@ class Scheduler:
         """Append a sampled token and end the request if it was the last one."""
         is_first = req.num_output_tokens == 0
         req.tokens.append(token.token_id)
+        self._num_waiting_tokens += not req.block_ids  # preempted meanwhile
         self._num_output_tokens += 1
         if is_first:
             self._num_prompt_tokens += req.num_prompt_tokens

@@ -10,7 +10,6 @@ import msgspec
 from mmx.config import SamplingParams
 from mmx.protocol import TokenLogprobs
 
-
 PENDING = -1
 """Stands in ``ScheduledSeq.token_ids`` for the token that the step before this one samples for the same
 request: planned before it is known, filled in by the runner."""
@@ -19,8 +18,8 @@ request: planned before it is known, filled in by the runner."""
 class ScheduledSeq(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence's part of a step.
 
-    ``token_ids`` are the tokens to compute, at positions ``start .. start + len(token_ids) - 1``; the only one
-    of a decode may be ``PENDING``;
+    ``token_ids`` are the tokens to compute, at positions ``start .. start + len(token_ids) - 1``; that of
+    a decode may be ``PENDING``;
     ``block_ids`` is the whole block table, covering every position up to the last computed one.
     ``samples`` says whether a token is sampled after the last of them (false for a prompt chunk that
     is not the last). ``num_output_tokens`` counts tokens generated before this step (it numbers the

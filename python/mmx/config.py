@@ -133,8 +133,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     ``model`` is a checkpoint folder. ``kv_cache_bytes`` bounds the page pool (None: 25 % of the free
     memory on a CPU). ``max_num_batched_tokens`` bounds the tokens of one step. ``enforce_eager`` keeps decode
-    steps out of device graphs. ``async_scheduling`` plans a step while the one before it runs, on devices that
-    work on their own. ``place`` is what this process adds to ``parallel``: it differs between nodes.
+    steps out of device graphs. ``async_scheduling`` plans a step while the one before it runs, where the
+    device works on its own. ``place`` is what this process adds to ``parallel``: it differs between nodes.
     """
 
     model: str

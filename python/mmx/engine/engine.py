@@ -224,7 +224,7 @@ class Engine:
                 raise
             except Exception:
                 log.exception("step %d failed without its prompts as well", batch.step)
-        return None, results + [*self.scheduler.fail(decodes, *fault)]
+        return None, [*results, *self.scheduler.fail(decodes, *fault)]
 
     def _land(self, step: _Step) -> Results:
         """Wait for a step and commit it."""

@@ -50,9 +50,12 @@ struct Inputs {
                 .k_cache_block_stride = page_size(),
                 .v_cache_block_stride = page_size(),
                 .block_table_stride = batch.blocks_per_seq,
+                .k_scale = nullptr,
+                .v_scale = nullptr,
                 .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
                 .dtype = dtype,
-                .cache_dtype = dtype};
+                .cache_dtype = dtype,
+                .fixed_split = false};
     }
 
     /// `num_keys`: pairs of query token and key of one head; `kv_bytes`: what must be read of the caches.

@@ -33,6 +33,8 @@ MMX_BENCH(kv_store) {
                                   .k = k.as(),
                                   .v = v.as(),
                                   .slot_mapping = slots.as<int64_t>(),
+                                  .k_scale = nullptr,
+                                  .v_scale = nullptr,
                                   .num_tokens = num_tokens,
                                   .num_kv_heads = num_kv_heads,
                                   .head_dim = head_dim,

@@ -35,7 +35,8 @@ MMX_BENCH(select_blocks) {
                                  .cache_block_stride = page_size,
                                  .block_table_stride = batch.blocks_per_seq,
                                  .dtype = dtype,
-                                 .cache_dtype = dtype};
+                                 .cache_dtype = dtype,
+                                 .fixed_split = false};
             p.workspace_bytes = b.ops().select_blocks_workspace ? b.ops().select_blocks_workspace(p) : 0;
             const bench::Buffer workspace = b.empty(DType::kI8, std::max<int64_t>(1, p.workspace_bytes));
             p.workspace = p.workspace_bytes ? workspace.as() : nullptr;

@@ -76,14 +76,15 @@ void merge(const Softmax& total, const Softmax& part, int64_t rows, int64_t widt
 }
 
 /// K and V of one block and KV head in the cache.
-template <class T>
+template <class C>
 struct Page {
-    const T* k;  // [num_keys, head_dim]
-    const T* v;  // [num_keys, head_dim]
+    const C* k;  // [num_keys, head_dim]
+    const C* v;  // [num_keys, head_dim]
     int64_t num_keys;
 };
 
-template <class T>
+/// Queries of type T, pages of type C.
+template <class T, class C>
 struct Attention {
     const PagedAttentionParams& p;
     const int32_t* block_ids;  // as in SparseAttentionParams, or null: every block
@@ -125,7 +126,8 @@ struct Attention {
     /// Queries of a tile and KV head as rows (token, head of the group), in units that make 2^score the
     /// weight.
     void load_queries(float* q, const TokenTile& tile, int64_t kv_head) const {
-        const float factor = p.scale * std::numbers::log2e_v<float>;
+        const float k_scale = p.k_scale ? p.k_scale[kv_head] : 1.0f;
+        const float factor = p.scale * std::numbers::log2e_v<float> * k_scale;
         for (int64_t row = 0; row < tile.num_tokens * group; ++row) {
             const T* src = static_cast<const T*>(p.q) + (tile.token + row / group) * p.q_token_stride +
                            (kv_head * group + row % group) * p.q_head_stride;
@@ -134,10 +136,11 @@ struct Attention {
     }
 
     void store(const Softmax& total, const TokenTile& tile, int64_t kv_head) const {
+        const float v_scale = p.v_scale ? p.v_scale[kv_head] : 1.0f;
         for (int64_t row = 0; row < tile.num_tokens * group; ++row) {
             T* dst = static_cast<T*>(p.out) + (tile.token + row / group) * p.out_token_stride +
                      (kv_head * group + row % group) * p.out_head_stride;
-            const float inverse = total.sum[row] == 0 ? 0.0f : 1.0f / total.sum[row];
+            const float inverse = total.sum[row] == 0 ? 0.0f : v_scale / total.sum[row];
             for (int64_t d = 0; d < p.head_dim; ++d)
                 dst[d] = from_float<T>(total.out[row * width + d] * inverse);
         }
@@ -166,9 +169,9 @@ struct Attention {
                 segment = block / segment_blocks;
             }
             const int64_t page = table[block], head_offset = kv_head * p.block_size * p.head_dim;
-            const Page<T> source{
-                .k = static_cast<const T*>(p.k_cache) + page * p.k_cache_block_stride + head_offset,
-                .v = static_cast<const T*>(p.v_cache) + page * p.v_cache_block_stride + head_offset,
+            const Page<C> source{
+                .k = static_cast<const C*>(p.k_cache) + page * p.k_cache_block_stride + head_offset,
+                .v = static_cast<const C*>(p.v_cache) + page * p.v_cache_block_stride + head_offset,
                 // Slots past the tile's last token are never read.
                 .num_keys = std::min(p.block_size, tile.position + tile.num_tokens - block * p.block_size)};
             if (!once && block != packed) {
@@ -188,7 +191,7 @@ struct Attention {
 
     /// One block for rows [begin, end), packed already or, given its `source`, on the way. `offset` is the
     /// position of the tile's first token within the block.
-    void attend_rows(int64_t begin, int64_t end, int64_t offset, const float* q, const Page<T>* source,
+    void attend_rows(int64_t begin, int64_t end, int64_t offset, const float* q, const Page<C>* source,
                      float* keys, float* values, float* work, const Softmax& part) const {
         float* scores = work;
         float* factors = work + kChunkRows * padded_keys;
@@ -286,11 +289,14 @@ struct Attention {
 }  // namespace
 
 void paged_attention(const PagedAttentionParams& p, Stream) {
-    dispatch_float(p.dtype, [&](auto t) { Attention<decltype(t)>{p, nullptr, 0}.run(); });
+    dispatch_pages(p.dtype, p.cache_dtype,
+                   [&](auto t, auto c) { Attention<decltype(t), decltype(c)>{p, nullptr, 0}.run(); });
 }
 
 void sparse_attention(const SparseAttentionParams& p, Stream) {
-    dispatch_float(p.base.dtype, [&](auto t) { Attention<decltype(t)>{p.base, p.block_ids, p.topk}.run(); });
+    dispatch_pages(p.base.dtype, p.base.cache_dtype, [&](auto t, auto c) {
+        Attention<decltype(t), decltype(c)>{p.base, p.block_ids, p.topk}.run();
+    });
 }
 
 }  // namespace mmx::cpu::MMX_CPU_ISA

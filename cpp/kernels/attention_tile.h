@@ -127,6 +127,8 @@ static inline void pack_keys(float* dst, const T* src, int64_t num_keys, int64_t
             for (int64_t i = 0; i < width; ++i) {
                 if constexpr (std::is_same_v<T, float>) {
                     store(columns + (d + i) * kStrip, std::bit_cast<vf>(rows[i]));
+                } else if constexpr (std::is_same_v<T, e4m3>) {  // a lane holds four channels
+                    store(columns + (d + i) * kStrip, decode_e4m3(rows[i / 4] >> (8 * (i % 4))));
                 } else {  // a lane holds two channels, the first one in its low half
                     const vu bits = i % 2 ? rows[i / 2] & 0xFFFF0000u : rows[i / 2] << 16;
                     store(columns + (d + i) * kStrip, std::bit_cast<vf>(bits));
@@ -211,6 +213,15 @@ static inline void for_each_tile(int64_t begin, int64_t end, F&& f) {
         }
         row += rows;
     }
+}
+
+/// Calls f(T{}, C{}) with the element types of queries and pages.
+template <class F>
+static inline void dispatch_pages(DType dtype, DType cache_dtype, F&& f) {
+    dispatch_float(dtype, [&](auto t) {
+        if (cache_dtype == DType::kE4M3) return f(t, e4m3{});
+        f(t, t);
+    });
 }
 
 /// Consecutive query tokens of one sequence that are worked on together.

@@ -18,7 +18,8 @@ uint64_t rank_key(float score, int64_t block, bool forced) {
            (0x7FFFFFFFu - static_cast<uint32_t>(block));
 }
 
-template <class T>
+/// Queries of type T, pages of type C.
+template <class T, class C>
 struct Selector {
     const SelectBlocksParams& p;
     int64_t width = align_up(p.index_dim, kStrip);
@@ -56,7 +57,7 @@ struct Selector {
             const auto visible = [&](int64_t row) {
                 return std::min(p.block_size, offset + row / heads + 1);
             };
-            const T* page = static_cast<const T*>(p.index_k_cache) + table[block] * p.cache_block_stride;
+            const C* page = static_cast<const C*>(p.index_k_cache) + table[block] * p.cache_block_stride;
             const int64_t first_row = std::max(first, -offset) * heads, most = visible(rows - 1);
             for (int64_t row = first_row; row < rows; ++row) scores[row * stride + block] = -kInfinity;
             for (int64_t key = 0; key < most; key += kStrip) {
@@ -164,7 +165,8 @@ struct Selector {
 }  // namespace
 
 void select_blocks(const SelectBlocksParams& p, Stream) {
-    dispatch_float(p.dtype, [&](auto t) { Selector<decltype(t)>{p}.run(); });
+    dispatch_pages(p.dtype, p.cache_dtype,
+                   [&](auto t, auto c) { Selector<decltype(t), decltype(c)>{p}.run(); });
 }
 
 }  // namespace mmx::cpu::MMX_CPU_ISA

@@ -32,6 +32,24 @@ struct e4m3 {
     uint8_t bits;
 };
 
+/// The nearest code, ties to even; beyond 448 the largest code, NaN stays NaN.
+static inline e4m3 to_e4m3(float x) {
+    const uint32_t u = std::bit_cast<uint32_t>(x), sign = u >> 24 & 0x80u, magnitude = u & 0x7FFFFFFFu;
+    uint32_t code = 0;
+    if (magnitude > 0x7F800000u) {
+        code = 0x7F;
+    } else if (magnitude >= std::bit_cast<uint32_t>(448.0f)) {
+        code = 0x7E;
+    } else if (magnitude < std::bit_cast<uint32_t>(0x1p-6f)) {
+        // Adding 2^14 leaves the multiple of 2^-9, rounded, in the low bits.
+        code = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) -
+               std::bit_cast<uint32_t>(0x1p14f);
+    } else {
+        code = ((magnitude + 0x7FFFFu + (magnitude >> 20 & 1u)) >> 20) - (120u << 3);
+    }
+    return {static_cast<uint8_t>(sign | code)};
+}
+
 static inline vf splat(float x) { return x - vf{}; }
 
 static inline vf load(const float* p) {
@@ -66,6 +84,23 @@ static inline vf load_times_2_to_minus_8(const e4m3* p) {
     const vu single = ((v & 0x80) << 24) | ((v & 0x7F) << 20) | (is_nan & 0x7FC00000);
     return std::bit_cast<vf>(single) * 0x1p112f;
 #endif
+}
+
+/// Floats of the e4m3 codes in the low bytes of `v`; other bits are ignored. Free of subnormal floats, which
+/// are slow.
+static inline vf decode_e4m3(vu v) {
+    const vu magnitude = v & 0x7F;
+    const vf normal = std::bit_cast<vf>((magnitude << 20) + (120u << 23));
+    // 2^-6 with the code's bits behind it, less 2^-6.
+    const vf subnormal = std::bit_cast<vf>((magnitude << 20) + (121u << 23)) - 0x1p-6f;
+    const vu bits = std::bit_cast<vu>(magnitude < 8 ? subnormal : normal);
+    return std::bit_cast<vf>((magnitude == 0x7F ? vu{} + 0x7FC00000u : bits) | (v & 0x80) << 24);
+}
+
+static inline vf load(const e4m3* p) {
+    vb bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    return decode_e4m3(__builtin_convertvector(bytes, vu));
 }
 
 static inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }

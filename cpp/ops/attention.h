@@ -7,8 +7,9 @@ namespace mmx::ops {
 inline PagedAttentionParams paged_attention_params(Matcher& m, const Tensor& out, const Tensor& q,
                                                    const Tensor& k_cache, const Tensor& v_cache,
                                                    const Tensor& block_table, const Tensor& cu_seqlens_q,
-                                                   const Tensor& seq_lens, int64_t max_seqlen_q,
-                                                   double scale) {
+                                                   const Tensor& seq_lens, int64_t max_seqlen_q, double scale,
+                                                   const OptionalTensor& k_scale,
+                                                   const OptionalTensor& v_scale, bool fixed_split) {
     m.shape("q", q, {"num_tokens", "num_heads", "head_dim"})
         .shape("out", out, {"num_tokens", "num_heads", "head_dim"})
         .shape("k_cache", k_cache, {"num_blocks", "num_kv_heads", "block_size", "head_dim"}, 3)
@@ -18,8 +19,9 @@ inline PagedAttentionParams paged_attention_params(Matcher& m, const Tensor& out
         .shape("cu_seqlens_q", cu_seqlens_q, {m["num_seqs"] + 1});
     const DType dtype = m.dtype("q", q, kFloat);
     m.same_dtype("out", out, dtype);
-    const DType cache_dtype = m.dtype("k_cache", k_cache, {dtype});
+    const DType cache_dtype = m.dtype("k_cache", k_cache, {dtype, DType::kE4M3});
     m.same_dtype("v_cache", v_cache, cache_dtype);
+    check_page_scales(m, k_scale, v_scale, cache_dtype);
     m.same_dtype("block_table", block_table, DType::kI32);
     m.same_dtype("cu_seqlens_q", cu_seqlens_q, DType::kI32);
     m.same_dtype("seq_lens", seq_lens, DType::kI32);
@@ -51,9 +53,12 @@ inline PagedAttentionParams paged_attention_params(Matcher& m, const Tensor& out
         .k_cache_block_stride = k_cache.stride(0),
         .v_cache_block_stride = v_cache.stride(0),
         .block_table_stride = block_table.stride(0),
+        .k_scale = ptr<float>(k_scale),
+        .v_scale = ptr<float>(v_scale),
         .scale = static_cast<float>(scale),
         .dtype = dtype,
         .cache_dtype = cache_dtype,
+        .fixed_split = fixed_split,
     };
 }
 
@@ -61,19 +66,23 @@ template <class B>
 int64_t paged_attention_workspace(const Tensor& out, const Tensor& q, const Tensor& k_cache,
                                   const Tensor& v_cache, const Tensor& block_table,
                                   const Tensor& cu_seqlens_q, const Tensor& seq_lens, int64_t max_seqlen_q,
-                                  double scale) {
+                                  double scale, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
+                                  bool fixed_split) {
     Matcher m("paged_attention");
     return B::paged_attention_workspace(paged_attention_params(m, out, q, k_cache, v_cache, block_table,
-                                                               cu_seqlens_q, seq_lens, max_seqlen_q, scale));
+                                                               cu_seqlens_q, seq_lens, max_seqlen_q, scale,
+                                                               k_scale, v_scale, fixed_split));
 }
 
 template <class B>
 void paged_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                      const Tensor& block_table, const Tensor& cu_seqlens_q, const Tensor& seq_lens,
-                     const Tensor& workspace, int64_t max_seqlen_q, double scale) {
+                     const Tensor& workspace, int64_t max_seqlen_q, double scale,
+                     const OptionalTensor& k_scale, const OptionalTensor& v_scale, bool fixed_split) {
     Matcher m("paged_attention");
-    PagedAttentionParams p = paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q,
-                                                    seq_lens, max_seqlen_q, scale);
+    PagedAttentionParams p =
+        paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, max_seqlen_q,
+                               scale, k_scale, v_scale, fixed_split);
     set_workspace(m, p, workspace, B::paged_attention_workspace(p));
     if (p.num_tokens == 0) return;
     B::enqueue(m.device_index(), &B::paged_attention, p);
@@ -83,9 +92,12 @@ inline SparseAttentionParams sparse_attention_params(Matcher& m, const Tensor& o
                                                      const Tensor& k_cache, const Tensor& v_cache,
                                                      const Tensor& block_ids, const Tensor& block_table,
                                                      const Tensor& cu_seqlens_q, const Tensor& seq_lens,
-                                                     int64_t max_seqlen_q, double scale) {
-    const PagedAttentionParams base = paged_attention_params(m, out, q, k_cache, v_cache, block_table,
-                                                             cu_seqlens_q, seq_lens, max_seqlen_q, scale);
+                                                     int64_t max_seqlen_q, double scale,
+                                                     const OptionalTensor& k_scale,
+                                                     const OptionalTensor& v_scale, bool fixed_split) {
+    const PagedAttentionParams base =
+        paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, max_seqlen_q,
+                               scale, k_scale, v_scale, fixed_split);
     m.shape("block_ids", block_ids, {"num_tokens", "num_kv_heads", "topk"}, 3);
     m.same_dtype("block_ids", block_ids, DType::kI32);
     return {.base = base, .block_ids = ptr<int32_t>(block_ids), .topk = m["topk"]};
@@ -95,19 +107,23 @@ template <class B>
 int64_t sparse_attention_workspace(const Tensor& out, const Tensor& q, const Tensor& k_cache,
                                    const Tensor& v_cache, const Tensor& block_ids, const Tensor& block_table,
                                    const Tensor& cu_seqlens_q, const Tensor& seq_lens, int64_t max_seqlen_q,
-                                   double scale) {
+                                   double scale, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
+                                   bool fixed_split) {
     Matcher m("sparse_attention");
-    return B::sparse_attention_workspace(sparse_attention_params(
-        m, out, q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens, max_seqlen_q, scale));
+    return B::sparse_attention_workspace(
+        sparse_attention_params(m, out, q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens,
+                                max_seqlen_q, scale, k_scale, v_scale, fixed_split));
 }
 
 template <class B>
 void sparse_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                       const Tensor& block_ids, const Tensor& block_table, const Tensor& cu_seqlens_q,
-                      const Tensor& seq_lens, const Tensor& workspace, int64_t max_seqlen_q, double scale) {
+                      const Tensor& seq_lens, const Tensor& workspace, int64_t max_seqlen_q, double scale,
+                      const OptionalTensor& k_scale, const OptionalTensor& v_scale, bool fixed_split) {
     Matcher m("sparse_attention");
-    SparseAttentionParams p = sparse_attention_params(m, out, q, k_cache, v_cache, block_ids, block_table,
-                                                      cu_seqlens_q, seq_lens, max_seqlen_q, scale);
+    SparseAttentionParams p =
+        sparse_attention_params(m, out, q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens,
+                                max_seqlen_q, scale, k_scale, v_scale, fixed_split);
     set_workspace(m, p.base, workspace, B::sparse_attention_workspace(p));
     if (p.base.num_tokens == 0) return;
     B::enqueue(m.device_index(), &B::sparse_attention, p);

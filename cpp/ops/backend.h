@@ -20,4 +20,16 @@ void set_workspace(Matcher& m, P& p, const Tensor& workspace, int64_t needed) {
 
 inline constexpr std::initializer_list<DType> kFloat = {DType::kF32, DType::kBF16};
 
+/// Checks the scales of e4m3 pages: f32 [num_kv_heads] each, both or none, none for other pages.
+inline void check_page_scales(Matcher& m, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
+                              DType cache_dtype) {
+    m.require(k_scale.has_value() == v_scale.has_value(), "k_scale and v_scale must be given together");
+    if (!k_scale) return;
+    m.require(cache_dtype == DType::kE4M3, "k_scale and v_scale belong to float8_e4m3fn pages, got ",
+              dtype_name(cache_dtype), " pages");
+    m.shape("k_scale", *k_scale, {"num_kv_heads"}).shape("v_scale", *v_scale, {"num_kv_heads"});
+    m.same_dtype("k_scale", *k_scale, DType::kF32);
+    m.same_dtype("v_scale", *v_scale, DType::kF32);
+}
+
 }  // namespace mmx::ops

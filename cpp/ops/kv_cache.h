@@ -6,7 +6,7 @@ namespace mmx::ops {
 
 template <class B>
 void kv_store(const Tensor& k_cache, const Tensor& v_cache, const Tensor& k, const Tensor& v,
-              const Tensor& slot_mapping) {
+              const Tensor& slot_mapping, const OptionalTensor& k_scale, const OptionalTensor& v_scale) {
     Matcher m("kv_store");
     m.shape("k", k, {"num_tokens", "num_kv_heads", "head_dim"})
         .shape("v", v, {"num_tokens", "num_kv_heads", "head_dim"})
@@ -15,15 +15,18 @@ void kv_store(const Tensor& k_cache, const Tensor& v_cache, const Tensor& k, con
         .shape("slot_mapping", slot_mapping, {"num_tokens"});
     const DType dtype = m.dtype("k", k, kFloat);
     m.same_dtype("v", v, dtype);
-    const DType cache_dtype = m.dtype("k_cache", k_cache, {dtype});
+    const DType cache_dtype = m.dtype("k_cache", k_cache, {dtype, DType::kE4M3});
     m.same_dtype("v_cache", v_cache, cache_dtype);
     m.same_dtype("slot_mapping", slot_mapping, DType::kI64);
+    check_page_scales(m, k_scale, v_scale, cache_dtype);
     const KvStoreParams p{
         .k_cache = ptr(k_cache),
         .v_cache = ptr(v_cache),
         .k = ptr(k),
         .v = ptr(v),
         .slot_mapping = ptr<int64_t>(slot_mapping),
+        .k_scale = ptr<float>(k_scale),
+        .v_scale = ptr<float>(v_scale),
         .num_tokens = m["num_tokens"],
         .num_kv_heads = m["num_kv_heads"],
         .head_dim = m["head_dim"],
@@ -49,7 +52,7 @@ void index_k_store(const Tensor& index_k_cache, const Tensor& index_k, const Ten
         .shape("index_k_cache", index_k_cache, {"num_blocks", "block_size", "index_dim"}, 2)
         .shape("slot_mapping", slot_mapping, {"num_tokens"});
     const DType dtype = m.dtype("index_k", index_k, kFloat);
-    const DType cache_dtype = m.dtype("index_k_cache", index_k_cache, {dtype});
+    const DType cache_dtype = m.dtype("index_k_cache", index_k_cache, {dtype, DType::kE4M3});
     m.same_dtype("slot_mapping", slot_mapping, DType::kI64);
     const IndexKStoreParams p{
         .index_k_cache = ptr(index_k_cache),

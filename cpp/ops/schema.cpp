@@ -11,30 +11,36 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     // rope
     m.def("rope(Tensor(a!) out, Tensor x, Tensor cos_sin, Tensor positions) -> ()");
     // kv_cache
-    m.def("kv_store(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slot_mapping) -> ()");
+    m.def(
+        "kv_store(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slot_mapping, "
+        "Tensor? k_scale=None, Tensor? v_scale=None) -> ()");
     m.def("index_k_store(Tensor(a!) index_k_cache, Tensor index_k, Tensor slot_mapping) -> ()");
     // selector
     m.def(
         "select_blocks(Tensor(a!) block_ids, Tensor index_q, Tensor index_k_cache, Tensor block_table, "
         "Tensor cu_seqlens_q, Tensor seq_lens, Tensor(b!) workspace, int max_seqlen_q, int init_blocks, "
-        "int local_blocks) -> ()");
+        "int local_blocks, bool fixed_split=False) -> ()");
     m.def(
         "select_blocks_workspace(Tensor block_ids, Tensor index_q, Tensor index_k_cache, Tensor block_table, "
-        "Tensor cu_seqlens_q, Tensor seq_lens, int max_seqlen_q, int init_blocks, int local_blocks) -> int");
+        "Tensor cu_seqlens_q, Tensor seq_lens, int max_seqlen_q, int init_blocks, int local_blocks, "
+        "bool fixed_split=False) -> int");
     // attention
     m.def(
         "paged_attention(Tensor(a!) out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, "
-        "Tensor cu_seqlens_q, Tensor seq_lens, Tensor(b!) workspace, int max_seqlen_q, float scale) -> ()");
+        "Tensor cu_seqlens_q, Tensor seq_lens, Tensor(b!) workspace, int max_seqlen_q, float scale, "
+        "Tensor? k_scale=None, Tensor? v_scale=None, bool fixed_split=False) -> ()");
     m.def(
         "paged_attention_workspace(Tensor out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, "
-        "Tensor cu_seqlens_q, Tensor seq_lens, int max_seqlen_q, float scale) -> int");
+        "Tensor cu_seqlens_q, Tensor seq_lens, int max_seqlen_q, float scale, Tensor? k_scale=None, "
+        "Tensor? v_scale=None, bool fixed_split=False) -> int");
     m.def(
         "sparse_attention(Tensor(a!) out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_ids, "
         "Tensor block_table, Tensor cu_seqlens_q, Tensor seq_lens, Tensor(b!) workspace, int max_seqlen_q, "
-        "float scale) -> ()");
+        "float scale, Tensor? k_scale=None, Tensor? v_scale=None, bool fixed_split=False) -> ()");
     m.def(
         "sparse_attention_workspace(Tensor out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_ids, "
-        "Tensor block_table, Tensor cu_seqlens_q, Tensor seq_lens, int max_seqlen_q, float scale) -> int");
+        "Tensor block_table, Tensor cu_seqlens_q, Tensor seq_lens, int max_seqlen_q, float scale, "
+        "Tensor? k_scale=None, Tensor? v_scale=None, bool fixed_split=False) -> int");
     // activation
     m.def("gated_act(Tensor(a!) out, Tensor gate_up, int activation, float alpha, float limit) -> ()");
     // moe

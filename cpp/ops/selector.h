@@ -8,7 +8,7 @@ inline SelectBlocksParams select_blocks_params(Matcher& m, const Tensor& block_i
                                                const Tensor& index_k_cache, const Tensor& block_table,
                                                const Tensor& cu_seqlens_q, const Tensor& seq_lens,
                                                int64_t max_seqlen_q, int64_t init_blocks,
-                                               int64_t local_blocks) {
+                                               int64_t local_blocks, bool fixed_split) {
     m.shape("index_q", index_q, {"num_tokens", "num_index_heads", "index_dim"})
         .shape("index_k_cache", index_k_cache, {"num_blocks", "block_size", "index_dim"}, 2)
         .shape("block_ids", block_ids, {"num_tokens", "num_index_heads", "topk"}, 3)
@@ -49,28 +49,31 @@ inline SelectBlocksParams select_blocks_params(Matcher& m, const Tensor& block_i
         .cache_block_stride = index_k_cache.stride(0),
         .block_table_stride = block_table.stride(0),
         .dtype = dtype,
-        .cache_dtype = m.dtype("index_k_cache", index_k_cache, {dtype}),
+        .cache_dtype = m.dtype("index_k_cache", index_k_cache, {dtype, DType::kE4M3}),
+        .fixed_split = fixed_split,
     };
 }
 
 template <class B>
 int64_t select_blocks_workspace(const Tensor& block_ids, const Tensor& index_q, const Tensor& index_k_cache,
                                 const Tensor& block_table, const Tensor& cu_seqlens_q, const Tensor& seq_lens,
-                                int64_t max_seqlen_q, int64_t init_blocks, int64_t local_blocks) {
+                                int64_t max_seqlen_q, int64_t init_blocks, int64_t local_blocks,
+                                bool fixed_split) {
     Matcher m("select_blocks");
     return B::select_blocks_workspace(select_blocks_params(m, block_ids, index_q, index_k_cache, block_table,
                                                            cu_seqlens_q, seq_lens, max_seqlen_q, init_blocks,
-                                                           local_blocks));
+                                                           local_blocks, fixed_split));
 }
 
 template <class B>
 void select_blocks(const Tensor& block_ids, const Tensor& index_q, const Tensor& index_k_cache,
                    const Tensor& block_table, const Tensor& cu_seqlens_q, const Tensor& seq_lens,
-                   const Tensor& workspace, int64_t max_seqlen_q, int64_t init_blocks, int64_t local_blocks) {
+                   const Tensor& workspace, int64_t max_seqlen_q, int64_t init_blocks, int64_t local_blocks,
+                   bool fixed_split) {
     Matcher m("select_blocks");
     SelectBlocksParams p =
         select_blocks_params(m, block_ids, index_q, index_k_cache, block_table, cu_seqlens_q, seq_lens,
-                             max_seqlen_q, init_blocks, local_blocks);
+                             max_seqlen_q, init_blocks, local_blocks, fixed_split);
     set_workspace(m, p, workspace, B::select_blocks_workspace(p));
     if (p.num_tokens == 0) return;
     B::enqueue(m.device_index(), &B::select_blocks, p);

@@ -13,6 +13,21 @@ using e4m3 = __nv_fp8_e4m3;
 
 __device__ __forceinline__ float to_float(e4m3 x) { return static_cast<float>(x); }
 
+/// Nearest code, ties to even; beyond 448 the largest code, NaN stays NaN.
+template <>
+__device__ __forceinline__ e4m3 from_float<e4m3>(float x) {
+    return e4m3(x);
+}
+
+/// Calls f(T{}, C{}) with the element types of queries and pages.
+template <class F>
+void dispatch_pages(DType dtype, DType cache_dtype, F&& f) {
+    dispatch_float(dtype, [&](auto t) {
+        if (cache_dtype == DType::kE4M3) return f(t, e4m3{});
+        f(t, t);
+    });
+}
+
 template <class T, int kN>
 struct alignas(sizeof(T) * kN < 16 ? sizeof(T) * kN : 16) Pack {
     T v[kN];

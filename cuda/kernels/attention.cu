@@ -5,7 +5,7 @@
 #include "cuda/common/launch.h"
 #include "cuda/common/paged.cuh"
 #include "cuda/common/reduce.cuh"
-#include "cuda/common/types.cuh"
+#include "cuda/common/vec.cuh"
 #include "cuda/kernels/attention/choose.h"
 #include "cuda/kernels/attention/sm90.h"
 #include "cuda/kernels/launchers.h"
@@ -91,9 +91,9 @@ struct MergeFactors {
 
 template <class T>
 __device__ void store_row(const Attention& a, int64_t token, int64_t head, const float* values, float sum,
-                          int lane) {
+                          float v_scale, int lane) {
     T* out = static_cast<T*>(a.p.out) + token * a.p.out_token_stride + head * a.p.out_head_stride;
-    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
+    const float inverse = sum == 0 ? 0.0f : v_scale / sum;
     for (int64_t d = lane; d < a.p.head_dim; d += 32) out[d] = from_float<T>(values[d] * inverse);
 }
 
@@ -116,8 +116,13 @@ __device__ void load_rows(float* dst, const T* src, int64_t num_keys, int64_t he
     }
 }
 
+__device__ __forceinline__ float scale_of(const float* scales, int64_t kv_head) {
+    return scales ? scales[kv_head] : 1.0f;
+}
+
 // One thread block per (token, KV head), or per segment of one; a warp owns kRows query heads at a time.
-template <class T>
+// Queries of type T, pages of type C.
+template <class T, class C>
 __global__ void __launch_bounds__(kThreads) attention_kernel(Attention a) {
     extern __shared__ __align__(16) float smem[];
     const PagedAttentionParams& p = a.p;
@@ -142,7 +147,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(Attention a) {
     if (blocks.at(blockIdx.y * a.segment_blocks) < 0 && a.split) return;
 
     // In units of log2(e), so that a weight is 2^(score - max).
-    const float factor = p.scale * std::numbers::log2e_v<float>;
+    const float factor = p.scale * std::numbers::log2e_v<float> * scale_of(p.k_scale, kv_head);
     for (int64_t i = threadIdx.x; i < rows * width; i += kThreads) {
         const int64_t row = i / width, d = i % width;
         const T* src = static_cast<const T*>(p.q) + token * p.q_token_stride +
@@ -169,8 +174,8 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(Attention a) {
             if (block < 0) break;
             const int64_t visible = min(p.block_size, place.position + 1 - block * p.block_size);
             const int64_t page = table[block], head_offset = kv_head * p.block_size * p.head_dim;
-            const T* k_page = static_cast<const T*>(p.k_cache) + page * p.k_cache_block_stride + head_offset;
-            const T* v_page = static_cast<const T*>(p.v_cache) + page * p.v_cache_block_stride + head_offset;
+            const C* k_page = static_cast<const C*>(p.k_cache) + page * p.k_cache_block_stride + head_offset;
+            const C* v_page = static_cast<const C*>(p.v_cache) + page * p.v_cache_block_stride + head_offset;
             for (int64_t key = 0; key < visible; key += kKeys) {
                 __syncthreads();
                 load_rows(keys, k_page + key * p.head_dim, visible - key, p.head_dim, width, key_stride);
@@ -254,7 +259,8 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(Attention a) {
     if (a.split) return;
     __syncthreads();
     for (int64_t row = warp; row < a.group; row += kWarps)
-        store_row<T>(a, token, kv_head * a.group + row, total + row * width, total_sum[row], lane);
+        store_row<T>(a, token, kv_head * a.group + row, total + row * width, total_sum[row],
+                     scale_of(p.v_scale, kv_head), lane);
 }
 
 // Merges the segments of split rows: a warp per (token, query head).
@@ -283,7 +289,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Attention a) {
         sum = merge.apply(sum, part_sum);
         max = merge.max;
     }
-    store_row<T>(a, token, head, total, sum, lane);
+    store_row<T>(a, token, head, total, sum, scale_of(p.v_scale, head / a.group), lane);
 }
 
 void run(const char* op, const Attention& a, Stream stream) {
@@ -297,8 +303,8 @@ void run(const char* op, const Attention& a, Stream stream) {
     const Launch launch{op, grid, kThreads, static_cast<size_t>(smem_bytes), stream};
     const Launch launch_merge{op, dim3(static_cast<unsigned>(ceil_div(p.num_tokens * p.num_heads, kWarps))),
                               kThreads, static_cast<size_t>(kWarps * a.width) * sizeof(float), stream};
-    dispatch_float(p.dtype, [&](auto t) {
-        launch(attention_kernel<decltype(t)>, a);
+    dispatch_pages(p.dtype, p.cache_dtype, [&](auto t, auto c) {
+        launch(attention_kernel<decltype(t), decltype(c)>, a);
         if (a.split) launch_merge(merge_kernel<decltype(t)>, a);
     });
 }

@@ -2,7 +2,7 @@
 #include "cuda/common/launch.h"
 #include "cuda/common/paged.cuh"
 #include "cuda/common/reduce.cuh"
-#include "cuda/common/types.cuh"
+#include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 #include "cuda/kernels/selector/choose.h"
 #include "cuda/kernels/selector/sm90.h"
@@ -37,8 +37,9 @@ __device__ uint64_t block_max(uint64_t x) {
     return x;
 }
 
-// One thread block per (token, index head); scores of all its blocks stay in shared memory.
-template <class T>
+// One thread block per (token, index head); scores of all its blocks stay in shared memory. Queries of type
+// T, pages of type C.
+template <class T, class C>
 __global__ void __launch_bounds__(kThreads) select_blocks_kernel(SelectBlocksParams p) {
     extern __shared__ float smem[];
     float* q = smem;                     // [index_dim]
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) select_blocks_kernel(SelectBlocksPar
     __syncthreads();
     const int32_t* table = p.block_table + place.seq * p.block_table_stride;
     for (int64_t block = warp; block < visible; block += kWarps) {
-        const T* keys = static_cast<const T*>(p.index_k_cache) + table[block] * p.cache_block_stride;
+        const C* keys = static_cast<const C*>(p.index_k_cache) + table[block] * p.cache_block_stride;
         const int64_t num_keys = min(p.block_size, place.position + 1 - block * p.block_size);
         float best = -INFINITY;
         for (int64_t key = 0; key < num_keys; ++key) {
@@ -117,7 +118,8 @@ void select_blocks(const SelectBlocksParams& p, Stream stream) {
               kMaxSmemBytes / static_cast<int64_t>(sizeof(float)) - p.index_dim, " blocks do");
     const Launch launch{"select_blocks", dim3(static_cast<unsigned>(p.num_tokens * p.num_index_heads)),
                         kThreads, static_cast<size_t>(smem_bytes), stream};
-    dispatch_float(p.dtype, [&](auto t) { launch(select_blocks_kernel<decltype(t)>, p); });
+    dispatch_pages(p.dtype, p.cache_dtype,
+                   [&](auto t, auto c) { launch(select_blocks_kernel<decltype(t), decltype(c)>, p); });
 }
 
 }  // namespace mmx::cuda

@@ -173,7 +173,7 @@ def test_names_what_is_wrong(sparse, device, rng):
         op(q, k, v[..., :31].contiguous(), *tail)
     with pytest.raises(RuntimeError, match=f"{name}: num_heads=3 must be a multiple of num_kv_heads=2"):
         op(q[:, :3], k, v, *tail)
-    with pytest.raises(RuntimeError, match=f"{name}: k_cache must be float32, got bfloat16"):
+    with pytest.raises(RuntimeError, match=f"{name}: k_cache must be float32 or float8_e4m3fn, got bfloat16"):
         op(q, k.bfloat16(), v.bfloat16(), *tail)
     if sparse:
         with pytest.raises(RuntimeError, match=rf"{name}: block_ids must be \[num_tokens=2, num_kv"):

@@ -9,6 +9,16 @@ namespace mmx {
 /// Causal grouped-query attention over paged K and V; query token i of sequence s sits at position
 /// t = seq_lens[s] - q_len[s] + i and sees keys j <= t; query head h uses KV head h / (num_heads /
 /// num_kv_heads). Scores, softmax and sums in fp32.
+///
+/// Pages hold f32, bf16 or e4m3. An e4m3 page holds codes: K = code * k_scale[kv_head], V = code *
+/// v_scale[kv_head], one pair of f32 vectors per layer. The k scale multiplies scores, the v scale outputs,
+/// so codes are used as they are.
+///
+/// `fixed_split`: the result of a row is a function of its own query, context and chosen blocks alone, bit
+/// for bit: not of the batch, of how many tokens its sequence brings in this call, nor of max_blocks_per_seq.
+/// The context is then cut at fixed positions and the parts are merged in ascending order. Without it the
+/// cuts may follow the number of tokens and of multiprocessors; a repeated call still gives the same bits.
+/// The CPU kernels always do the former.
 struct PagedAttentionParams {
     void* out;                    // [num_tokens, num_heads, head_dim]
     const void* q;                // [num_tokens, num_heads, head_dim]
@@ -27,9 +37,12 @@ struct PagedAttentionParams {
     int64_t k_cache_block_stride,
         v_cache_block_stride;  // within a block: dense [num_kv_heads, block_size, head_dim]
     int64_t block_table_stride;
+    const float* k_scale;  // [num_kv_heads], null = 1; only for e4m3 pages
+    const float* v_scale;  // [num_kv_heads], null = 1
     float scale;
     DType dtype;        // of out and q
-    DType cache_dtype;  // of k_cache and v_cache
+    DType cache_dtype;  // of k_cache and v_cache: dtype or e4m3
+    bool fixed_split;
 };
 
 /// The same restricted to the blocks chosen per (token, KV head).

@@ -11,6 +11,12 @@ namespace mmx {
 /// The last `local_blocks` visible blocks and the first `init_blocks` are forced. Kept: the `topk` best by
 /// (score descending, block id ascending), forced ones first; written ascending, -1 in unused places at the
 /// tail. A NaN score counts as -infinity.
+///
+/// Pages hold the queries' type or e4m3, whose codes are the index keys: no scale, since the ranking of one
+/// query's scores does not change with a common factor.
+///
+/// `fixed_split`: the scores of a row, and with them its selection, depend on its own query and context
+/// alone, bit for bit, not on the batch or on how many tokens its sequence brings in this call.
 struct SelectBlocksParams {
     int32_t* block_ids;           // [num_tokens, num_index_heads, topk] logical block ids of the sequence
     const void* index_q;          // [num_tokens, num_index_heads, index_dim]
@@ -27,7 +33,8 @@ struct SelectBlocksParams {
     int64_t cache_block_stride;  // within a block: dense [block_size, index_dim]
     int64_t block_table_stride;
     DType dtype;        // of index_q
-    DType cache_dtype;  // of index_k_cache
+    DType cache_dtype;  // of index_k_cache: dtype or e4m3
+    bool fixed_split;
 };
 
 }  // namespace mmx

@@ -17,7 +17,7 @@ enum class AttentionKernel { kSimple, kSm90Decode, kSm90Prefill };
 
 /// Sizes and strides only: the launcher checks that pointers are 16-byte aligned.
 inline bool sm90_attention_fits(const PagedAttentionParams& p) {
-    return p.dtype == DType::kBF16 && p.cache_dtype == DType::kBF16 && p.head_dim == 128 &&
+    return p.dtype == DType::kBF16 && p.cache_dtype == DType::kBF16 && !p.fixed_split && p.head_dim == 128 &&
            p.block_size == 128 && p.num_heads / p.num_kv_heads <= 16 && p.num_tokens <= 65535 &&
            p.q_token_stride % 8 == 0 && p.q_head_stride % 8 == 0 && p.out_token_stride % 8 == 0 &&
            p.out_head_stride % 8 == 0 && p.k_cache_block_stride % 8 == 0 && p.v_cache_block_stride % 8 == 0;

@@ -35,7 +35,7 @@ inline int64_t select_score_bytes(const SelectBlocksParams& p) {
 /// Strides and sizes only: pointers of torch tensors and of the engine's buffers are 16-byte aligned, and the
 /// launcher checks them.
 inline SelectKernel choose_select(const SelectBlocksParams& p) {
-    const bool fits = p.dtype == DType::kBF16 && p.cache_dtype == DType::kBF16 && p.index_dim == 128 &&
+    const bool fits = p.dtype == DType::kBF16 && p.cache_dtype == DType::kBF16 && !p.fixed_split && p.index_dim == 128 &&
                       p.block_size == 128 && p.max_blocks_per_seq <= kSelectMaxBlocks &&
                       p.index_q_token_stride % 8 == 0 && p.index_q_head_stride % 8 == 0 &&
                       p.cache_block_stride % 8 == 0;

@@ -14,8 +14,12 @@ def paged_attention(
     seq_lens: torch.Tensor,
     max_seqlen_q: int,
     scale: float,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    fixed_split: bool = False,
 ) -> torch.Tensor:
-    return _attention(q, k_cache, v_cache, None, block_table, cu_seqlens_q, seq_lens, scale)
+    where = (block_table, cu_seqlens_q, seq_lens)
+    return _attention(q, k_cache, v_cache, None, *where, scale, k_scale, v_scale)
 
 
 def sparse_attention(
@@ -28,8 +32,12 @@ def sparse_attention(
     seq_lens: torch.Tensor,
     max_seqlen_q: int,
     scale: float,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    fixed_split: bool = False,
 ) -> torch.Tensor:
-    return _attention(q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens, scale)
+    where = (block_table, cu_seqlens_q, seq_lens)
+    return _attention(q, k_cache, v_cache, block_ids, *where, scale, k_scale, v_scale)
 
 
 def _attention(
@@ -41,6 +49,8 @@ def _attention(
     cu_seqlens_q: torch.Tensor,
     seq_lens: torch.Tensor,
     scale: float,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
 ) -> torch.Tensor:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     num_kv_heads, block_size = k_cache.shape[1:3]
@@ -52,7 +62,10 @@ def _attention(
         seq_len = int(seq_lens[seq])
         pages = block_table[seq, : -(-seq_len // block_size)].long()
         # [num_kv_heads, seq_len, head_dim], repeated per query head of the group
-        k, v = (c[pages].transpose(0, 1).flatten(1, 2)[:, :seq_len].to(wide) for c in (k_cache, v_cache))
+        k, v = (
+            _values(cache[pages], cache_scale, wide).transpose(0, 1).flatten(1, 2)[:, :seq_len]
+            for cache, cache_scale in ((k_cache, k_scale), (v_cache, v_scale))
+        )
         group = q.shape[1] // num_kv_heads
         k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
         key = torch.arange(seq_len, device=q.device)
@@ -66,3 +79,9 @@ def _attention(
         weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
         out[begin:end] = (weights @ v).transpose(0, 1).to(q.dtype)
     return out
+
+
+def _values(pages: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Pages [num_pages, num_kv_heads, block_size, head_dim] as numbers."""
+    values = pages.to(dtype)
+    return values if scale is None else values * scale.to(dtype)[:, None, None]

@@ -15,6 +15,7 @@ def select_blocks(
     topk: int,
     init_blocks: int,
     local_blocks: int,
+    fixed_split: bool = False,
 ) -> torch.Tensor:
     out = torch.full((*index_q.shape[:2], topk), -1, dtype=torch.int32, device=index_q.device)
     block_size = index_k_cache.shape[1]

@@ -1,0 +1,82 @@
+#pragma once
+
+#include "cuda/common/ptx/tma.cuh"
+
+/// Blocks of one cluster, copies into several of them at once, and copies by threads that complete on a
+/// barrier.
+namespace mmx::cuda::ptx {
+
+__device__ __forceinline__ int cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return static_cast<int>(rank);
+}
+
+/// Every thread of the cluster; what they wrote before, shared memory included, is visible after.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+/// Arrives on the barrier that lies at the same place in block `rank` of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(uint64_t& barrier, int rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+        "}" ::"r"(smem_address(&barrier)),
+        "r"(rank)
+        : "memory");
+}
+
+__device__ __forceinline__ void tma_load_5d(void* smem, const CUtensorMap& map, uint64_t& barrier, int c0,
+                                            int c1, int c2, int c3, int c4) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+        "%6, %7}], [%2];" ::"r"(smem_address(smem)),
+        "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+        : "memory");
+}
+
+/// Into the same place of every block whose bit is set in `blocks`, each signalled on its own barrier.
+__device__ __forceinline__ void tma_load_3d_multicast(void* smem, const CUtensorMap& map, uint64_t& barrier,
+                                                      uint16_t blocks, int c0, int c1, int c2) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%4, %5, %6}], [%2], %3;" ::"r"(smem_address(smem)),
+        "l"(&map), "r"(smem_address(&barrier)), "h"(blocks), "r"(c0), "r"(c1), "r"(c2)
+        : "memory");
+}
+
+__device__ __forceinline__ void tma_load_5d_multicast(void* smem, const CUtensorMap& map, uint64_t& barrier,
+                                                      uint16_t blocks, int c0, int c1, int c2, int c3,
+                                                      int c4) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], "
+        "[%1, {%4, %5, %6, %7, %8}], [%2], %3;" ::"r"(smem_address(smem)),
+        "l"(&map), "r"(smem_address(&barrier)), "h"(blocks), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+        : "memory");
+}
+
+/// Brings a box to the L2 and nowhere else: harmless whatever becomes of the data.
+__device__ __forceinline__ void tma_prefetch_5d(const CUtensorMap& map, int c0, int c1, int c2, int c3,
+                                                int c4) {
+    asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global [%0, {%1, %2, %3, %4, %5}];" ::"l"(&map),
+                 "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+                 : "memory");
+}
+
+/// 16 bytes from global to shared memory in the background. Readers that are tensor cores need
+/// `fence_async_proxy` between their wait and the read.
+__device__ __forceinline__ void copy_async_16(uint32_t smem_address, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_address), "l"(from) : "memory");
+}
+
+/// One arrival, counted among those of the barrier's init, once this thread's copies so far have landed.
+__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t& barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_address(&barrier))
+                 : "memory");
+}
+
+}  // namespace mmx::cuda::ptx

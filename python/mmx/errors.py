@@ -21,6 +21,13 @@ class MemoryPlanError(ValueError):
     exit_code = 5
 
 
+class LaunchError(RuntimeError):
+    """The ranks do not come together: a port is taken, a rank is missing, or launchers contradict each
+    other."""
+
+    exit_code = 6
+
+
 class DeviceLostError(RuntimeError):
     """The device can not run anything any more, so failing single requests would be a lie: the engine
     ends."""

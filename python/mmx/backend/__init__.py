@@ -40,4 +40,17 @@ def resolve_backend(device: str) -> Backend:
     return CpuBackend()
 
 
-__all__ = ["Backend", "resolve_backend"]
+def use_local_device(device: str, local_rank: int) -> torch.device:
+    """Make the machine's device number ``local_rank`` the one that ``resolve_backend`` finds. A launcher may
+    show each rank its own device only: then that one is taken."""
+    backend = resolve_backend(device)
+    if backend.name != "cuda":
+        return backend.device
+    visible = torch.cuda.device_count()
+    if local_rank >= visible > 1:
+        raise ConfigError(f"local rank {local_rank} needs a GPU of its own, this machine shows {visible}")
+    torch.cuda.set_device(local_rank if visible > 1 else 0)
+    return resolve_backend(device).device
+
+
+__all__ = ["Backend", "resolve_backend", "use_local_device"]

@@ -10,6 +10,10 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+# Why: newer versions of torch have other names for the two and warn about these.
+_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 class CallLog:
     """What this rank has asked of its peers.
@@ -69,7 +73,7 @@ class Group:
             return x.repeat(self.size, *[1] * (x.ndim - 1)) if self.size > 1 else x
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
         with self._log.call("all_gather", self.name, x):
-            dist.all_gather_into_tensor(out, x.contiguous(), group=self._handle)
+            _gather(out, x.contiguous(), group=self._handle)
         return out
 
     def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
@@ -78,7 +82,7 @@ class Group:
             return x
         out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
         with self._log.call("reduce_scatter", self.name, x):
-            dist.reduce_scatter_tensor(out, x.contiguous(), group=self._handle)
+            _scatter(out, x.contiguous(), group=self._handle)
         return out
 
     def all_to_all(self, x: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -38,12 +39,14 @@ class LocalChannel:
 
 
 class SocketChannel:
-    """A connected stream socket with length-prefixed frames. The peer's end of file is a ``Shutdown``."""
+    """A connected stream socket with length-prefixed frames. The peer's end of file is a ``Shutdown``. Any
+    thread may send."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
         self._sock = sock
         self._buffer = bytearray()
+        self._sending = threading.Lock()
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
         messages: list[ToEngine] = []
@@ -63,7 +66,8 @@ class SocketChannel:
     def send(self, messages: Iterable[FromEngine]) -> None:
         frames = b"".join(map(encode_frame, messages))
         if frames:
-            self._sock.sendall(frames)
+            with self._sending:
+                self._sock.sendall(frames)
 
     def _take_frames(self) -> list[ToEngine]:
         messages = []

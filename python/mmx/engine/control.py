@@ -1,0 +1,119 @@
+"""What rank 0 and the other ranks tell each other beside the collectives: plain data over TCP.
+
+Life of a rank: ``Hello`` -> ``Welcome`` (or ``Refused``) -> ``Step`` after ``Step``, answered by ``Sampled``
+where the rank samples for others -> ``Stop``. ``Beat`` comes once a second; ``Gone`` is a rank's last word.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import msgspec
+
+from mmx.batch import SampledToken, ScheduledBatch
+from mmx.protocol import HEADER
+
+RECEIVE_BYTES = 1 << 20
+BEAT_SECONDS = 1.0
+
+
+class Word(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all messages."""
+
+
+class Hello(Word, frozen=True, kw_only=True):
+    """``facts`` must be the same on all ranks: versions, settings, files of the checkpoint."""
+
+    rank: int
+    host: str
+    pid: int
+    facts: dict[str, str]
+
+
+class Welcome(Word, frozen=True, kw_only=True):
+    """Everybody is here; the collectives' store listens at ``port`` of rank 0's address."""
+
+    port: int
+
+
+class Refused(Word, frozen=True, kw_only=True):
+    message: str
+    exit_code: int
+
+
+class Step(Word, frozen=True, kw_only=True):
+    batch: ScheduledBatch
+
+
+class Sampled(Word, frozen=True, kw_only=True):
+    step: int
+    tokens: list[SampledToken]
+
+
+class Beat(Word, frozen=True, kw_only=True):
+    """The rank lives: it has begun ``step`` and ``num_calls`` collectives; ``doing`` is the one it waits
+    in."""
+
+    step: int
+    num_calls: int
+    doing: str | None
+
+
+class Gone(Word, frozen=True, kw_only=True):
+    message: str
+    exit_code: int
+
+
+class Stop(Word, frozen=True, kw_only=True):
+    """No more steps."""
+
+
+AnyWord = Hello | Welcome | Refused | Step | Sampled | Beat | Gone | Stop
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyWord] = msgspec.msgpack.Decoder(AnyWord)
+
+
+class Line:
+    """A connected socket with length-prefixed messages. Any thread may send, one receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self._buffer = bytearray()
+        self._lock = threading.Lock()
+
+    def send(self, word: AnyWord) -> None:
+        self.send_frame(frame(word))
+
+    def send_frame(self, data: bytes) -> None:
+        with self._lock:
+            self.sock.sendall(data)
+
+    def receive(self) -> list[AnyWord] | None:
+        """The messages that one read completes, perhaps none; None at the end of the connection."""
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except ConnectionError:
+            return None
+        if not data:
+            return None
+        self._buffer += data
+        words: list[AnyWord] = []
+        start = 0
+        while len(self._buffer) - start >= HEADER.size:
+            begin = start + HEADER.size
+            end = begin + HEADER.unpack_from(self._buffer, start)[0]
+            if len(self._buffer) < end:
+                break
+            words.append(_decoder.decode(self._buffer[begin:end]))
+            start = end
+        del self._buffer[:start]
+        return words
+
+
+def frame(word: AnyWord) -> bytes:
+    """The message as bytes on the wire."""
+    payload = _encoder.encode(word)
+    return HEADER.pack(len(payload)) + payload

@@ -1,0 +1,46 @@
+"""What the processes of an engine have in common: arguments, tie to the parent, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import signal
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from mmx.config import EngineConfig
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+DEFAULT_RUNNER = "mmx.runner"
+OUT_OF_MEMORY_EXIT_CODE = 5
+
+
+def parse_arguments(prog: str, argv: Sequence[str] | None, *, fd: bool = False) -> argparse.Namespace:
+    """``--config JSON``, ``--runner MODULE`` and, with ``fd``, ``--fd N``."""
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
+    if fd:
+        parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--config", type=_config, required=True)
+    parser.add_argument("--runner", default=DEFAULT_RUNNER)
+    return parser.parse_args(argv)
+
+
+def _config(text: str) -> EngineConfig:
+    return msgspec.json.decode(text, type=EngineConfig)
+
+
+def bind_to_parent() -> None:
+    """End with the parent (Linux); leave the signals of terminals and service managers to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The code of the process that ends with ``error``."""
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY_EXIT_CODE
+    return int(getattr(error, "exit_code", 1))

@@ -1,0 +1,176 @@
+"""The process of a rank other than 0: ``python -m mmx.engine.rank --config JSON [--runner MODULE]``.
+
+``place`` of the configuration says which rank it is, or which ones it starts: a machine without rank 0 has
+one process that starts the ranks of the machine and ends all of them when one ends.
+
+Exit codes: those of ``mmx.engine.worker``, and 6 where the ranks do not come together.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import torch
+
+from mmx.batch import ScheduledBatch
+from mmx.config import EngineConfig
+from mmx.distributed import CallLog
+from mmx.engine.agreement import facts
+from mmx.engine.control import BEAT_SECONDS, Beat, Gone, Hello, Line, Refused, Sampled, Step, Stop, Welcome
+from mmx.engine.process import bind_to_parent, exit_code_of, parse_arguments
+from mmx.engine.ranked import join_ranks
+from mmx.engine.spawn import end_ranks, spawn_rank
+from mmx.errors import LaunchError
+
+log = logging.getLogger("mmx.engine")
+
+RETRY_SECONDS = 0.2
+CHILD_POLL_SECONDS = 0.2
+
+
+class RefusedError(Exception):
+    """Rank 0 does not want this rank."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.message)
+        self.exit_code = refused.exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the process; returns its exit code."""
+    args = parse_arguments("mmx.engine.rank", argv)
+    config: EngineConfig = args.config
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if not config.place.single:
+        return _start_machine(config, args.runner)
+    bind_to_parent()
+    try:
+        follower = Follower(config)
+    except (LaunchError, RefusedError, OSError) as error:
+        log.error("rank %d: %s", config.place.first_rank, error)
+        return exit_code_of(error)
+    return follower.run(args.runner)
+
+
+def _start_machine(config: EngineConfig, runner_module: str) -> int:
+    """Start the ranks of this machine; the first that ends takes the others with it."""
+    place = config.place
+    num_local = place.num_local or 1
+    children = [
+        spawn_rank(config, runner_module, place.first_rank + i, i, num_local) for i in range(num_local)
+    ]
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    while not stopped.is_set() and all(child.poll() is None for child in children):
+        time.sleep(CHILD_POLL_SECONDS)
+    codes = [code for child in children if (code := child.poll()) is not None]
+    end_ranks(children, 1.0 if not any(codes) else 0.0)
+    return 0 if stopped.is_set() else max(map(abs, codes))
+
+
+class Follower:
+    """A rank that does what rank 0 says."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.rank = config.place.first_rank
+        self.calls = CallLog()
+        self._step = 0
+        self._steps: queue.SimpleQueue[ScheduledBatch | None] = queue.SimpleQueue()
+        self._line = self._connect()
+        self._store_port = self._introduce()
+
+    def run(self, runner_module: str) -> int:
+        """Compute steps until rank 0 says stop; returns the exit code."""
+        threading.Thread(target=self._listen, name="mmx-rank-0", daemon=True).start()
+        threading.Thread(target=self._beat, name="mmx-beat", daemon=True).start()
+        try:
+            ranks, runner = join_ranks(
+                self.config, runner_module, self.rank, self._store_port, self.calls, lambda phase, done: None
+            )
+            samples_for_others = self.rank in ranks.layout.first_ranks()
+            while (batch := self._steps.get()) is not None:
+                self._step = batch.step
+                tokens = runner.execute(batch)
+                if samples_for_others:
+                    self._line.send(Sampled(step=batch.step, tokens=tokens))
+            ranks.leave()
+        except Exception as error:
+            log.exception("rank %d ends", self.rank)
+            doing = f" in {self.calls.current}" if self.calls.current else ""
+            gone = Gone(message=f"{type(error).__name__}{doing}: {error}", exit_code=exit_code_of(error))
+            try:
+                self._line.send(gone)
+            except OSError:
+                log.error("rank %d could not tell rank 0", self.rank)
+            # Why not return: collectives that will never end must not keep the process.
+            os._exit(gone.exit_code)
+        return 0
+
+    def _connect(self) -> Line:
+        place, timeout = self.config.place, self.config.parallel.rendezvous_timeout
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                sock = socket.create_connection((place.address, place.port), timeout)
+                sock.settimeout(None)
+                return Line(sock)
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    text = f"nobody answered at {place.address} port {place.port} for {timeout:g} s: {error}"
+                    raise LaunchError(f"{text}; is rank 0 running there?") from None
+            time.sleep(RETRY_SECONDS)
+
+    def _introduce(self) -> int:
+        """Say who this is; the port of the collectives' store once everybody is here."""
+        hello = Hello(rank=self.rank, host=socket.gethostname(), pid=os.getpid(), facts=facts(self.config))
+        self._line.send(hello)
+        words = self._line.receive()
+        while words == []:
+            words = self._line.receive()
+        match words[0] if words else None:
+            case Welcome(port=port):
+                for word in (words or [])[1:]:
+                    self._take(word)
+                return port
+            case Refused() as refused:
+                raise RefusedError(refused)
+        raise LaunchError("rank 0 ended before all ranks were there")
+
+    def _listen(self) -> None:
+        while (words := self._line.receive()) is not None:
+            for word in words:
+                self._take(word)
+                if isinstance(word, Stop):
+                    return
+        log.error("rank %d ends: rank 0 has gone", self.rank)
+        os._exit(1)
+
+    def _take(self, word: object) -> None:
+        if isinstance(word, Step):
+            self._steps.put(word.batch)
+        elif isinstance(word, Stop):
+            self._steps.put(None)
+
+    def _beat(self) -> None:
+        while True:
+            beat = Beat(step=self._step, num_calls=self.calls.num_calls, doing=self.calls.current)
+            try:
+                self._line.send(beat)
+            except OSError:
+                return  # Why: the other thread notices the end of the connection as well, and acts.
+            time.sleep(BEAT_SECONDS)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())

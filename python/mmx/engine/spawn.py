@@ -1,0 +1,58 @@
+"""Starts and ends the processes of this machine's ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+import mmx
+from mmx import env
+from mmx.config import EngineConfig
+
+
+def spawn_rank(
+    config: EngineConfig, runner_module: str, rank: int, local_rank: int, num_local: int
+) -> subprocess.Popen[bytes]:
+    """Start one rank; it ends with this process."""
+    place = msgspec.structs.replace(
+        config.place, first_rank=rank, num_local=1, single=True, local_rank=local_rank, local_world=num_local
+    )
+    command = [
+        *(sys.executable, "-m", "mmx.engine.rank"),
+        *("--config", msgspec.json.encode(msgspec.structs.replace(config, place=place)).decode()),
+        *("--runner", runner_module),
+    ]
+    parent = str(Path(mmx.__file__).resolve().parent.parent)
+    inherited = env.environment()
+    path = os.pathsep.join(filter(None, [parent, inherited.get("PYTHONPATH")]))
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**inherited, "PYTHONPATH": path})
+
+
+def end_ranks(children: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
+    """Give the processes ``grace`` seconds, then kill what is left; reaps all of them."""
+    deadline = time.monotonic() + grace
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+    for child in children:
+        child.wait()
+
+
+def use_cpus(local_rank: int, local_world: int, bind: bool) -> int:
+    """Threads for one of ``local_world`` processes of this machine; with ``bind`` it also gets processors of
+    its own, next to each other."""
+    linux = hasattr(os, "sched_getaffinity")
+    available = sorted(os.sched_getaffinity(0)) if linux else list(range(os.cpu_count() or 1))
+    share = max(1, len(available) // local_world)
+    if bind and linux:
+        first = local_rank * len(available) // local_world
+        os.sched_setaffinity(0, available[first : first + share])
+    return share

@@ -197,7 +197,7 @@ LOGITS = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
 
 
 def sample_one(params: SamplingParams, logits: torch.Tensor = LOGITS, **rest: object):  # type: ignore[no-untyped-def]
-    return sample_tokens(logits.clone(), [row(params, **rest)])[0]
+    return sample_tokens(logits.clone(), [row(params, **rest)]).result()[0]
 
 
 def test_greedy_and_ban_and_bias() -> None:
@@ -219,7 +219,7 @@ def test_logprobs_are_those_of_the_model() -> None:
     expected = LOGITS.log_softmax(-1)[0].tolist()
     params = SamplingParams(temperature=0, logprobs=2, logit_bias={0: 100.0})
     seqs = [row(params), row(GREEDY), row(SamplingParams(temperature=0, logprobs=0)), row(GREEDY)]
-    results = sample_tokens(LOGITS.repeat(4, 1), seqs)
+    results = sample_tokens(LOGITS.repeat(4, 1), seqs).result()
     first, second, third, _ = (result.logprobs for result in results)
     assert results[0].token_id == 0
     assert first is not None
@@ -253,7 +253,7 @@ def test_row_that_is_not_finite_fails_alone(bad: float) -> None:
     logits = LOGITS.repeat(3, 1)
     logits[1, 2] = bad
     params = SamplingParams(temperature=0, logprobs=1)
-    results = sample_tokens(logits, [row(params)] * 3)
+    results = sample_tokens(logits, [row(params)] * 3).result()
     assert [result.error for result in results] == [None, NOT_FINITE, None]
     assert results[1].logprobs is None
     assert [results[0].token_id, results[2].token_id] == [1, 1]

@@ -1,14 +1,31 @@
-"""Decode steps as CUDA graphs: one per padded batch size, at fixed addresses, with lengths on the device."""
+"""Decode steps as device graphs, sampling included: one per padded batch size, at fixed addresses.
+
+What differs between steps lies in ``state``, which one copy from the host fills: for each row which token it
+computes (of the host, or the one that the step before left in ``ids``), where, and how it samples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
-from mmx.batch import ScheduledBatch
+from mmx.batch import PENDING, ScheduledBatch, ScheduledSeq
 from mmx.layers import ForwardBatch, LayerCache
+from mmx.runner.sampler import CONTROL_DTYPES, Controls
+from mmx.runner.upload import torch_dtype, upload, upload_into
+
+# Fields of ``state`` after the ids, one entry of 8 bytes per row; narrower types fill the front of a field.
+SOURCE, TOKEN, POSITION, SLOT, COLUMN, PAGE, SEQ_LEN, CONTROLS = range(8)
+NUM_FIELDS = CONTROLS + len(Controls._fields)
+# (inputs, how each row is drawn) -> logits [num_rows, vocab] f32
+Step = Callable[[ForwardBatch, Controls], torch.Tensor]
+
+
+def state_size(max_num_seqs: int) -> int:
+    """Entries of the int64 tensor that holds ``max_num_seqs`` ids and the fields of as many rows."""
+    return (1 + NUM_FIELDS) * max_num_seqs
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -19,90 +36,137 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """Captured forward passes for batches in which every sequence computes and samples one token.
+    """Captured steps for batches in which every sequence computes and samples one token.
 
-    A padding row is a sequence of length 1 in page 0 that stores nothing: its logits are dropped.
+    A padding row is a sequence of length 1 in page 0 that stores nothing: what it samples is not read.
     """
 
     def __init__(
         self,
-        forward: Callable[[ForwardBatch], torch.Tensor],
+        step: Step,
         *,
+        state: torch.Tensor,
         block_size: int,
         max_blocks: int,
         max_num_seqs: int,
         cos_sin: torch.Tensor,
         caches: list[LayerCache],
     ) -> None:
-        device = cos_sin.device
-        self._forward = forward
+        """``state``: int64 [state_size(max_num_seqs)]; ``step`` computes, and may sample into its ids."""
+        self._step = step
+        self._state = state
         self._block_size = block_size
+        self._max_num_seqs = max_num_seqs
         self._sizes = graph_sizes(max_num_seqs)
-        # Rows: token ids, positions, slots, sequence lengths.
-        self._tokens = torch.zeros((4, max_num_seqs), dtype=torch.int64, device=device)
-        self._tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        device = state.device
+        self._rows = torch.arange(max_num_seqs, device=device)
+        self._token_ids = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self._cu_seqlens_q = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
-        self._host_tokens = torch.zeros(self._tokens.shape, dtype=torch.int64).pin_memory()
-        self._host_tables = torch.zeros(self._tables.shape, dtype=torch.int32).pin_memory()
-        self._seq_lens = torch.ones(max_num_seqs, dtype=torch.int32, device=device)
+        self._tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        self._tables_hold: list[list[int]] = [[] for _ in range(max_num_seqs)]  # pages of each row
         self._cos_sin, self._caches = cos_sin, caches
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
 
     def capture(self, progress: Callable[[float], None]) -> None:
         """Record all sizes, the largest first so that the others fit into its memory."""
         pool = torch.cuda.graph_pool_handle()
-        self._fill_padding(0, self._sizes[0])
         for done, size in enumerate(self._sizes):
             progress(done / len(self._sizes))
-            inputs = self._inputs(size)
+            self._fill([], size, {})
             # Why: kernels and libraries set themselves up on first use, which a capture does not allow.
-            self._forward(inputs)
+            self._compute(size)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                logits = self._forward(inputs)
+                logits = self._compute(size)
             self._graphs[size] = (graph, logits)
         progress(1.0)
 
-    def run(self, batch: ScheduledBatch) -> torch.Tensor | None:
-        """Logits [num_seqs, vocab] f32, valid until the next step; None where a prompt chunk takes part."""
+    def run(self, batch: ScheduledBatch, sampled_rows: Mapping[str, int]) -> torch.Tensor | None:
+        """Logits [num_seqs, vocab] f32, valid until the next step; None where a prompt chunk takes part.
+        ``sampled_rows``: the places in ``ids`` of what the step before sampled."""
         seqs = batch.seqs
         if len(seqs) > self._sizes[0] or any(len(seq.token_ids) != 1 or not seq.samples for seq in seqs):
             return None
         size = next(size for size in reversed(self._sizes) if size >= len(seqs))
-        tokens, tables = self._host_tokens.numpy(), self._host_tables.numpy()
-        columns = max(len(seq.block_ids) for seq in seqs)
-        for row, seq in enumerate(seqs):
-            slot = self._slot(seq.block_ids, seq.start)
-            tokens[:, row] = (seq.token_ids[0], seq.start, slot, seq.start + 1)
-            tables[row, : len(seq.block_ids)] = seq.block_ids
-        self._fill_padding(len(seqs), size, columns)
+        self._fill(seqs, size, sampled_rows)
+        return self._replay(size)[: len(seqs)]
+
+    def _replay(self, size: int) -> torch.Tensor:
         graph, logits = self._graphs[size]
         graph.replay()
-        return logits[: len(seqs)]
+        return logits
 
-    def _slot(self, block_ids: list[int], position: int) -> int:
-        return block_ids[position // self._block_size] * self._block_size + position % self._block_size
-
-    def _fill_padding(self, used: int, size: int, columns: int = 1) -> None:
-        """Padding rows on the host, then everything to the device."""
-        self._host_tokens.numpy()[:, used:size] = np.array([[0], [0], [-1], [1]])
-        self._host_tables.numpy()[used:size, 0] = 0
-        self._tokens[:, :size].copy_(self._host_tokens[:, :size], non_blocking=True)
-        self._tables[:size, :columns].copy_(self._host_tables[:size, :columns], non_blocking=True)
-        self._seq_lens[:size].copy_(self._tokens[3, :size])
-
-    def _inputs(self, size: int) -> ForwardBatch:
-        token_ids, positions, slots, _ = self._tokens[:, :size]
-        return ForwardBatch(
+    def _compute(self, size: int) -> torch.Tensor:
+        """What is recorded."""
+        token_ids = self._token_ids[:size]
+        torch.index_select(self._state, 0, self._field(size, SOURCE), out=token_ids)
+        # A sequence gets at most one page per step: the graph itself enters it.
+        where = (self._rows[:size], self._field(size, COLUMN))
+        self._tables.index_put_(where, self._field(size, PAGE, torch.int32))
+        inputs = ForwardBatch(
             token_ids=token_ids,
-            positions=positions,
-            slot_mapping=slots,
+            positions=self._field(size, POSITION),
+            slot_mapping=self._field(size, SLOT),
             block_table=self._tables[:size],
             cu_seqlens_q=self._cu_seqlens_q[: size + 1],
-            seq_lens=self._seq_lens[:size],
+            seq_lens=self._field(size, SEQ_LEN, torch.int32),
             max_seqlen_q=1,
             logit_rows=None,
             cos_sin=self._cos_sin,
             caches=self._caches,
         )
+        controls = [
+            self._field(size, CONTROLS + i, torch_dtype(dtype)) for i, dtype in enumerate(CONTROL_DTYPES)
+        ]
+        return self._step(inputs, Controls(*controls))
+
+    def _field(self, size: int, field: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        first = self._max_num_seqs + field * size
+        return self._state[first : first + size].view(dtype)[:size]
+
+    def _fill(self, seqs: list[ScheduledSeq], size: int, sampled_rows: Mapping[str, int]) -> None:
+        """Rows of the step, padding after them, to the device."""
+        used, block_size = len(seqs), self._block_size
+        fields = np.zeros((NUM_FIELDS, size), np.int64)
+        fields[SOURCE] = self._max_num_seqs + TOKEN * size + np.arange(size)
+        fields[SLOT] = -1
+        seq_lens, pages = fields[SEQ_LEN].view(np.int32), fields[PAGE].view(np.int32)
+        seq_lens[:size] = 1
+        if seqs:
+            starts = np.array([seq.start for seq in seqs], np.int64)
+            last_pages = np.array([seq.block_ids[-1] for seq in seqs], np.int64)
+            for row, seq in enumerate(seqs):
+                if seq.token_ids[0] == PENDING:
+                    fields[SOURCE, row] = sampled_rows[seq.request_id]
+                else:
+                    fields[TOKEN, row] = seq.token_ids[0]
+            fields[POSITION, :used] = starts
+            fields[SLOT, :used] = last_pages * block_size + starts % block_size
+            fields[COLUMN, :used] = starts // block_size
+            seq_lens[:used] = starts + 1
+            pages[:used] = last_pages
+            for field, values in zip(fields[CONTROLS:], Controls.of(seqs), strict=True):
+                field.view(values.dtype)[:used] = values
+        first = self._max_num_seqs
+        upload_into(self._state[first : first + NUM_FIELDS * size], fields.reshape(-1))
+        self._fill_tables(seqs, size)
+
+    def _fill_tables(self, seqs: list[ScheduledSeq], size: int) -> None:
+        """Rewrite the rows of the page tables that differ by more than the newest page."""
+        hold = self._tables_hold
+        stale = []
+        for row, seq in enumerate(seqs):
+            pages, before = seq.block_ids, hold[row]
+            if pages != before and pages[:-1] != before:
+                stale.append(row)
+            hold[row] = pages
+        for row in range(len(seqs), size):
+            hold[row] = []
+        if not stale:
+            return
+        tables = np.zeros((len(stale), max(len(hold[row]) for row in stale)), np.int32)
+        for table, row in zip(tables, stale, strict=True):
+            table[: len(hold[row])] = hold[row]
+        there, rows = upload([tables, np.array(stale, np.int64)], self._tables.device)
+        self._tables[:, : tables.shape[1]].index_copy_(0, rows, there)

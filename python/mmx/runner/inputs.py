@@ -1,15 +1,17 @@
-"""ScheduledBatch to ForwardBatch: a few vectorised host arrays, one copy per tensor."""
+"""ScheduledBatch to ForwardBatch: a few vectorised host arrays, one copy for all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
 import torch
 
-from mmx.batch import ScheduledBatch
+from mmx.batch import PENDING, ScheduledBatch
 from mmx.layers import ForwardBatch, LayerCache
 from mmx.runner.parts import Part
+from mmx.runner.upload import upload
 
 
 def make_inputs(
@@ -20,10 +22,14 @@ def make_inputs(
     cos_sin: torch.Tensor,
     caches: list[LayerCache],
     part: Part | None = None,
+    sampled: torch.Tensor | None = None,
+    sampled_rows: Mapping[str, int] = {},
 ) -> ForwardBatch:
     """Tensors of one step on ``device``; ``logit_rows`` are the last tokens of the sequences that sample.
 
-    ``part`` is how ``batch`` stands among those of the other ranks, None for the only rank."""
+    ``part`` is how ``batch`` stands among those of the other ranks, None for the only rank. ``sampled`` [n]
+    int64 on ``device`` is what the step before sampled, ``sampled_rows`` whose tokens they are: from there
+    come ``PENDING`` tokens."""
     seqs = batch.seqs
     num_new = np.array([len(seq.token_ids) for seq in seqs], np.int64)
     starts = np.array([seq.start for seq in seqs], np.int64)
@@ -45,18 +51,35 @@ def make_inputs(
     samples = np.array([seq.samples for seq in seqs], bool)
     all_sample = num_tokens == len(seqs) and bool(samples.all())
 
-    def put(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
+    pending = np.flatnonzero(token_ids == PENDING)
+    pending_rows = [sampled_rows[seq.request_id] for seq in seqs if seq.token_ids[0] == PENDING]
+    tensors = upload(
+        [
+            token_ids,
+            positions,
+            slots if part is None else _stored_slots(part, block_size, slots),
+            block_table,
+            cu_seqlens,
+            (starts + num_new).astype(np.int32),
+            cu_seqlens[1:][samples].astype(np.int64) - 1,
+            pending.astype(np.int64),
+            np.array(pending_rows, np.int64),
+        ],
+        device,
+    )
+    if pending_rows:
+        assert sampled is not None, "pending tokens need the ids that the step before sampled"
+        tensors[0][tensors[7]] = sampled[tensors[8]]
 
     return ForwardBatch(
-        token_ids=put(token_ids),
-        positions=put(positions),
-        slot_mapping=put(slots if part is None else _stored_slots(part, block_size, slots)),
-        block_table=put(block_table),
-        cu_seqlens_q=put(cu_seqlens),
-        seq_lens=put((starts + num_new).astype(np.int32)),
+        token_ids=tensors[0],
+        positions=tensors[1],
+        slot_mapping=tensors[2],
+        block_table=tensors[3],
+        cu_seqlens_q=tensors[4],
+        seq_lens=tensors[5],
         max_seqlen_q=int(num_new.max(initial=0)),
-        logit_rows=None if all_sample else put(cu_seqlens[1:][samples].astype(np.int64) - 1),
+        logit_rows=None if all_sample else tensors[6],
         cos_sin=cos_sin,
         caches=caches,
         token_counts=() if part is None else part.token_counts,

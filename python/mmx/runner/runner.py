@@ -14,13 +14,14 @@ from mmx.batch import SampledToken, ScheduledBatch
 from mmx.config import EngineConfig
 from mmx.distributed import Ranks
 from mmx.errors import MemoryPlanError
+from mmx.layers import ForwardBatch
 from mmx.model_config import ModelConfig, load_eos_token_ids, load_model_config
 from mmx.models import CausalLM, build_model
-from mmx.runner.graphs import DecodeGraphs
+from mmx.runner.graphs import DecodeGraphs, state_size
 from mmx.runner.inputs import make_inputs
 from mmx.runner.kv_pool import MIB, PoolPlan, allocate_pool, plan_pool
 from mmx.runner.parts import Part, part_of
-from mmx.runner.sampler import sample_tokens
+from mmx.runner.sampler import Controls, Sampled, draw, sample_tokens
 from mmx.tokenizer import Tokenizer
 from mmx.weights import fill_random, load_weights
 
@@ -36,6 +37,7 @@ class ModelRunner:
         plan: PoolPlan,
         eos_token_ids: tuple[int, ...],
         never_sampled: tuple[int, ...] = (),
+        max_num_seqs: int = 64,
     ) -> None:
         """``config`` is the whole model's; ``never_sampled`` are ids of the whole vocabulary."""
         self.model = model
@@ -56,37 +58,55 @@ class ModelRunner:
         table = ops.rope_table(plan.max_model_len, config.rotary_dim, config.rope_theta)
         self._cos_sin = table.to(backend.device)
         self._graphs: DecodeGraphs | None = None
+        # Why the ranks: ids that only one of several has sampled can not feed the next step of all.
+        self.asynchronous = backend.has_graphs and self.ranks.world.size == 1
+        self._max_num_seqs = max_num_seqs
+        self._state = torch.zeros(state_size(max_num_seqs), dtype=torch.int64, device=backend.device)
+        self._sampled_rows: dict[str, int] = {}  # places in the state's ids of the latest sampled tokens
 
     @torch.inference_mode()
-    def capture_graphs(self, max_num_seqs: int, progress: Callable[[float], None]) -> None:
+    def capture_graphs(self, progress: Callable[[float], None]) -> None:
         """Record the decode step for every batch size up to ``max_num_seqs``."""
         self._graphs = DecodeGraphs(
-            self.model,
+            self._decode,
+            state=self._state,
             block_size=self.block_size,
             max_blocks=-(-self.max_model_len // self.block_size),
-            max_num_seqs=max_num_seqs,
+            max_num_seqs=self._max_num_seqs,
             cos_sin=self._cos_sin,
             caches=self._caches,
         )
         self._graphs.capture(progress)
 
-    @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
         """Compute this rank's part of the step; one result per sampling sequence of it, in batch order."""
-        part = part_of(batch, self.ranks.layout, self.ranks.rank)
-        if part.idle:
-            return []
-        logits = self._forward(part)
-        if self._never_sampled.numel():
-            logits.index_fill_(1, self._never_sampled, -math.inf)
-        sampling = [seq for seq in part.batch.seqs if seq.samples]
-        return sample_tokens(logits, sampling, self.ranks.tensor) if sampling else []
+        return self.launch(batch).result()
 
-    def _forward(self, part: Part) -> torch.Tensor:
+    @torch.inference_mode()
+    def launch(self, batch: ScheduledBatch) -> Sampled:
+        """``execute`` without waiting: ``result()`` of what is returned does. ``PENDING`` tokens are those
+        that the launch before this one samples for the same request."""
+        part = part_of(batch, self.ranks.layout, self.ranks.rank)
+        seqs = [seq for seq in part.batch.seqs if seq.samples]
+        ids = self._state[: len(seqs)]
+        if part.idle:
+            return Sampled(seqs, ids)
+        logits = None if self._graphs is None else self._graphs.run(part.batch, self._sampled_rows)
+        drawn = logits is not None and self._draws_in_graph
+        if logits is None:
+            logits = self.forward(part)
+        if not drawn:
+            self._forbid(logits)
+        sampled = Sampled(seqs, ids)
+        if seqs:
+            sampled = sample_tokens(logits, seqs, self.ranks.tensor, out=ids, drawn=drawn)
+        self._sampled_rows = {seq.request_id: row for row, seq in enumerate(seqs)}
+        return sampled
+
+    @torch.inference_mode()
+    def forward(self, part: Part) -> torch.Tensor:
         """Store the step's K and V; logits of the sampling sequences for this rank's part of the vocabulary:
         [num_rows, vocab] f32."""
-        if self._graphs is not None and (replayed := self._graphs.run(part.batch)) is not None:
-            return replayed
         inputs = make_inputs(
             part.batch,
             block_size=self.block_size,
@@ -94,9 +114,27 @@ class ModelRunner:
             cos_sin=self._cos_sin,
             caches=self._caches,
             part=part,
+            sampled=self._state,
+            sampled_rows=self._sampled_rows,
         )
         logits: torch.Tensor = self.model(inputs)
         return logits
+
+    @property
+    def _draws_in_graph(self) -> bool:
+        return self.ranks.tensor.size == 1
+
+    def _decode(self, inputs: ForwardBatch, controls: Controls) -> torch.Tensor:
+        """A decode step as graphs record it."""
+        logits: torch.Tensor = self.model(inputs)
+        if self._draws_in_graph:
+            self._forbid(logits)
+            draw(logits, controls, self._state[: logits.shape[0]])
+        return logits
+
+    def _forbid(self, logits: torch.Tensor) -> None:
+        if self._never_sampled.numel():
+            logits.index_fill_(1, self._never_sampled, -math.inf)
 
 
 def build_runner(
@@ -132,11 +170,17 @@ def build_runner(
     plan = plan_pool(ranks.share.config, dtype, budget, rule, config.max_model_len)
     eos_token_ids = load_eos_token_ids(folder)
     runner = ModelRunner(
-        model, model_config, backend, plan, eos_token_ids, _never_sampled(folder, model_config.vocab_size)
+        model,
+        model_config,
+        backend,
+        plan,
+        eos_token_ids,
+        _never_sampled(folder, model_config.vocab_size),
+        config.max_num_seqs,
     )
     # Why not with a spread group: its ranks have different numbers of tokens in a step.
     if backend.has_graphs and not config.enforce_eager and ranks.spread.size == 1:
-        runner.capture_graphs(config.max_num_seqs, lambda done: progress("capture graphs", done))
+        runner.capture_graphs(lambda done: progress("capture graphs", done))
     return runner
 
 

@@ -3,24 +3,104 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, DTypeLike
 
 from mmx import ops
 from mmx.batch import SampledToken, ScheduledSeq
 from mmx.distributed import Group
 from mmx.protocol import TokenLogprobs
+from mmx.runner.upload import upload
 
 NOT_FINITE = "the model's logits are not finite"
 
 
+class Controls(NamedTuple):
+    """How each row is drawn, as ``ops.sample`` takes it: [num_rows] each, of CONTROL_DTYPES."""
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    seeds: torch.Tensor
+    steps: torch.Tensor
+
+    @staticmethod
+    def of(seqs: Sequence[ScheduledSeq]) -> list[np.ndarray]:
+        """The host arrays, of CONTROL_DTYPES."""
+        columns: list[list[float]] = [
+            [seq.params.temperature for seq in seqs],
+            [seq.params.top_k for seq in seqs],
+            [seq.params.top_p for seq in seqs],
+            [seq.params.min_p for seq in seqs],
+            [seq.seed for seq in seqs],
+            [seq.num_output_tokens for seq in seqs],
+        ]
+        return [np.array(column, dtype) for column, dtype in zip(columns, CONTROL_DTYPES, strict=True)]
+
+
+CONTROL_DTYPES = (np.float32, np.int32, np.float32, np.float32, np.int64, np.int64)
+
+
+class Sampled:
+    """Tokens of a step on their way to the host."""
+
+    def __init__(
+        self,
+        seqs: Sequence[ScheduledSeq],
+        token_ids: torch.Tensor,
+        wanted: Sequence[int] = (),
+        logprobs: Sequence[torch.Tensor] = (),
+    ) -> None:
+        """``token_ids`` [num_rows] int64; ``logprobs``: what ``ops.logprobs`` says of the ``wanted`` rows."""
+        self._seqs = seqs
+        self._wanted = wanted
+        self._host = [_fetch(tensor) for tensor in (token_ids, *logprobs)]
+        self._done: torch.Event | None = None
+        if token_ids.device.type != "cpu":
+            self._done = torch.Event(token_ids.device.type)
+            self._done.record()
+
+    def result(self) -> list[SampledToken]:
+        """Wait for the step; one result per row."""
+        if self._done is not None:
+            self._done.synchronize()
+        token_ids, *columns = (tensor.tolist() for tensor in self._host)
+        logprobs: dict[int, TokenLogprobs] = {}
+        if columns:
+            for row, logprob, rank, top_ids, top_logprobs in zip(self._wanted, *columns, strict=True):
+                num_top = self._seqs[row].params.logprobs or 0
+                logprobs[row] = TokenLogprobs(logprob, rank, top_ids[:num_top], top_logprobs[:num_top])
+        results = []
+        for row, (seq, token_id) in enumerate(zip(self._seqs, token_ids, strict=True)):
+            error = None if token_id >= 0 else NOT_FINITE
+            result = SampledToken(
+                request_id=seq.request_id,
+                token_id=token_id,
+                logprobs=None if error else logprobs.get(row),
+                error=error,
+            )
+            results.append(result)
+        return results
+
+
+def _fetch(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the host, complete once the device gets there."""
+    return tensor.clone() if tensor.device.type == "cpu" else tensor.to("cpu", non_blocking=True)
+
+
 def sample_tokens(
-    logits: torch.Tensor, seqs: Sequence[ScheduledSeq], group: Group | None = None
-) -> list[SampledToken]:
-    """One result per row, the same on every rank of ``group``, whose ranks hold a part of the vocabulary
+    logits: torch.Tensor,
+    seqs: Sequence[ScheduledSeq],
+    group: Group | None = None,
+    *,
+    out: torch.Tensor | None = None,
+    drawn: bool = False,
+) -> Sampled:
+    """One token per row, the same on every rank of ``group``, whose ranks hold a part of the vocabulary
     each.
 
     Log-probabilities are those of the model, before penalties, biases and temperature.
@@ -28,21 +108,37 @@ def sample_tokens(
     Args:
         logits: [num_rows, vocab of this rank] f32; changed where a row has penalties or biases.
         seqs: the sequence of each row.
+        out: [num_rows] int64, gets the ids.
+        drawn: ``out`` has the ids already, for logits without penalties and biases.
     """
     wanted = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
     adjusted = any(_adjusts(seq) for seq in seqs)
+    if out is None:
+        out = torch.empty(len(seqs), dtype=torch.int64, device=logits.device)
     if group is not None and group.size > 1:
         if not wanted and not adjusted and all(seq.params.greedy for seq in seqs):
-            return _results(seqs, _largest(logits, group).tolist(), {})
+            return Sampled(seqs, out.copy_(_largest(logits, group)))
         logits = _whole_rows(logits, group)
     model_logits = logits
     if wanted and (adjusted or len(wanted) < len(seqs)):
-        model_logits = logits[wanted]
+        (rows,) = upload([np.array(wanted, np.int64)], logits.device)
+        model_logits = logits[rows]
     if adjusted:
         _adjust(logits, seqs)
-    token_ids = _draw(logits, seqs)
-    logprobs = _logprobs(model_logits, token_ids, wanted, seqs) if wanted else {}
-    return _results(seqs, token_ids.tolist(), logprobs)
+    if adjusted or not drawn:
+        draw(logits, Controls(*upload(Controls.of(seqs), logits.device)), out)
+    if not wanted:
+        return Sampled(seqs, out)
+    num_top = min(max(seqs[row].params.logprobs or 0 for row in wanted), logits.shape[1])
+    (rows,) = upload([np.array(wanted, np.int64)], logits.device)
+    # Why the clamp: rows without a token (-1) are reported as an error, any id will do for them.
+    columns = ops.logprobs(model_logits, out[rows].clamp(min=0), num_top)
+    return Sampled(seqs, out, wanted, columns)
+
+
+def draw(logits: torch.Tensor, controls: Controls, out: torch.Tensor) -> None:
+    """One id per row into ``out``."""
+    ops.sample(logits, *controls, out=out)
 
 
 def _largest(logits: torch.Tensor, group: Group) -> torch.Tensor:
@@ -63,22 +159,6 @@ def _whole_rows(logits: torch.Tensor, group: Group) -> torch.Tensor:
     return parts.transpose(0, 1).reshape(logits.shape[0], -1)
 
 
-def _results(
-    seqs: Sequence[ScheduledSeq], token_ids: list[int], logprobs: dict[int, TokenLogprobs]
-) -> list[SampledToken]:
-    results = []
-    for row, (seq, token_id) in enumerate(zip(seqs, token_ids, strict=True)):
-        error = None if token_id >= 0 else NOT_FINITE
-        result = SampledToken(
-            request_id=seq.request_id,
-            token_id=token_id,
-            logprobs=None if error else logprobs.get(row),
-            error=error,
-        )
-        results.append(result)
-    return results
-
-
 def _adjusts(seq: ScheduledSeq) -> bool:
     return bool(seq.params.logit_bias or seq.banned_token_ids or seq.history)
 
@@ -86,50 +166,15 @@ def _adjusts(seq: ScheduledSeq) -> bool:
 def _adjust(logits: torch.Tensor, seqs: Sequence[ScheduledSeq]) -> None:
     biases = [seq.params.logit_bias | dict.fromkeys(seq.banned_token_ids, -math.inf) for seq in seqs]
     histories = [seq.history or [] for seq in seqs]
-    put = _placer(logits.device)
-    ops.adjust_logits(
-        logits,
-        put(np.concatenate(histories), np.int32),
-        put(np.cumsum([0, *map(len, histories)]), np.int32),
-        put([seq.num_prompt_tokens for seq in seqs], np.int32),
-        put([seq.params.repetition_penalty for seq in seqs], np.float32),
-        put([seq.params.frequency_penalty for seq in seqs], np.float32),
-        put([seq.params.presence_penalty for seq in seqs], np.float32),
-        put([i for bias in biases for i in bias], np.int32),
-        put([value for bias in biases for value in bias.values()], np.float32),
-        put(np.cumsum([0, *map(len, biases)]), np.int32),
-    )
-
-
-def _draw(logits: torch.Tensor, seqs: Sequence[ScheduledSeq]) -> torch.Tensor:
-    put = _placer(logits.device)
-    return ops.sample(
-        logits,
-        put([seq.params.temperature for seq in seqs], np.float32),
-        put([seq.params.top_k for seq in seqs], np.int32),
-        put([seq.params.top_p for seq in seqs], np.float32),
-        put([seq.params.min_p for seq in seqs], np.float32),
-        put([seq.seed for seq in seqs], np.int64),
-        put([seq.num_output_tokens for seq in seqs], np.int64),
-    )
-
-
-def _logprobs(
-    logits: torch.Tensor, token_ids: torch.Tensor, wanted: list[int], seqs: Sequence[ScheduledSeq]
-) -> dict[int, TokenLogprobs]:
-    """Row -> log-probabilities for the ``wanted`` rows, which ``logits`` [len(wanted), vocab] holds."""
-    num_tops = [seqs[row].params.logprobs or 0 for row in wanted]
-    # Why the clamp: rows without a token (-1) are reported as an error, any id will do for them.
-    chosen = token_ids[wanted].clamp(min=0)
-    columns = [part.tolist() for part in ops.logprobs(logits, chosen, min(max(num_tops), logits.shape[1]))]
-    return {
-        row: TokenLogprobs(logprob, rank, top_ids[:num_top], top_logprobs[:num_top])
-        for row, num_top, logprob, rank, top_ids, top_logprobs in zip(wanted, num_tops, *columns, strict=True)
-    }
-
-
-def _placer(device: torch.device) -> Callable[[ArrayLike, DTypeLike], torch.Tensor]:
-    def put(values: ArrayLike, dtype: DTypeLike) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(values, dtype)).to(device)
-
-    return put
+    arrays = [
+        np.array(np.concatenate(histories), np.int32),
+        np.array(np.cumsum([0, *map(len, histories)]), np.int32),
+        np.array([seq.num_prompt_tokens for seq in seqs], np.int32),
+        np.array([seq.params.repetition_penalty for seq in seqs], np.float32),
+        np.array([seq.params.frequency_penalty for seq in seqs], np.float32),
+        np.array([seq.params.presence_penalty for seq in seqs], np.float32),
+        np.array([i for bias in biases for i in bias], np.int32),
+        np.array([value for bias in biases for value in bias.values()], np.float32),
+        np.array(np.cumsum([0, *map(len, biases)]), np.int32),
+    ]
+    ops.adjust_logits(logits, *upload(arrays, logits.device))

@@ -90,6 +90,7 @@ class LLM:
         max_num_batched_tokens: int = 2048,
         enable_prefix_caching: bool = True,
         enforce_eager: bool = False,
+        async_scheduling: bool = True,
         load_format: str = "auto",
         seed: int = 0,
         kv_cache_bytes: int | None = None,
@@ -109,6 +110,7 @@ class LLM:
             max_num_queued_reqs=NO_QUEUE_LIMIT,
             enable_prefix_caching=enable_prefix_caching,
             enforce_eager=enforce_eager,
+            async_scheduling=async_scheduling,
             kv_cache_bytes=kv_cache_bytes,
             seed=seed,
         )

@@ -56,6 +56,41 @@ def test_sampling_gives_the_tokens_of_the_cpu(folder: Path) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("config", [{}, {"max_num_batched_tokens": 33, "max_num_seqs": 3}])
+def test_overlap_and_graphs_give_the_tokens_of_the_plain_loop(folder: Path, config: dict[str, int]) -> None:
+    prompts = [random_ids(count, seed=count) for count in (1, 7, 8, 33, 75)]
+    params = [
+        SamplingParams(
+            temperature=i % 2,
+            seed=i,
+            max_tokens=20 + i,
+            ignore_eos=True,
+            presence_penalty=0.7 * (i == 3),
+            logprobs=2 if i == 1 else None,
+        )
+        for i in range(len(prompts))
+    ]
+    found = []
+    for plain in (False, True):
+        llm = LLM(
+            str(folder),
+            device="cuda",
+            dtype="float32",
+            skip_tokenizer_init=True,
+            kv_cache_bytes=1 << 25,
+            enforce_eager=plain,
+            async_scheduling=not plain,
+            **config,
+        )
+        assert llm._engine.overlaps != plain
+        for _ in range(2):  # cold, then with prefix hits
+            results = llm.generate(prompts, params, use_tqdm=False)
+            found.append([result.token_ids for result in results])
+        assert llm.stats().num_free_blocks == llm.stats().num_blocks
+    assert all(tokens == found[0] for tokens in found[1:])
+
+
+@pytest.mark.cuda
 def test_demo_model_in_bf16_answers_as_on_the_cpu() -> None:
     question = [{"role": "user", "content": "What is the capital of France?"}]
     params = SamplingParams(temperature=0.0, max_tokens=48)

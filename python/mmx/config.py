@@ -98,6 +98,11 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def world_size(self) -> int:
         return self.data_parallel_size * self.prefill_context_parallel_size * self.tensor_parallel_size
 
+    @property
+    def num_groups(self) -> int:
+        """Groups of ranks with requests and pages of their own."""
+        return self.data_parallel_size * (self.tensor_parallel_size if self.attention_dp else 1)
+
     def describe_world(self) -> str:
         """The product that makes the number of ranks, for messages."""
         parts = {

@@ -27,7 +27,7 @@ from mmx.protocol import (
     ToEngine,
     TokenOut,
 )
-from mmx.scheduler import Scheduler
+from mmx.scheduler import make_scheduler
 
 log = logging.getLogger("mmx.engine")
 
@@ -107,7 +107,7 @@ class Engine:
     def __init__(self, config: EngineConfig, runner: Runner, channel: Channel) -> None:
         self.runner = runner
         self.channel = channel
-        self.scheduler = Scheduler(
+        self.scheduler = make_scheduler(
             config,
             num_blocks=runner.num_blocks,
             block_size=runner.block_size,

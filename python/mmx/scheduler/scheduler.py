@@ -70,6 +70,21 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._requests)
 
+    def holds(self, request_id: str) -> bool:
+        """Whether the request lives here."""
+        return request_id in self._requests
+
+    def num_cached_tokens(self, message: Submit) -> int:
+        """Tokens of the prompt that the prefix cache would spare."""
+        key, num_cached = root_hash(message.cache_salt), 0
+        prompt, size = message.prompt_token_ids, self.block_size
+        while self._caching and num_cached + size < len(prompt):
+            key = page_hash(key, prompt[num_cached : num_cached + size])
+            if self.blocks.cache.get(key) is None:
+                break
+            num_cached += size
+        return num_cached
+
     @property
     def needs_results(self) -> bool:
         """Whether the next step can not be planned before the one in flight is committed: penalties read

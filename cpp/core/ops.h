@@ -7,6 +7,7 @@
 #include "cpp/core/params/kv_cache.h"
 #include "cpp/core/params/moe.h"
 #include "cpp/core/params/norm.h"
+#include "cpp/core/params/qkv.h"
 #include "cpp/core/params/quant.h"
 #include "cpp/core/params/rope.h"
 #include "cpp/core/params/sampling.h"
@@ -20,6 +21,7 @@
     X(rope, RopeParams)                         \
     X(kv_store, KvStoreParams)                  \
     X(index_k_store, IndexKStoreParams)         \
+    X(norm_rope_store, NormRopeStoreParams)     \
     X(select_blocks, SelectBlocksParams)        \
     X(paged_attention, PagedAttentionParams)    \
     X(sparse_attention, SparseAttentionParams)  \

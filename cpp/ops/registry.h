@@ -7,6 +7,7 @@
 #include "cpp/ops/kv_cache.h"
 #include "cpp/ops/moe.h"
 #include "cpp/ops/norm.h"
+#include "cpp/ops/qkv.h"
 #include "cpp/ops/quant.h"
 #include "cpp/ops/rope.h"
 #include "cpp/ops/sampling.h"

@@ -15,6 +15,12 @@ STABLE_TORCH_LIBRARY(mmx, m) {
         "kv_store(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slot_mapping, "
         "Tensor? k_scale=None, Tensor? v_scale=None) -> ()");
     m.def("index_k_store(Tensor(a!) index_k_cache, Tensor index_k, Tensor slot_mapping) -> ()");
+    // qkv
+    m.def(
+        "norm_rope_store(Tensor(a!) qkv, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!)? index_k_cache, "
+        "Tensor q_weight, Tensor k_weight, Tensor? index_q_weight, Tensor? index_k_weight, Tensor cos_sin, "
+        "Tensor positions, Tensor slot_mapping, int num_heads, float eps, bool gemma, Tensor? k_scale=None, "
+        "Tensor? v_scale=None) -> ()");
     // selector
     m.def(
         "select_blocks(Tensor(a!) block_ids, Tensor index_q, Tensor index_k_cache, Tensor block_table, "

@@ -12,6 +12,7 @@
     X(rope, RopeParams)                        \
     X(kv_store, KvStoreParams)                 \
     X(index_k_store, IndexKStoreParams)        \
+    X(norm_rope_store, NormRopeStoreParams)    \
     X(embedding, EmbeddingParams)              \
     X(select_blocks, SelectBlocksParams)       \
     X(paged_attention, PagedAttentionParams)   \

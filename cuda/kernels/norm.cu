@@ -1,66 +1,137 @@
-#include "cuda/common/launch.h"
+#include <type_traits>
+
+#include "cpp/core/math.h"
+#include "cuda/common/chain.h"
+#include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/reduce.cuh"
-#include "cuda/common/types.cuh"
+#include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 
 namespace mmx::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kRun = 8;
+constexpr int kMaxThreads = 1024;
 
-// One block per row: rows are read twice, the second time from L1/L2.
-template <class T, class W>
-__global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormParams p) {
-    const int64_t token = blockIdx.x / p.num_heads, head = blockIdx.x % p.num_heads;
-    const T* x = static_cast<const T*>(p.x) + token * p.x_token_stride + head * p.x_head_stride;
-    T* out = static_cast<T*>(p.out) + token * p.out_token_stride + head * p.out_head_stride;
-    const W* weight = static_cast<const W*>(p.weight);
-    float squares = 0;
-    for (int64_t i = threadIdx.x; i < p.hidden; i += kThreads) {
-        const float v = to_float(x[i]);
-        squares += v * v;
-    }
-    const float inv_rms = rsqrtf(block_sum<kThreads>(squares) / static_cast<float>(p.hidden) + p.eps);
-    const float shift = p.gemma ? 1.0f : 0.0f;
-    for (int64_t i = threadIdx.x; i < p.hidden; i += kThreads)
-        out[i] = from_float<T>(to_float(x[i]) * inv_rms * (to_float(weight[i]) + shift));
+/// How threads share a row. Rows as narrow as a head take a warp each, eight to a block; rows of up to
+/// kMaxThreads runs give every thread one run, which stays in registers between the two passes; wider rows
+/// are read twice, the second time from the cache.
+enum class RowShape { kWarp, kBlock, kWide };
+
+__device__ __forceinline__ float row_sum(float x, RowShape shape) {
+    x = warp_sum(x);
+    if (shape == RowShape::kWarp) return x;
+    __shared__ float partial[kMaxThreads / 32];
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? partial[threadIdx.x % 32] : 0.0f);
 }
 
-template <class T, class W>
-__global__ void __launch_bounds__(kThreads) add_rms_norm_kernel(AddRmsNormParams p) {
-    T* residual = static_cast<T*>(p.residual) + blockIdx.x * p.residual_stride;
-    const T* x = static_cast<const T*>(p.x) + blockIdx.x * p.x_stride;
-    T* out = static_cast<T*>(p.out) + blockIdx.x * p.out_stride;
+/// Why one body for both ops: the norm of a sum is the same norm, reading the residual stream's new value.
+template <class T, class W, RowShape kShape, bool kAdd>
+__global__ void __launch_bounds__(kShape == RowShape::kWarp ? 256 : kMaxThreads)
+    norm_kernel(RmsNormParams p, T* residual, int64_t residual_stride, bool packable) {
+    const int64_t row_threads = kShape == RowShape::kWarp ? 32 : blockDim.x;
+    const int64_t row = blockIdx.x * (blockDim.x / row_threads) + threadIdx.x / row_threads;
+    const int64_t token = row / p.num_heads, head = row % p.num_heads;
+    const int64_t first = threadIdx.x % row_threads * kRun;
+    const T* x = static_cast<const T*>(p.x) + token * p.x_token_stride + head * p.x_head_stride;
+    T* out = static_cast<T*>(p.out) + token * p.out_token_stride + head * p.out_head_stride;
+    if constexpr (kAdd) residual += token * residual_stride;
     const W* weight = static_cast<const W*>(p.weight);
+    const auto for_each_run = [&](auto&& f) {
+        if constexpr (kShape == RowShape::kWide)
+            for (int64_t i = first; i < p.hidden; i += row_threads * kRun) f(i, p.hidden - i);
+        else if (first < p.hidden)
+            f(first, p.hidden - first);
+    };
+
+    float gain[kRun], run[kRun];
+    if constexpr (kShape != RowShape::kWide)
+        for_each_run([&](int64_t i, int64_t count) { load_run(gain, weight + i, count, packable); });
+    ptx::let_successors_start();
+    ptx::wait_for_predecessors();
+    // The threads of a row leave together, and only a block of several rows can have too many of them.
+    if (token >= p.num_tokens) return;
+
     float squares = 0;
-    for (int64_t i = threadIdx.x; i < p.hidden; i += kThreads) {
-        residual[i] = from_float<T>(to_float(residual[i]) + to_float(x[i]));
-        const float v = to_float(residual[i]);
-        squares += v * v;
-    }
-    const float inv_rms = rsqrtf(block_sum<kThreads>(squares) / static_cast<float>(p.hidden) + p.eps);
+    for_each_run([&](int64_t i, int64_t count) {
+        load_run(run, x + i, count, packable);
+        if constexpr (kAdd) {
+            float sum[kRun];
+            load_run(sum, residual + i, count, packable);
+#pragma unroll
+            for (int j = 0; j < kRun; ++j) run[j] = to_float(from_float<T>(sum[j] + run[j]));
+            store_run(residual + i, run, count, packable);
+        }
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) squares += run[j] * run[j];
+    });
+    const float inv_rms = rsqrtf(row_sum(squares, kShape) / static_cast<float>(p.hidden) + p.eps);
     const float shift = p.gemma ? 1.0f : 0.0f;
-    for (int64_t i = threadIdx.x; i < p.hidden; i += kThreads)
-        out[i] = from_float<T>(to_float(residual[i]) * inv_rms * (to_float(weight[i]) + shift));
+    for_each_run([&](int64_t i, int64_t count) {
+        if constexpr (kShape == RowShape::kWide) {
+            load_run(run, (kAdd ? residual : x) + i, count, packable);
+            load_run(gain, weight + i, count, packable);
+        }
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) run[j] *= inv_rms * (gain[j] + shift);
+        store_run(out + i, run, count, packable);
+    });
+}
+
+template <bool kAdd>
+void launch_norm(const char* op, const RmsNormParams& p, void* residual, int64_t residual_stride,
+                 Stream stream) {
+    dispatch_float(p.dtype, [&](auto t) {
+        dispatch_float(p.weight_dtype, [&](auto w) {
+            using T = decltype(t);
+            using W = decltype(w);
+            const bool packable = is_packable<T, kRun>(p.x, {p.x_token_stride, p.x_head_stride}) &&
+                                  is_packable<T, kRun>(p.out, {p.out_token_stride, p.out_head_stride}) &&
+                                  is_packable<T, kRun>(residual, {residual_stride}) &&
+                                  is_packable<W, kRun>(p.weight, {});
+            const auto launch = [&](auto kernel, int64_t rows_per_block, int64_t threads) {
+                const auto blocks =
+                    static_cast<unsigned>(ceil_div(p.num_tokens * p.num_heads, rows_per_block));
+                LaunchChain{op, dim3(blocks), dim3(static_cast<unsigned>(threads)), 0, stream}(
+                    kernel, p, static_cast<T*>(residual), residual_stride, packable);
+            };
+            if (p.hidden <= 32 * kRun)
+                launch(norm_kernel<T, W, RowShape::kWarp, kAdd>, 8, 256);
+            else if (p.hidden <= kMaxThreads * kRun)
+                launch(norm_kernel<T, W, RowShape::kBlock, kAdd>, 1, align_up(ceil_div(p.hidden, kRun), 32));
+            else
+                launch(norm_kernel<T, W, RowShape::kWide, kAdd>, 1, 256);
+        });
+    });
 }
 
 }  // namespace
 
 void rms_norm(const RmsNormParams& p, Stream stream) {
-    const Launch launch{"rms_norm", dim3(static_cast<unsigned>(p.num_tokens * p.num_heads)), kThreads, 0,
-                        stream};
-    dispatch_float(p.dtype, [&](auto t) {
-        dispatch_float(p.weight_dtype, [&](auto w) { launch(rms_norm_kernel<decltype(t), decltype(w)>, p); });
-    });
+    launch_norm<false>("rms_norm", p, nullptr, 0, stream);
 }
 
 void add_rms_norm(const AddRmsNormParams& p, Stream stream) {
-    const Launch launch{"add_rms_norm", dim3(static_cast<unsigned>(p.num_tokens)), kThreads, 0, stream};
-    dispatch_float(p.dtype, [&](auto t) {
-        dispatch_float(p.weight_dtype,
-                       [&](auto w) { launch(add_rms_norm_kernel<decltype(t), decltype(w)>, p); });
-    });
+    const RmsNormParams norm{
+        .out = p.out,
+        .x = p.x,
+        .weight = p.weight,
+        .num_tokens = p.num_tokens,
+        .num_heads = 1,
+        .hidden = p.hidden,
+        .out_token_stride = p.out_stride,
+        .out_head_stride = 0,
+        .x_token_stride = p.x_stride,
+        .x_head_stride = 0,
+        .eps = p.eps,
+        .gemma = p.gemma,
+        .dtype = p.dtype,
+        .weight_dtype = p.weight_dtype,
+    };
+    launch_norm<true>("add_rms_norm", norm, p.residual, p.residual_stride, stream);
 }
 
 }  // namespace mmx::cuda

@@ -7,6 +7,7 @@ from mmx.ops.gemm import linear
 from mmx.ops.kv_cache import index_k_store, kv_store
 from mmx.ops.moe import moe_combine, moe_down, moe_gate_up, moe_plan, moe_router
 from mmx.ops.norm import add_rms_norm, rms_norm
+from mmx.ops.qkv import norm_rope_store
 from mmx.ops.quant import fp8_block_dequant
 from mmx.ops.rope import rope, rope_table
 from mmx.ops.sampling import adjust_logits, logprobs, sample
@@ -28,6 +29,7 @@ __all__ = [
     "moe_gate_up",
     "moe_plan",
     "moe_router",
+    "norm_rope_store",
     "paged_attention",
     "rms_norm",
     "rope",

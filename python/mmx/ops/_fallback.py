@@ -69,6 +69,7 @@ FALLBACKS: dict[str, Callable[..., None]] = {
     "rope": _outputs("rope", 1),
     "kv_store": lambda *args: reference.kv_store(*args),
     "index_k_store": lambda *args: reference.index_k_store(*args),
+    "norm_rope_store": lambda *args: reference.norm_rope_store(*args),
     "select_blocks": _select_blocks,
     "paged_attention": _attention("paged_attention", 6),
     "sparse_attention": _attention("sparse_attention", 7),

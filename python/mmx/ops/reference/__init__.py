@@ -11,6 +11,7 @@ from mmx.ops.reference.gemm import linear
 from mmx.ops.reference.kv_cache import index_k_store, kv_store
 from mmx.ops.reference.moe import moe_combine, moe_down, moe_gate_up, moe_plan, moe_router
 from mmx.ops.reference.norm import add_rms_norm, rms_norm
+from mmx.ops.reference.qkv import norm_rope_store
 from mmx.ops.reference.quant import fp8_block_dequant
 from mmx.ops.reference.rope import rope
 from mmx.ops.reference.sampling import adjust_logits, logprobs, sample
@@ -31,6 +32,7 @@ __all__ = [
     "moe_gate_up",
     "moe_plan",
     "moe_router",
+    "norm_rope_store",
     "paged_attention",
     "rms_norm",
     "rope",

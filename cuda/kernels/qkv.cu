@@ -1,0 +1,315 @@
+#include "cpp/core/math.h"
+#include "cuda/common/chain.h"
+#include "cuda/common/ptx/grid.cuh"
+#include "cuda/common/reduce.cuh"
+#include "cuda/common/vec.cuh"
+#include "cuda/kernels/launchers.h"
+
+namespace mmx::cuda {
+
+namespace {
+
+/// One head of one token inside the pages.
+struct Slot {
+    void* page;
+    int64_t offset;  // of the head's first element
+    DType dtype;
+    float scale;
+};
+
+template <class T, int kRun>
+__device__ __forceinline__ void store_slot(const Slot& to, const float (&run)[kRun], int64_t i, int64_t count,
+                                           bool packable) {
+    if (to.dtype == DType::kE4M3) {
+        float codes[kRun];
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) codes[j] = __fdiv_rn(run[j], to.scale);
+        store_run(static_cast<e4m3*>(to.page) + to.offset + i, codes, count, packable);
+    } else {
+        store_run(static_cast<T*>(to.page) + to.offset + i, run, count, packable);
+    }
+}
+
+enum class Part { kQ, kK, kIndexQ, kIndexK, kV };
+
+/// Where heads of the merged projection begin, and where they go.
+struct Heads {
+    int64_t k, index_q, index_k, v, end;
+
+    __device__ explicit Heads(const NormRopeStoreParams& p)
+        : k(p.num_heads),
+          index_q(k + p.num_kv_heads),
+          index_k(index_q + p.num_index_heads),
+          v(index_k + (p.index_k_cache ? 1 : 0)),
+          end(v + p.num_kv_heads) {}
+
+    __device__ Part part(int64_t head) const {
+        if (head < k) return Part::kQ;
+        if (head < index_q) return Part::kK;
+        if (head < index_k) return Part::kIndexQ;
+        return head < v ? Part::kIndexK : Part::kV;
+    }
+
+    /// Norm weight of a head that has one; a weight over the whole projection is indexed by head.
+    template <class W>
+    __device__ const W* weight(const NormRopeStoreParams& p, int64_t head, Part part) const {
+        const int64_t whole = p.norm_whole_projection ? p.head_dim : 0;
+        if (part == Part::kQ) return static_cast<const W*>(p.q_weight) + head * whole;
+        if (part == Part::kK) return static_cast<const W*>(p.k_weight) + (head - k) * whole;
+        return static_cast<const W*>(part == Part::kIndexQ ? p.index_q_weight : p.index_k_weight);
+    }
+
+    /// Place in the pages of a k, v or index_k head.
+    __device__ Slot slot(const NormRopeStoreParams& p, int64_t head, Part part, int64_t slot) const {
+        const int64_t block = slot / p.block_size, offset = slot % p.block_size;
+        if (part == Part::kIndexK)
+            return {p.index_k_cache, block * p.index_k_cache_block_stride + offset * p.head_dim,
+                    p.index_cache_dtype, 1.0f};
+        const bool is_k = part == Part::kK;
+        const int64_t kv_head = head - (is_k ? k : v);
+        const int64_t begin = block * (is_k ? p.k_cache_block_stride : p.v_cache_block_stride);
+        const float* scale = is_k ? p.k_scale : p.v_scale;
+        return {is_k ? p.k_cache : p.v_cache, begin + (kv_head * p.block_size + offset) * p.head_dim,
+                p.cache_dtype, scale ? scale[kv_head] : 1.0f};
+    }
+};
+
+// Heads of 128, the models' own: 16 lanes hold a head in registers, 8 dims each, and meet the other member of
+// a rope pair by a shuffle. A block takes kThreads / 16 * kHeads heads, all loads of a thread in flight at
+// once; with a norm over the whole projection it takes all heads of its token.
+constexpr int kHeadDim = 128, kLanes = 16, kWide = kHeadDim / kLanes, kMaxWholeHeads = 64;
+
+template <class T, class W, int kThreads, int kHeads>
+__global__ void __launch_bounds__(kThreads) norm_rope_store_128_kernel(NormRopeStoreParams p) {
+    constexpr int kGroups = kThreads / kLanes;
+    const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes, dim = lane * kWide;
+    const int64_t token = blockIdx.x, head0 = static_cast<int64_t>(blockIdx.y) * (kGroups * kHeads) + group;
+    T* const qkv = static_cast<T*>(p.qkv) + token * p.qkv_stride + dim;
+    const Heads heads(p);
+    const int half = static_cast<int>(p.rotary_dim) / 2;
+    const float shift = p.gemma ? 1.0f : 0.0f;
+
+    ptx::let_successors_start();
+    ptx::wait_for_predecessors();
+    const int64_t slot = p.slot_mapping[token], position = p.positions[token];
+    float x[kHeads][kWide];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+        const int64_t head = head0 + h * kGroups;
+        load_run(x[h], qkv + head * kHeadDim, head < heads.end ? kWide : 0, true);
+    }
+    // cos and sin of this lane's dims; the second member of a pair takes the sine of the other sign.
+    float cos[kWide], sin[kWide];
+    const bool rotated = dim < p.rotary_dim, second = dim >= half;
+    const float* angle = p.cos_sin + position * p.rotary_dim + (second ? dim - half : dim);
+    load_run(cos, angle, rotated ? kWide : 0, true);
+    load_run(sin, angle + half, rotated ? kWide : 0, true);
+    const int partner = rotated ? (second ? lane - half / kWide : lane + half / kWide) : lane;
+
+    float squares[kHeads], whole_q = 0, whole_k = 0;
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+        squares[h] = 0;
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) squares[h] += x[h][j] * x[h][j];
+#pragma unroll
+        for (int offset = kLanes / 2; offset > 0; offset /= 2)
+            squares[h] += __shfl_xor_sync(0xFFFFFFFFu, squares[h], offset);
+    }
+    if (p.norm_whole_projection) {
+        // Heads are added up in an order that does not depend on the block's shape.
+        __shared__ float head_squares[kMaxWholeHeads];
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h)
+            if (lane == 0 && head0 + h * kGroups < heads.end) head_squares[head0 + h * kGroups] = squares[h];
+        __syncthreads();
+        float part_q = 0, part_k = 0;
+#pragma unroll
+        for (int head = threadIdx.x % 32; head < kMaxWholeHeads; head += 32) {
+            part_q += head < heads.k ? head_squares[head] : 0.0f;
+            part_k += head >= heads.k && head < heads.index_q ? head_squares[head] : 0.0f;
+        }
+        whole_q = warp_sum(part_q) / static_cast<float>(p.num_heads);
+        whole_k = warp_sum(part_k) / static_cast<float>(p.num_kv_heads);
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+        const int64_t head = head0 + h * kGroups;
+        const Part part = heads.part(head);
+        float sum = squares[h];
+        if (p.norm_whole_projection) sum = part == Part::kQ ? whole_q : part == Part::kK ? whole_k : sum;
+        const float inv_rms = rsqrtf(sum / kHeadDim + p.eps);
+        const bool exists = head < heads.end, has_norm = exists && part != Part::kV;
+        float gain[kWide], y[kWide];
+        if (has_norm) load_run(gain, heads.weight<W>(p, head, part) + dim, kWide, true);
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) {
+            const float normed =
+                has_norm ? to_float(from_float<T>(x[h][j] * inv_rms * (gain[j] + shift))) : 0;
+            const float other = __shfl_sync(0xFFFFFFFFu, normed, partner, kLanes);
+            y[j] = normed;
+            if (rotated) y[j] = second ? normed * cos[j] + other * sin[j] : normed * cos[j] - other * sin[j];
+        }
+        if (part == Part::kQ || part == Part::kIndexQ) {
+            if (exists) store_run(qkv + head * kHeadDim, y, kWide, true);
+        } else if (exists && slot >= 0) {
+#pragma unroll
+            for (int j = 0; j < kWide; ++j) y[j] = part == Part::kV ? x[h][j] : to_float(from_float<T>(y[j]));
+            store_slot<T>(heads.slot(p, head, part, slot), y, dim, kWide, true);
+        }
+    }
+}
+
+// Heads of any size: a warp per head at a time, through shared memory, in runs of kRun.
+constexpr int kRun = 4;
+
+template <class T, class W, int kThreads>
+__global__ void __launch_bounds__(kThreads) norm_rope_store_kernel(NormRopeStoreParams p, bool packable) {
+    constexpr int kWarps = kThreads / 32;
+    extern __shared__ float heads_in_flight[];  // [kWarps, head_dim]
+    const int64_t token = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float* row = heads_in_flight + warp * p.head_dim;
+    T* const qkv = static_cast<T*>(p.qkv) + token * p.qkv_stride;
+    const Heads heads(p);
+    const float shift = p.gemma ? 1.0f : 0.0f;
+    const auto for_each_run = [&](auto&& f) {
+        for (int64_t i = lane * kRun; i < p.head_dim; i += 32 * kRun) f(i, p.head_dim - i);
+    };
+
+    ptx::let_successors_start();
+    ptx::wait_for_predecessors();
+    const int64_t slot = p.slot_mapping[token], half = p.rotary_dim / 2;
+    const float* const cos = p.cos_sin + p.positions[token] * p.rotary_dim;
+
+    float inv_rms_q = 0, inv_rms_k = 0;
+    if (p.norm_whole_projection) {
+        float squares_q = 0, squares_k = 0;
+        for (int64_t head = warp; head < heads.index_q; head += kWarps)
+            for_each_run([&](int64_t i, int64_t count) {
+                float run[kRun], sum = 0;
+                load_run(run, qkv + head * p.head_dim + i, count, packable);
+#pragma unroll
+                for (int j = 0; j < kRun; ++j) sum += run[j] * run[j];
+                (head < heads.k ? squares_q : squares_k) += sum;
+            });
+        const auto inv_rms = [&](float squares, int64_t num_heads) {
+            return rsqrtf(block_sum<kThreads>(squares) / static_cast<float>(num_heads * p.head_dim) + p.eps);
+        };
+        inv_rms_q = inv_rms(squares_q, p.num_heads);
+        inv_rms_k = inv_rms(squares_k, p.num_kv_heads);
+    }
+
+    for (int64_t head = blockIdx.y * kWarps + warp; head < heads.end; head += gridDim.y * kWarps) {
+        T* const x = qkv + head * p.head_dim;
+        const Part part = heads.part(head);
+        if (part == Part::kV) {
+            if (slot < 0) continue;
+            for_each_run([&](int64_t i, int64_t count) {
+                float run[kRun];
+                load_run(run, x + i, count, packable);
+                store_slot<T>(heads.slot(p, head, part, slot), run, i, count, packable);
+            });
+            continue;
+        }
+
+        float squares = 0;
+        for_each_run([&](int64_t i, int64_t count) {
+            float run[kRun];
+            load_run(run, x + i, count, packable);
+#pragma unroll
+            for (int j = 0; j < kRun; ++j) {
+                squares += run[j] * run[j];
+                if (j < count) row[i + j] = run[j];
+            }
+        });
+        float inv_rms = part == Part::kK ? inv_rms_k : inv_rms_q;
+        if (!p.norm_whole_projection || head >= heads.index_q)
+            inv_rms = rsqrtf(warp_sum(squares) / static_cast<float>(p.head_dim) + p.eps);
+        for_each_run([&](int64_t i, int64_t count) {
+            float gain[kRun];
+            load_run(gain, heads.weight<W>(p, head, part) + i, count, packable);
+#pragma unroll
+            for (int j = 0; j < kRun; ++j)
+                if (j < count) row[i + j] = to_float(from_float<T>(row[i + j] * inv_rms * (gain[j] + shift)));
+        });
+        __syncwarp();
+        for_each_run([&](int64_t i, int64_t count) {
+            float run[kRun];
+#pragma unroll
+            for (int j = 0; j < kRun; ++j) {
+                const int64_t d = i + j;
+                if (d < half)
+                    run[j] = row[d] * cos[d] - row[d + half] * cos[d + half];
+                else if (d < p.rotary_dim)
+                    run[j] = row[d] * cos[d - half] + row[d - half] * cos[d];
+                else
+                    run[j] = j < count ? row[d] : 0.0f;
+                run[j] = to_float(from_float<T>(run[j]));
+            }
+            if (part == Part::kQ || part == Part::kIndexQ)
+                store_run(x + i, run, count, packable);
+            else if (slot >= 0)
+                store_slot<T>(heads.slot(p, head, part, slot), run, i, count, packable);
+        });
+        __syncwarp();
+    }
+}
+
+/// Whether every access may be a run of kN elements: addresses, and strides between rows.
+template <class T, class W, int kN>
+bool is_all_packable(const NormRopeStoreParams& p) {
+    const auto pages = [](const void* cache, DType dtype, int64_t block_stride) {
+        return dtype == DType::kE4M3 ? is_packable<e4m3, kN>(cache, {block_stride})
+                                     : is_packable<T, kN>(cache, {block_stride});
+    };
+    return is_packable<T, kN>(p.qkv, {p.qkv_stride, p.head_dim}) && is_packable<W, kN>(p.q_weight, {}) &&
+           is_packable<W, kN>(p.k_weight, {}) && is_packable<W, kN>(p.index_q_weight, {}) &&
+           is_packable<W, kN>(p.index_k_weight, {}) &&
+           pages(p.k_cache, p.cache_dtype, p.k_cache_block_stride) &&
+           pages(p.v_cache, p.cache_dtype, p.v_cache_block_stride) &&
+           pages(p.index_k_cache, p.index_cache_dtype, p.index_k_cache_block_stride);
+}
+
+template <class T, class W>
+void launch_128(const NormRopeStoreParams& p, int64_t heads, Stream stream) {
+    const auto launch = [&](auto kernel, int64_t threads, int64_t heads_per_block) {
+        const dim3 grid(static_cast<unsigned>(p.num_tokens),
+                        static_cast<unsigned>(ceil_div(heads, heads_per_block)));
+        LaunchChain{"norm_rope_store", grid, dim3(static_cast<unsigned>(threads)), 0, stream}(kernel, p);
+    };
+    // Few tokens: one head per lane group, for latency. Many: five, so that a block covers a token.
+    if (p.norm_whole_projection && p.num_tokens < 512)
+        launch(norm_rope_store_128_kernel<T, W, 1024, 1>, 1024, kMaxWholeHeads);
+    else if (p.norm_whole_projection || p.num_tokens >= 512)
+        launch(norm_rope_store_128_kernel<T, W, 256, 5>, 256, 80);
+    else
+        launch(norm_rope_store_128_kernel<T, W, 128, 1>, 128, 8);
+}
+
+}  // namespace
+
+void norm_rope_store(const NormRopeStoreParams& p, Stream stream) {
+    const int64_t heads = p.num_heads + 2 * p.num_kv_heads + p.num_index_heads + (p.index_k_cache ? 1 : 0);
+    dispatch_float(p.dtype, [&](auto t) {
+        dispatch_float(p.weight_dtype, [&](auto w) {
+            using T = decltype(t);
+            using W = decltype(w);
+            if (p.head_dim == kHeadDim && p.rotary_dim % (2 * kWide) == 0 &&
+                is_all_packable<T, W, kWide>(p) && (!p.norm_whole_projection || heads <= kMaxWholeHeads))
+                return launch_128<T, W>(p, heads, stream);
+            const bool packable = is_all_packable<T, W, kRun>(p);
+            const auto launch = [&](auto kernel, int threads, int64_t groups) {
+                const dim3 grid(static_cast<unsigned>(p.num_tokens), static_cast<unsigned>(groups));
+                const size_t smem_bytes = static_cast<size_t>(threads / 32 * p.head_dim) * sizeof(float);
+                LaunchChain{"norm_rope_store", grid, dim3(static_cast<unsigned>(threads)), smem_bytes,
+                            stream}(kernel, p, packable);
+            };
+            if (p.norm_whole_projection)
+                launch(norm_rope_store_kernel<T, W, 1024>, 1024, 1);
+            else
+                launch(norm_rope_store_kernel<T, W, 256>, 256, ceil_div(heads, 8));
+        });
+    });
+}
+
+}  // namespace mmx::cuda

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from cases import load
+from mmx import ops
+from mmx.ops import reference
+from mmx.ops.rope import rope_table
+from ops.compare import assert_close_to_truth, assert_equal
+
+DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.bfloat16, id="bf16")]
+MAX_POSITIONS, EPS = 300, 1e-6
+
+
+class Case(NamedTuple):
+    """Arguments of the op by position, and the heads before v."""
+
+    args: list
+    v_begin: int
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """A copy whose projection and pages have ``dtype``; weights and indices are shared."""
+        moved = [x.to(dtype, copy=True) if i < 4 and x is not None else x for i, x in enumerate(self.args)]
+        return Case(moved, self.v_begin)
+
+
+def make(dims: dict[str, int], dtype: torch.dtype, gemma: bool, device: torch.device, rng: torch.Generator):
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=rng).to(dtype).to(device)
+
+    tokens, heads, kv_heads, width = (
+        dims[name] for name in ("num_tokens", "num_heads", "num_kv_heads", "head_dim")
+    )
+    index_heads, block_size = dims["num_index_heads"], dims["block_size"]
+    with_index = index_heads > 0
+    num_blocks = (tokens + block_size - 1) // block_size + 2
+    slots = torch.randperm(num_blocks * block_size, generator=rng)[:tokens]
+    slots[1::3] = -1
+    total = heads + 2 * kv_heads + index_heads + with_index
+    whole = (heads, kv_heads) if dims["whole"] else (1, 1)
+    args = [
+        rand(tokens, total + 1, width)[:, :total],
+        rand(num_blocks, kv_heads, block_size, width),
+        rand(num_blocks, kv_heads, block_size, width),
+        rand(num_blocks, block_size, width) if with_index else None,
+        rand(whole[0] * width),
+        rand(whole[1] * width),
+        rand(width) if with_index else None,
+        rand(width) if with_index else None,
+        rope_table(MAX_POSITIONS, dims["rotary_dim"], 1e4).to(device),
+        torch.randint(0, MAX_POSITIONS, (tokens,), generator=rng).to(device),
+        slots.to(device),
+        heads,
+        EPS,
+        gemma,
+    ]
+    return Case(args, total - kv_heads)
+
+
+@pytest.mark.parametrize("gemma", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", load("qkv", "norm_rope_store"))
+def test_norm_rope_store(dims, dtype, gemma, device, rng):
+    case = make(dims, dtype, gemma, device, rng)
+    truth, low = case.to(torch.float64), case.to(dtype)
+    reference.norm_rope_store(*truth.args)
+    reference.norm_rope_store(*low.args)
+    qkv, pages, before = case.args[0], case.args[1:4], case.to(dtype).args
+    ops.norm_rope_store(*case.args)
+
+    heads, k_end = dims["num_heads"], dims["num_heads"] + dims["num_kv_heads"]
+    index_q_end = k_end + dims["num_index_heads"]
+    for part in (slice(0, heads), slice(k_end, index_q_end)):
+        assert_close_to_truth(qkv[:, part], truth.args[0][:, part], low.args[0][:, part])
+    assert_equal(qkv[:, case.v_begin :], before[0][:, case.v_begin :], name="v of the projection")
+    for name, i in (("k_cache", 1), ("v_cache", 2), ("index_k_cache", 3)):
+        if pages[i - 1] is None:
+            continue
+        assert_close_to_truth(pages[i - 1], truth.args[i], low.args[i])
+        untouched = truth.args[i] == before[i].double()
+        assert_equal(pages[i - 1][untouched], before[i][untouched], name=f"{name} outside the slots")
+
+
+@pytest.mark.parametrize(
+    "index_pages", [torch.bfloat16, torch.float8_e4m3fn], ids=["index_bf16", "index_e4m3"]
+)
+@pytest.mark.parametrize("dims", load("qkv", "norm_rope_store"))
+def test_e4m3_pages_hold_the_codes_of_the_stored_rows(dims, index_pages, device, rng):
+    exact = make(dims, torch.bfloat16, True, device, rng).args
+    coded = Case(exact, 0).to(torch.bfloat16).args
+    scales = [torch.rand(dims["num_kv_heads"], generator=rng).to(device) + 0.5 for _ in range(2)]
+    page_dtypes = {1: torch.float8_e4m3fn, 2: torch.float8_e4m3fn, 3: index_pages}
+    for i, page_dtype in page_dtypes.items():
+        coded[i] = None if exact[i] is None else torch.zeros_like(exact[i]).to(page_dtype)
+    ops.norm_rope_store(*exact)
+    ops.norm_rope_store(*coded, *scales)
+    assert_equal(coded[0][:, : dims["num_heads"]], exact[0][:, : dims["num_heads"]], name="q")
+    slots = exact[10][exact[10] >= 0]
+    blocks, offsets = slots // dims["block_size"], slots % dims["block_size"]
+    for i, scale in ((1, scales[0]), (2, scales[1])):
+        codes = (exact[i][blocks, :, offsets].float() / scale[:, None]).clamp(-448, 448)
+        assert_equal(coded[i][blocks, :, offsets].float(), codes.to(torch.float8_e4m3fn).float())
+    if exact[3] is not None:
+        codes = exact[3][blocks, offsets].to(index_pages)
+        assert_equal(coded[3][blocks, offsets].float(), codes.float(), name="index_k_cache")
+
+
+def test_rows_do_not_depend_on_their_batch(device, rng):
+    dims = {"num_tokens": 9, "num_heads": 6, "num_kv_heads": 2, "num_index_heads": 2, "head_dim": 128}
+    dims |= {"rotary_dim": 64, "block_size": 16, "whole": 0}
+    case = make(dims, torch.bfloat16, True, device, rng)
+    one = case.to(torch.bfloat16)
+    ops.norm_rope_store(*case.args)
+    one.args[0], one.args[9], one.args[10] = (one.args[i][4:5] for i in (0, 9, 10))
+    ops.norm_rope_store(*one.args)
+    assert_equal(one.args[0][:, :6], case.args[0][4:5, :6])
+
+
+def test_norm_rope_store_names_what_is_wrong(device, rng):
+    dims = {"num_tokens": 2, "num_heads": 2, "num_kv_heads": 1, "num_index_heads": 1, "head_dim": 8}
+    dims |= {"rotary_dim": 4, "block_size": 2, "whole": 0}
+    args = make(dims, torch.float32, False, device, rng).args
+
+    def call(message: str, **changes: object) -> None:
+        names = ["qkv", "k_cache", "v_cache", "index_k_cache", "q_weight", "k_weight", "index_q_weight"]
+        changed = [changes.get(names[i], x) if i < len(names) else x for i, x in enumerate(args)]
+        with pytest.raises(RuntimeError, match=message):
+            ops.norm_rope_store(*changed)
+
+    call(r"norm_rope_store: qkv must have 2 \+ 2 \* 1 heads and index heads, got 5", qkv=args[0][:, :5])
+    call("index_k_cache, index_q_weight and index_k_weight must be given together", index_k_cache=None)
+    call(r"q_weight must be \[16\], got \[9\]", q_weight=torch.zeros(9, device=device))
+    call(
+        "v_cache must be float32, got BFloat16|v_cache must be float32, got bfloat16",
+        v_cache=args[2].bfloat16(),
+    )
+
+
+def test_opcheck(device, rng):
+    dims = {"num_tokens": 3, "num_heads": 2, "num_kv_heads": 1, "num_index_heads": 1, "head_dim": 8}
+    case = make(dims | {"rotary_dim": 4, "block_size": 2, "whole": 0}, torch.float32, False, device, rng)
+    torch.library.opcheck(torch.ops.mmx.norm_rope_store.default, (*case.args, None, None))

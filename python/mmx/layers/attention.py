@@ -1,16 +1,19 @@
-"""Rotary embedding, page stores and attention over pages for a merged, already normed projection."""
+"""From a merged projection to attention over pages: norms of q and k, rotary embedding, page stores."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from mmx import ops
 from mmx.distributed import Ranks
 from mmx.layers.batch import ForwardBatch, LayerCache
+from mmx.layers.norm import RmsNorm
 
 
 class Attention:
-    """The part of self-attention between the norms of q and k and the output projection; no parameters.
+    """The part of self-attention between the projection of q, k and v and that of the output; no parameters.
 
     The merged projection is seen as heads of one width, those that are rotated first:
     q | k | v, on block-sparse layers q | k | index_q | index_k | v. The heads are this rank's.
@@ -36,13 +39,43 @@ class Attention:
         """Views [num_tokens, heads of the part, head_dim] of ``qkv`` [num_tokens, width]."""
         return qkv.view(-1, self.total_heads, self.head_dim).split_with_sizes(self.parts, 1)
 
+    def prepare(
+        self, qkv: torch.Tensor, norms: Sequence[RmsNorm], cache: LayerCache, batch: ForwardBatch
+    ) -> None:
+        """Norms the leading parts of ``qkv`` in place, each by one of ``norms`` (none if they are normed
+        already), rotates them, and stores k, v and index_k."""
+        if norms and self.context.size == 1:
+            q_norm, k_norm, *index = norms
+            index_weights = [norm.weight for norm in index] or [None, None]
+            ops.norm_rope_store(
+                qkv.view(-1, self.total_heads, self.head_dim),
+                cache.k,
+                cache.v,
+                cache.index_k,
+                q_norm.weight,
+                k_norm.weight,
+                index_weights[0],
+                index_weights[1],
+                batch.cos_sin,
+                batch.positions,
+                batch.slot_mapping,
+                self.parts[0],
+                q_norm.eps,
+                q_norm.gemma,
+            )
+            return
+        parts = self.split(qkv)
+        for part, norm in zip(parts, norms, strict=False):
+            rows = part if norm.weight.numel() == self.head_dim else part.flatten(1)
+            norm(rows, out=rows)
+        heads = qkv.view(-1, self.total_heads, self.head_dim)[:, : self.num_rotated]
+        ops.rope(heads, batch.cos_sin, batch.positions, out=heads)
+        self._store(cache, batch, parts[1], parts[-1], *parts[3:-1])
+
     def dense(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
-        """Causal attention to the whole context: [num_tokens, num_heads * head_dim]. Rotates in place."""
-        self._rotate(qkv, batch)
-        q, k, v = self.split(qkv)
-        self._store(cache, batch, k, v)
+        """Causal attention of a prepared ``qkv`` to the whole context: [num_tokens, num_heads * head_dim]."""
         return ops.paged_attention(
-            q,
+            self.split(qkv)[0],
             cache.k,
             cache.v,
             batch.block_table,
@@ -54,11 +87,9 @@ class Attention:
 
     def sparse(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
         """The same restricted to the blocks that the indexer selects per token and KV head."""
-        self._rotate(qkv, batch)
-        q, k, index_q, index_k, v = self.split(qkv)
+        q, _, index_q, *_ = self.split(qkv)
         where = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q)
         assert cache.index_k is not None, "a block-sparse layer has index-K pages"
-        self._store(cache, batch, k, v, index_k)
         block_ids = ops.select_blocks(index_q, cache.index_k, *where, *self.selection)
         return ops.sparse_attention(q, cache.k, cache.v, block_ids, *where, self.scale).flatten(1)
 
@@ -72,7 +103,3 @@ class Attention:
         ops.kv_store(cache.k, cache.v, parts[0], parts[1], batch.slot_mapping)
         if cache.index_k is not None:
             ops.index_k_store(cache.index_k, parts[2].squeeze(1), batch.slot_mapping)
-
-    def _rotate(self, qkv: torch.Tensor, batch: ForwardBatch) -> None:
-        heads = qkv.view(-1, self.total_heads, self.head_dim)[:, : self.num_rotated]
-        ops.rope(heads, batch.cos_sin, batch.positions, out=heads)

@@ -31,13 +31,14 @@ class M2Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         qkv: torch.Tensor = self.qkv(x)
-        q, k, _ = qkv.split_with_sizes((self.q_width, self.kv_width, self.kv_width), 1)
-        if self.group.size == 1:
-            self.q_norm(q, out=q)
-            self.k_norm(k, out=k)
-        else:
+        norms: tuple[RmsNorm, ...] = (self.q_norm, self.k_norm)
+        if self.group.size > 1:
+            q, k, _ = qkv.split_with_sizes((self.q_width, self.kv_width, self.kv_width), 1)
             norm_over_ranks([(q, self.q_norm), (k, self.k_norm)], self.group)
-        output: torch.Tensor = self.o(self.paged.dense(qkv, batch.caches[self.layer], batch))
+            norms = ()
+        cache = batch.caches[self.layer]
+        self.paged.prepare(qkv, norms, cache, batch)
+        output: torch.Tensor = self.o(self.paged.dense(qkv, cache, batch))
         return output
 
 

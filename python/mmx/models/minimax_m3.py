@@ -33,14 +33,12 @@ class M3Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         qkv = self.qkv(x)
-        parts = self.paged.split(qkv)
-        self.q_norm(parts[0], out=parts[0])
-        self.k_norm(parts[1], out=parts[1])
-        cache, attend = batch.caches[self.layer], self.paged.dense
+        norms, attend = [self.q_norm, self.k_norm], self.paged.dense
         if self.sparse:
-            self.index_q_norm(parts[2], out=parts[2])
-            self.index_k_norm(parts[3], out=parts[3])
+            norms += [self.index_q_norm, self.index_k_norm]
             attend = self.paged.sparse
+        cache = batch.caches[self.layer]
+        self.paged.prepare(qkv, norms, cache, batch)
         output: torch.Tensor = self.o(attend(qkv, cache, batch))
         return output
 

@@ -46,7 +46,7 @@ class Attention:
         already), rotates them, and stores k, v and index_k."""
         if norms and self.context.size == 1:
             q_norm, k_norm, *index = norms
-            index_weights = [norm.weight for norm in index] or [None, None]
+            index_q_weight, index_k_weight = [norm.weight for norm in index] if index else (None, None)
             ops.norm_rope_store(
                 qkv.view(-1, self.total_heads, self.head_dim),
                 cache.k,
@@ -54,8 +54,8 @@ class Attention:
                 cache.index_k,
                 q_norm.weight,
                 k_norm.weight,
-                index_weights[0],
-                index_weights[1],
+                index_q_weight,
+                index_k_weight,
                 batch.cos_sin,
                 batch.positions,
                 batch.slot_mapping,

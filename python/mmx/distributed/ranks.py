@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -15,26 +14,36 @@ from mmx.model_config import ModelConfig
 LIBRARIES = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
+Handles = dict[tuple[int, ...], dist.ProcessGroup | None]
+
+
 class Ranks:
     """``share`` is what this rank holds. ``tensor`` ranks see the same tokens, ``spread`` ranks exchange
     tokens around the experts, ``context`` ranks the K and V of prompts they compute together (see
     ``mmx.layout``)."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, rank: int, log: CallLog, make: MakeGroup) -> None:
+    def __init__(
+        self, config: ModelConfig, layout: Layout, rank: int, log: CallLog, handles: Handles | None = None
+    ) -> None:
+        """``handles`` from ``connect``; none for the only rank."""
+        handles = handles or {}
         self.layout = layout
         self.rank = rank
         self.share = share_of(config, layout, rank)
         self.log = log
-        self.tensor = make("tensor", layout.tensor_group)
-        self.spread = make("spread", layout.spread_group)
-        self.context = make("context", layout.context_group)
-        self.world = make("world", lambda _: tuple(range(layout.world_size)))
+
+        def group(name: str, ranks: tuple[int, ...]) -> Group:
+            return Group(name, ranks, rank, log, handles.get(ranks))
+
+        self.tensor = group("tensor", layout.tensor_group(rank))
+        self.spread = group("spread", layout.spread_group(rank))
+        self.context = group("context", layout.context_group(rank))
+        self.world = group("world", tuple(range(layout.world_size)))
 
     @classmethod
     def alone(cls, config: ModelConfig) -> Ranks:
         """The only rank."""
-        log = CallLog()
-        return cls(config, Layout(), 0, log, lambda name, _: Group(name, (0,), 0, log))
+        return cls(config, Layout(), 0, CallLog())
 
     @classmethod
     def join(
@@ -64,17 +73,7 @@ class Ranks:
             timeout=wait,
             device_id=device if device.type != "cpu" else None,
         )
-
-        made: dict[tuple[int, ...], dist.ProcessGroup | None] = {tuple(range(world)): dist.group.WORLD}
-
-        def make(name: str, ranks_of: Callable[[int], tuple[int, ...]]) -> Group:
-            # Why all of them: every process has to take part in making every group, in one order.
-            for ranks in sorted({ranks_of(r) for r in range(world)}):
-                if len(ranks) > 1 and ranks not in made:
-                    made[ranks] = dist.new_group(list(ranks))
-            return Group(name, ranks_of(rank), rank, log, made.get(ranks_of(rank)))
-
-        return cls(config, layout, rank, log, make)
+        return cls(config, layout, rank, log, connect(layout, {}))
 
     def leave(self) -> None:
         """Give the connections back."""
@@ -98,4 +97,17 @@ class Ranks:
         return self.tensor.all_gather(x)[:num_tokens] if self.layout.sequence_parallel else x
 
 
-MakeGroup = Callable[[str, Callable[[int], tuple[int, ...]]], Group]
+def connect(layout: Layout, made: Handles) -> Handles:
+    """Make the groups of a layout that are not ``made`` yet. Every process of the world calls this, with the
+    same layouts in one order, whether it takes part or not."""
+    world = tuple(range(layout.world_size))
+    groups = {
+        group(rank)
+        for rank in world
+        for group in (layout.tensor_group, layout.spread_group, layout.context_group)
+    }
+    for ranks in sorted({*groups, world}):
+        if len(ranks) > 1 and ranks not in made:
+            whole = len(ranks) == dist.get_world_size()
+            made[ranks] = dist.group.WORLD if whole else dist.new_group(list(ranks))
+    return made

@@ -25,7 +25,8 @@ class ScheduledSeq(msgspec.Struct, frozen=True, kw_only=True):
     is not the last). ``num_output_tokens`` counts tokens generated before this step (it numbers the
     random draw). ``history`` (prompt then output ids) and ``num_prompt_tokens`` are given only where
     ``params`` has a penalty; ``banned_token_ids`` are ids that may not be sampled in this step
-    (end tokens below ``min_tokens``).
+    (end tokens below ``min_tokens``). ``masked``: a token mask may bound what is sampled, and comes with the
+    launch, or as ``mask`` (int32 words, bit i of word j allows id 32 j + i) where that is another process.
     """
 
     request_id: str
@@ -39,6 +40,8 @@ class ScheduledSeq(msgspec.Struct, frozen=True, kw_only=True):
     num_prompt_tokens: int
     history: list[int] | None = None
     banned_token_ids: list[int] = []
+    masked: bool = False
+    mask: bytes | None = None
 
 
 class ScheduledBatch(msgspec.Struct, frozen=True, kw_only=True):

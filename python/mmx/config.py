@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 MAX_LOGPROBS = 20
+CACHE_DTYPES = ("auto", "bfloat16", "fp8")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,8 +137,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one engine needs to know; None means "derive it from the model and the machine".
 
-    ``model`` is a checkpoint folder. ``kv_cache_bytes`` bounds the page pool (None: 25 % of the free
-    memory on a CPU). ``max_num_batched_tokens`` bounds the tokens of one step. ``enforce_eager`` keeps decode
+    ``model`` is a checkpoint folder. The page pool is ``kv_cache_bytes``, or the share
+    ``kv_cache_free_gpu_memory_fraction`` of what is free beside weights and steps, or what these leave of the
+    share ``gpu_memory_utilization`` of the whole device. ``kv_cache_dtype`` and ``index_kv_dtype`` "auto" are
+    the model's. ``max_num_batched_tokens`` bounds the tokens of one step. ``enforce_eager`` keeps decode
     steps out of device graphs. ``async_scheduling`` plans a step while the one before it runs, where the
     device works on its own. ``place`` is what this process adds to ``parallel``: it differs between nodes.
     """
@@ -154,6 +157,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enforce_eager: bool = False
     async_scheduling: bool = True
     kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+    kv_cache_free_gpu_memory_fraction: float | None = None
+    kv_cache_dtype: str = "auto"
+    index_kv_dtype: str = "auto"
     seed: int = 0
     parallel: ParallelConfig = ParallelConfig()
     place: Place = Place()
@@ -165,7 +172,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
         choice("device", ("auto", "cpu", "cuda", "npu"))
         choice("dtype", ("auto", "bfloat16", "float32"))
+        choice("kv_cache_dtype", CACHE_DTYPES)
+        choice("index_kv_dtype", CACHE_DTYPES)
         choice("load_format", ("auto", "safetensors", "dummy"))
+        shares = ("gpu_memory_utilization", "kv_cache_free_gpu_memory_fraction")
+        for field in shares:
+            share = getattr(self, field)
+            if share is not None and not 0.0 < share <= 1.0:
+                raise ValueError(f"{field} must be above 0 and at most 1, got {share}")
+        if all(getattr(self, field) is not None for field in shares):
+            raise ValueError(f"{' and '.join(shares)} exclude each other")
         for field in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes"):
             value = getattr(self, field)
             if value is not None and value < 1:

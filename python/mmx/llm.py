@@ -94,6 +94,9 @@ class LLM:
         load_format: str = "auto",
         seed: int = 0,
         kv_cache_bytes: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        kv_cache_dtype: str = "auto",
+        index_kv_dtype: str = "auto",
     ) -> None:
         # Why here: mmx.llm is importable, for its types, without the seconds that torch takes.
         from mmx.runner import build_runner
@@ -112,6 +115,9 @@ class LLM:
             enforce_eager=enforce_eager,
             async_scheduling=async_scheduling,
             kv_cache_bytes=kv_cache_bytes,
+            gpu_memory_utilization=gpu_memory_utilization,
+            kv_cache_dtype=kv_cache_dtype,
+            index_kv_dtype=index_kv_dtype,
             seed=seed,
         )
         self.tokenizer: Tokenizer | None = None if skip_tokenizer_init else Tokenizer(folder)

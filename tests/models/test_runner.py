@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from mmx.model_config import load_model_config
 from mmx.model_path import model_path
 from mmx.runner import ModelRunner, build_runner
 from mmx.runner.inputs import make_inputs
-from mmx.runner.kv_pool import page_bytes, plan_pool
+from mmx.runner.kv_pool import page_bytes, page_types, plan_pool
+from mmx.runner.memory import GIB, Limit, Needs, check_weights, memory_limit, pool_budget
 from mmx.runner.sampler import NOT_FINITE, sample_tokens
 from mmx.tokenizer import Tokenizer
 from models.harness import GREEDY, PagedSequence, all_logits, greedy, random_ids, tiny_runner
@@ -89,7 +91,9 @@ def test_memory_plan(m3_folder: Path) -> None:
 def test_default_pool_is_a_quarter_of_free_memory(m3_folder: Path) -> None:
     config = load_model_config(m3_folder)
     backend = resolve_backend("cpu")
-    assert 0.2 * backend.free_memory() <= backend.pool_bytes() <= 0.3 * backend.free_memory()
+    settings = EngineConfig(model="m")
+    budget = pool_budget(settings, backend, memory_limit(settings, backend), Needs(1000)).num_bytes
+    assert 0.2 * backend.free_memory() <= budget <= 0.3 * backend.free_memory()
     runner = tiny_runner(m3_folder, kv_cache_bytes=None, dtype="bfloat16")
     used = runner.num_blocks * page_bytes(config, torch.bfloat16)
     assert used <= backend.free_memory()
@@ -97,8 +101,91 @@ def test_default_pool_is_a_quarter_of_free_memory(m3_folder: Path) -> None:
 
 def test_weights_that_do_not_fit(m3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmx.backend.cpu.CpuBackend.free_memory", lambda self: 1 << 19)
-    with pytest.raises(MemoryPlanError, match=r"the weights need 0.8 MiB, cpu has 0.5 MiB of free memory"):
+    with pytest.raises(MemoryPlanError, match=r"the weights need 0.8 MiB, the engine may use 0.5 MiB of cpu"):
         tiny_runner(m3_folder)
+
+
+class Device:
+    """A GPU of 100 GiB in numbers."""
+
+    name = "gpu"
+    has_graphs = True
+    pool_share: float | None = None
+
+    def __init__(self, free: int) -> None:
+        self.free = free * GIB
+
+    def total_memory(self) -> int:
+        return 100 * GIB
+
+    def free_memory(self) -> int:
+        return self.free
+
+
+NEEDS = Needs(weights=40 * GIB, step=8 * GIB, graphs=2 * GIB)
+
+
+def budget(free: int, **settings: float) -> Limit:
+    config, device = EngineConfig(model="m", **settings), Device(free)  # type: ignore[arg-type]
+    limit = memory_limit(config, device)  # type: ignore[arg-type]
+    check_weights(NEEDS.weights, limit, device)  # type: ignore[arg-type]
+    return pool_budget(config, device, limit, NEEDS)  # type: ignore[arg-type]
+
+
+def test_pages_get_what_weights_steps_and_graphs_leave() -> None:
+    assert budget(99, gpu_memory_utilization=0.75).num_bytes == 25 * GIB
+    assert budget(99).num_bytes == int(0.92 * 100 * GIB) - 50 * GIB
+    assert budget(99, kv_cache_bytes=7 * GIB).num_bytes == 7 * GIB
+    share = budget(99, kv_cache_free_gpu_memory_fraction=0.5)
+    assert share.num_bytes == (int(0.92 * 100 * GIB) - 50 * GIB) // 2
+    assert share.rule == "50% of the free memory"
+
+
+def test_what_does_not_fit_is_refused_with_numbers() -> None:
+    with pytest.raises(
+        MemoryPlanError, match=r"0.75 asks for 75.00 GiB of the 100.00 GiB of gpu, but 60"
+    ):
+        budget(60, gpu_memory_utilization=0.75)
+    with pytest.raises(
+        MemoryPlanError, match=r"weights need 40.00 GiB, the engine may use 30.00 GiB of gpu"
+    ):
+        budget(99, gpu_memory_utilization=0.3)
+    with pytest.raises(MemoryPlanError, match=r"decode graphs 2.00 GiB, 25.00 GiB are left"):
+        budget(99, gpu_memory_utilization=0.75, kv_cache_bytes=26 * GIB)
+
+
+def test_what_others_hold_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert budget(70).num_bytes == int(0.92 * 70 * GIB) - 50 * GIB
+    assert "other processes hold 30.00 GiB of the 100.00 GiB of gpu" in caplog.text
+
+
+def test_memory_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="gpu_memory_utilization must be above 0 and at most 1"):
+        EngineConfig(model="m", gpu_memory_utilization=1.5)
+    with pytest.raises(ValueError, match="exclude each other"):
+        EngineConfig(model="m", gpu_memory_utilization=0.5, kv_cache_free_gpu_memory_fraction=0.3)
+
+
+def test_fp8_pages_are_half_as_large(m3_folder: Path) -> None:
+    config = load_model_config(m3_folder)
+    whole = page_bytes(config, torch.bfloat16)
+    assert page_bytes(config, page_types(torch.bfloat16, "fp8", "fp8")) * 2 == whole
+    index_k = page_bytes(config, page_types(torch.bfloat16, "auto", "auto")) - page_bytes(
+        config, page_types(torch.bfloat16, "bfloat16", "fp8")
+    )
+    assert index_k == 8 * 16 * 4
+    with pytest.raises(ConfigError, match="kv_cache_dtype must be auto or fp8 for a model that computes in"):
+        page_types(torch.float32, "bfloat16", "auto")
+
+
+@pytest.mark.parametrize("family", ["m2", "m3"])
+def test_fp8_pages_give_nearly_the_same_logits(tmp_path: Path, family: Literal["m2", "m3"]) -> None:
+    folder = write_tiny_checkpoint(tmp_path, family)
+    ids = random_ids(90, seed=1)
+    exact = all_logits(tiny_runner(folder), ids)
+    rounded = all_logits(tiny_runner(folder, kv_cache_dtype="fp8"), ids, chunk=20)
+    difference = (rounded - exact).norm() / exact.norm()
+    assert 1e-4 < difference < 0.5
 
 
 def test_unknown_devices_are_refused() -> None:

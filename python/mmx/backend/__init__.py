@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -19,14 +21,22 @@ class Backend(Protocol):
     has_graphs: bool
     """Whether a fixed sequence of kernels can be recorded and replayed."""
 
+    pool_share: float | None
+    """Share of the memory left by the weights that the page pool takes by default; None: all that the engine
+    may use."""
+
+    def total_memory(self) -> int:
+        """Bytes of the device, those in use included."""
+
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""
 
-    def pool_bytes(self) -> int:
-        """Default size of the page pool, once the weights are in place."""
+    def planning(self) -> AbstractContextManager[None]:
+        """Held while memory is planned and taken, so that two engines never count on the same bytes."""
 
-    def pool_rule(self) -> str:
-        """How ``pool_bytes`` comes about, for messages."""
+    def peak_memory(self, run: Callable[[], object]) -> int:
+        """Bytes that ``run`` needs at most beyond those in use; 0 where that is not worth knowing, without
+        running it."""
 
 
 def resolve_backend(device: str) -> Backend:

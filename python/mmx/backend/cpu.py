@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-
-POOL_SHARE = 0.25
 
 
 class CpuBackend:
@@ -14,24 +14,30 @@ class CpuBackend:
 
     name = "cpu"
     has_graphs = False
+    # Why so little: activations and the rest of the machine live in the same memory.
+    pool_share: float | None = 0.25
     device = torch.device("cpu")
+
+    def total_memory(self) -> int:
+        return _meminfo("MemTotal")
 
     def free_memory(self) -> int:
         """Available memory of the machine or of the control group, whichever is less."""
-        return min(_available(Path("/proc/meminfo")), _cgroup_left(Path("/sys/fs/cgroup")))
+        return min(_meminfo("MemAvailable"), _cgroup_left(Path("/sys/fs/cgroup")))
 
-    def pool_bytes(self) -> int:
-        return int(self.free_memory() * POOL_SHARE)
+    def planning(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
-    def pool_rule(self) -> str:
-        return f"{POOL_SHARE:.0%} of the free memory"
+    def peak_memory(self, run: Callable[[], object]) -> int:
+        return 0
 
 
-def _available(meminfo: Path) -> int:
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
+def _meminfo(field: str) -> int:
+    path = Path("/proc/meminfo")
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"{meminfo} has no MemAvailable line")
+    raise OSError(f"{path} has no {field} line")
 
 
 def _cgroup_left(folder: Path) -> int:

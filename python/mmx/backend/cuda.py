@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 
-# Why not all: activations, workspaces of the kernels and graph capture come on top of weights and pages.
-RESERVED_SHARE = 0.1
+PATIENCE_SECONDS = 120.0
+
+log = logging.getLogger("mmx.engine")
 
 
 class CudaBackend:
@@ -13,17 +22,47 @@ class CudaBackend:
 
     name = "cuda"
     has_graphs = True
+    pool_share: float | None = None
 
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
         torch.backends.cuda.matmul.allow_tf32 = False
 
+    def total_memory(self) -> int:
+        return torch.cuda.mem_get_info(self.device)[1]
+
     def free_memory(self) -> int:
         return torch.cuda.mem_get_info(self.device)[0]
 
-    def pool_bytes(self) -> int:
-        free, total = torch.cuda.mem_get_info(self.device)
-        return max(0, free - int(total * RESERVED_SHARE))
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """A lock per GPU among the processes of this machine."""
+        uuid = torch.cuda.get_device_properties(self.device).uuid
+        path = Path(tempfile.gettempdir()) / f"mmx-{uuid}.lock"
+        with path.open("a") as file:
+            if not _lock(file.fileno()):
+                log.warning("another engine is planning its memory on this GPU; waiting for it")
+                deadline = time.monotonic() + PATIENCE_SECONDS
+                while not _lock(file.fileno()) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+            yield
 
-    def pool_rule(self) -> str:
-        return f"the free GPU memory less {RESERVED_SHARE:.0%} of all"
+    def peak_memory(self, run: Callable[[], object]) -> int:
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_reserved(self.device)
+        run()
+        torch.cuda.synchronize(self.device)
+        peak = torch.cuda.max_memory_reserved(self.device) - before
+        torch.cuda.empty_cache()
+        return peak
+
+
+def _lock(fd: int) -> bool:
+    """Whether the lock is ours; it ends with the file."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -21,15 +21,38 @@ class PoolPlan(NamedTuple):
     reason: str
 
 
-def page_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+class PageTypes(NamedTuple):
+    """Of K and V, and of index-K."""
+
+    kv: torch.dtype
+    index_k: torch.dtype
+
+
+def page_types(dtype: torch.dtype, kv_cache_dtype: str, index_kv_dtype: str) -> PageTypes:
+    """For the engine's settings ("auto", "bfloat16", "fp8") and a model computing in ``dtype``. ConfigError
+    where pages could not hold what is stored in them."""
+    types = []
+    for field, name in (("kv_cache_dtype", kv_cache_dtype), ("index_kv_dtype", index_kv_dtype)):
+        if name == "bfloat16" and dtype != torch.bfloat16:
+            raise ConfigError(f"{field} must be auto or fp8 for a model that computes in {dtype}")
+        types.append(torch.float8_e4m3fn if name == "fp8" else dtype)
+    return PageTypes(*types)
+
+
+def page_bytes(config: ModelConfig, types: PageTypes | torch.dtype) -> int:
     """Bytes of one page over all layers: K, V and, on block-sparse layers, index-K."""
-    kv = 2 * config.num_kv_heads * config.head_dim * config.num_layers
-    index_k = config.index_dim * sum(config.sparse_layers)
-    return (kv + index_k) * config.block_size * dtype.itemsize
+    kv_type, index_type = types if isinstance(types, PageTypes) else (types, types)
+    kv = 2 * config.num_kv_heads * config.head_dim * config.num_layers * kv_type.itemsize
+    index_k = config.index_dim * sum(config.sparse_layers) * index_type.itemsize
+    return (kv + index_k) * config.block_size
 
 
 def plan_pool(
-    config: ModelConfig, dtype: torch.dtype, budget: int, budget_rule: str, max_model_len: int | None
+    config: ModelConfig,
+    types: PageTypes | torch.dtype,
+    budget: int,
+    budget_rule: str,
+    max_model_len: int | None,
 ) -> PoolPlan:
     """Fit pages into ``budget`` bytes. ``max_model_len`` None: the longest that config and pool allow.
 
@@ -41,7 +64,7 @@ def plan_pool(
             f"max_model_len must be at most the model's max_position_embeddings={config.max_positions}, "
             f"got {max_model_len}"
         )
-    size = page_bytes(config, dtype)
+    size = page_bytes(config, types)
     num_blocks = budget // size
     capacity = num_blocks * config.block_size
     pool = (
@@ -58,17 +81,19 @@ def plan_pool(
 
 
 def allocate_pool(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, num_blocks: int
+    config: ModelConfig, types: PageTypes, device: torch.device, num_blocks: int
 ) -> list[LayerCache]:
     """The tensors of all layers, uninitialised: no kernel reads a slot that was not written."""
 
-    def empty(*shape: int) -> torch.Tensor:
+    def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
         return torch.empty((num_blocks, *shape), dtype=dtype, device=device)
 
     kv_shape = (config.num_kv_heads, config.block_size, config.head_dim)
     return [
         LayerCache(
-            empty(*kv_shape), empty(*kv_shape), empty(config.block_size, config.index_dim) if sparse else None
+            empty(types.kv, *kv_shape),
+            empty(types.kv, *kv_shape),
+            empty(types.index_k, config.block_size, config.index_dim) if sparse else None,
         )
         for sparse in config.sparse_layers
     ]

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mmx import ops
 from mmx.backend import Backend, resolve_backend
-from mmx.batch import SampledToken, ScheduledBatch
-from mmx.config import EngineConfig
+from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
+from mmx.config import EngineConfig, SamplingParams
 from mmx.distributed import Ranks
-from mmx.errors import MemoryPlanError
 from mmx.layers import ForwardBatch
 from mmx.model_config import ModelConfig, load_eos_token_ids, load_model_config
 from mmx.models import CausalLM, build_model
-from mmx.runner.graphs import DecodeGraphs, state_size
+from mmx.runner.graphs import DecodeGraphs, graph_sizes, state_size
 from mmx.runner.inputs import make_inputs
-from mmx.runner.kv_pool import MIB, PoolPlan, allocate_pool, plan_pool
+from mmx.runner.kv_pool import PageTypes, PoolPlan, allocate_pool, page_types, plan_pool
+from mmx.runner.memory import Limit, Needs, check_weights, memory_limit, pool_budget, size
 from mmx.runner.parts import Part, part_of
-from mmx.runner.sampler import Controls, Sampled, draw, sample_tokens
+from mmx.runner.sampler import Controls, MaskSource, Sampled, attached_masks, draw, sample_tokens
 from mmx.tokenizer import Tokenizer
 from mmx.weights import fill_random, load_weights
+
+GRAPH_BYTES = 12 << 20  # what a driver keeps per recorded graph, seen at most
+log = logging.getLogger("mmx.engine")
 
 
 class ModelRunner:
@@ -38,6 +44,7 @@ class ModelRunner:
         eos_token_ids: tuple[int, ...],
         never_sampled: tuple[int, ...] = (),
         max_num_seqs: int = 64,
+        types: PageTypes | None = None,
     ) -> None:
         """``config`` is the whole model's; ``never_sampled`` are ids of the whole vocabulary."""
         self.model = model
@@ -54,7 +61,8 @@ class ModelRunner:
         self.dtype = str(dtype).removeprefix("torch.")
         self._device = backend.device
         self._never_sampled = torch.tensor(here, dtype=torch.int64, device=backend.device)
-        self._caches = allocate_pool(self.ranks.share.config, dtype, backend.device, plan.num_blocks)
+        types = types or PageTypes(dtype, dtype)
+        self._caches = allocate_pool(self.ranks.share.config, types, backend.device, plan.num_blocks)
         table = ops.rope_table(plan.max_model_len, config.rotary_dim, config.rope_theta)
         self._cos_sin = table.to(backend.device)
         self._graphs: DecodeGraphs | None = None
@@ -83,9 +91,10 @@ class ModelRunner:
         return self.launch(batch).result()
 
     @torch.inference_mode()
-    def launch(self, batch: ScheduledBatch) -> Sampled:
+    def launch(self, batch: ScheduledBatch, masks: MaskSource = attached_masks) -> Sampled:
         """``execute`` without waiting: ``result()`` of what is returned does. ``PENDING`` tokens are those
-        that the launch before this one samples for the same request."""
+        that the launch before this one samples for the same request. ``masks`` are asked for after the
+        forward pass is launched."""
         part = part_of(batch, self.ranks.layout, self.ranks.rank)
         seqs = [seq for seq in part.batch.seqs if seq.samples]
         ids = self._state[: len(seqs)]
@@ -99,7 +108,7 @@ class ModelRunner:
             self._forbid(logits)
         sampled = Sampled(seqs, ids)
         if seqs:
-            sampled = sample_tokens(logits, seqs, self.ranks.tensor, out=ids, drawn=drawn)
+            sampled = sample_tokens(logits, seqs, self.ranks.tensor, out=ids, drawn=drawn, masks=masks)
         self._sampled_rows = {seq.request_id: row for row, seq in enumerate(seqs)}
         return sampled
 
@@ -119,6 +128,40 @@ class ModelRunner:
         )
         logits: torch.Tensor = self.model(inputs)
         return logits
+
+    @torch.inference_mode()
+    def rehearse(self, num_seqs: int, num_tokens: int, max_blocks: int) -> None:
+        """A step of ``num_seqs`` new sequences of ``num_tokens`` each with page tables of ``max_blocks``, to
+        see what it takes; everything is stored into page 0."""
+        dp = self.ranks.layout.dp
+        pages = [0] * -(-num_tokens // self.block_size)
+        seq = ScheduledSeq(
+            request_id="",
+            token_ids=[0] * num_tokens,
+            start=0,
+            block_ids=pages,
+            samples=True,
+            params=SamplingParams(temperature=0.0),
+            seed=0,
+            num_output_tokens=0,
+            num_prompt_tokens=num_tokens,
+        )
+        sizes = [num_seqs] * dp if dp > 1 else []
+        batch = ScheduledBatch(step=0, seqs=[seq] * (num_seqs * dp), group_sizes=sizes)
+        part = part_of(batch, self.ranks.layout, self.ranks.rank)
+        inputs = make_inputs(
+            part.batch,
+            block_size=self.block_size,
+            device=self._device,
+            cos_sin=self._cos_sin,
+            caches=self._caches,
+            part=part,
+        )
+        tables = inputs.block_table.new_zeros((inputs.block_table.shape[0], max_blocks))
+        logits = self.model(dataclasses.replace(inputs, block_table=tables))
+        seqs = [seq for seq in part.batch.seqs if seq.samples]
+        if seqs:
+            sample_tokens(logits, seqs, self.ranks.tensor).result()
 
     @property
     def _draws_in_graph(self) -> bool:
@@ -150,9 +193,27 @@ def build_runner(
     model_config = load_model_config(folder)
     dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
     ranks = ranks or Ranks.alone(model_config)
+    types = page_types(dtype, config.kv_cache_dtype, config.index_kv_dtype)
     model = build_model(model_config, dtype, ranks)
-    _check_fits(model, backend)
-    model.to_empty(device=backend.device)
+    with backend.planning():
+        limit = memory_limit(config, backend)
+        weights = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters())
+        check_weights(weights, limit, backend)
+        free = backend.free_memory()
+        model.to_empty(device=backend.device)
+        needs = _needs(model, model_config, backend, config, types, weights)
+        if backend.has_graphs:  # rounding and what libraries keep are counted there
+            needs = needs._replace(weights=max(weights, free - backend.free_memory()))
+        runner = ModelRunner(
+            model,
+            model_config,
+            backend,
+            _plan(ranks, config, types, backend, limit, needs),
+            load_eos_token_ids(folder),
+            _never_sampled(folder, model_config.vocab_size),
+            config.max_num_seqs,
+            types,
+        )
     parameters = dict(model.named_parameters())
     progress("load weights", 0.0)
     if config.load_format == "dummy":
@@ -162,22 +223,6 @@ def build_runner(
             folder, model_config, parameters, lambda done: progress("load weights", done), ranks.share
         )
     progress("load weights", 1.0)
-    if config.kv_cache_bytes is None:
-        budget, rule = backend.pool_bytes(), backend.pool_rule()
-    else:
-        budget, rule = config.kv_cache_bytes, "kv_cache_bytes"
-    budget = ranks.world.least(budget, backend.device)
-    plan = plan_pool(ranks.share.config, dtype, budget, rule, config.max_model_len)
-    eos_token_ids = load_eos_token_ids(folder)
-    runner = ModelRunner(
-        model,
-        model_config,
-        backend,
-        plan,
-        eos_token_ids,
-        _never_sampled(folder, model_config.vocab_size),
-        config.max_num_seqs,
-    )
     # Why not with a spread group: its ranks have different numbers of tokens in a step.
     if backend.has_graphs and not config.enforce_eager and ranks.spread.size == 1:
         runner.capture_graphs(lambda done: progress("capture graphs", done))
@@ -192,10 +237,40 @@ def _never_sampled(folder: Path, vocab_size: int) -> tuple[int, ...]:
     return tuple(i for i in (*tokenizer.unused_ids, *tokenizer.input_only_ids) if i < vocab_size)
 
 
-def _check_fits(model: CausalLM, backend: Backend) -> None:
-    needed = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters())
-    free = backend.free_memory()
-    if needed > free:
-        raise MemoryPlanError(
-            f"the weights need {needed / MIB:.1f} MiB, {backend.name} has {free / MIB:.1f} MiB of free memory"
-        )
+def _needs(
+    model: CausalLM,
+    model_config: ModelConfig,
+    backend: Backend,
+    config: EngineConfig,
+    types: PageTypes,
+    weights: int,
+) -> Needs:
+    """Rehearse the largest steps with the weights as they are and one page."""
+    num_tokens, num_seqs = config.max_num_batched_tokens, config.max_num_seqs
+    longest = config.max_model_len or model_config.max_positions
+    max_blocks = -(-longest // model_config.block_size)
+    each = max(1, num_tokens // num_seqs)
+    plan = PoolPlan(1, num_tokens, "for a rehearsal")
+    probe = ModelRunner(model, model_config, backend, plan, (), max_num_seqs=num_seqs, types=types)
+    steps = [(1, num_tokens), (min(num_seqs, num_tokens), each)]
+    step = max(backend.peak_memory(partial(probe.rehearse, *shape, max_blocks)) for shape in steps)
+    graphs = 0
+    if backend.has_graphs and not config.enforce_eager:
+        decode = backend.peak_memory(partial(probe.rehearse, num_seqs, 1, max_blocks))
+        graphs = decode + len(graph_sizes(num_seqs)) * GRAPH_BYTES
+    return Needs(weights, step, graphs)
+
+
+def _plan(
+    ranks: Ranks, config: EngineConfig, types: PageTypes, backend: Backend, limit: Limit, needs: Needs
+) -> PoolPlan:
+    """The page pool within the limit, and a line about all of it."""
+    budget, rule = pool_budget(config, backend, limit, needs)
+    budget = ranks.world.least(budget, backend.device)
+    plan = plan_pool(ranks.share.config, types, budget, rule, config.max_model_len)
+    log.info(
+        "memory of %s: %s may be used (%s); %s, pages %s (%d pages of %d tokens, %s); %s are free",
+        *(backend.name, size(limit.num_bytes), limit.rule, needs, size(budget), plan.num_blocks),
+        *(ranks.share.config.block_size, str(types.kv).removeprefix("torch."), size(backend.free_memory())),
+    )
+    return plan

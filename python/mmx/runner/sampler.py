@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,15 @@ from mmx.protocol import TokenLogprobs
 from mmx.runner.upload import upload
 
 NOT_FINITE = "the model's logits are not finite"
+
+MaskSource = Callable[[Sequence[ScheduledSeq]], Sequence[np.ndarray | None]]
+"""Token masks of these sequences, as int32 words (``ScheduledSeq.mask``); None allows every token. It may wait
+for their computation, which goes on while the device computes the logits."""
+
+
+def attached_masks(seqs: Sequence[ScheduledSeq]) -> list[np.ndarray | None]:
+    """The masks that came with the batch."""
+    return [None if seq.mask is None else np.frombuffer(seq.mask, np.int32) for seq in seqs]
 
 
 class Controls(NamedTuple):
@@ -99,17 +108,19 @@ def sample_tokens(
     *,
     out: torch.Tensor | None = None,
     drawn: bool = False,
+    masks: MaskSource = attached_masks,
 ) -> Sampled:
     """One token per row, the same on every rank of ``group``, whose ranks hold a part of the vocabulary
     each.
 
-    Log-probabilities are those of the model, before penalties, biases and temperature.
+    Log-probabilities are those of the model, before penalties, biases, masks and temperature.
 
     Args:
-        logits: [num_rows, vocab of this rank] f32; changed where a row has penalties or biases.
+        logits: [num_rows, vocab of this rank] f32; changed where a row has penalties, biases or a mask.
         seqs: the sequence of each row.
         out: [num_rows] int64, gets the ids.
-        drawn: ``out`` has the ids already, for logits without penalties and biases.
+        drawn: ``out`` has the ids already, for logits without penalties, biases and masks.
+        masks: asked once all other work on the logits is launched.
     """
     wanted = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
     adjusted = any(_adjusts(seq) for seq in seqs)
@@ -125,6 +136,8 @@ def sample_tokens(
         model_logits = logits[rows]
     if adjusted:
         _adjust(logits, seqs)
+        if any(seq.masked for seq in seqs):
+            _mask(logits, masks(seqs))
     if adjusted or not drawn:
         draw(logits, Controls(*upload(Controls.of(seqs), logits.device)), out)
     if not wanted:
@@ -160,7 +173,20 @@ def _whole_rows(logits: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def _adjusts(seq: ScheduledSeq) -> bool:
-    return bool(seq.params.logit_bias or seq.banned_token_ids or seq.history)
+    return bool(seq.params.logit_bias or seq.banned_token_ids or seq.history or seq.masked)
+
+
+def _mask(logits: torch.Tensor, masks: Sequence[np.ndarray | None]) -> None:
+    """Forbid in place what the masks do not allow."""
+    rows = [row for row, mask in enumerate(masks) if mask is not None]
+    if not rows:
+        return
+    words, where = upload(
+        [np.stack([mask for mask in masks if mask is not None]), np.array(rows, np.int64)], logits.device
+    )
+    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+    allowed = (words.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]]
+    logits[where] = logits[where].masked_fill_(allowed == 0, -math.inf)
 
 
 def _adjust(logits: torch.Tensor, seqs: Sequence[ScheduledSeq]) -> None:

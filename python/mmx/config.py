@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 MAX_LOGPROBS = 20
-CACHE_DTYPES = ("auto", "bfloat16", "fp8")
+CACHE_DTYPES = ("auto", "bf16", "bfloat16", "fp8", "fp8_e4m3")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,6 +121,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Ranks ``first_rank`` to ``first_rank + num_local - 1`` run on this machine. ``single``: the process is
     itself the one rank ``first_rank``, started by an outside launcher. ``local_rank`` is the number of the
     first rank among those of the machine, ``local_world`` how many they are. ``source`` says who told.
+    ``tied``: the ranks end with the process that started them.
     """
 
     first_rank: int = 0
@@ -132,6 +133,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     port: int = 0
     source: str = "the flags"
     bind_cpus: bool = False
+    tied: bool = True
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,13 +29,13 @@ class PageTypes(NamedTuple):
 
 
 def page_types(dtype: torch.dtype, kv_cache_dtype: str, index_kv_dtype: str) -> PageTypes:
-    """For the engine's settings ("auto", "bfloat16", "fp8") and a model computing in ``dtype``. ConfigError
-    where pages could not hold what is stored in them."""
+    """For the engine's settings, of ``CACHE_DTYPES``, and a model computing in ``dtype``. ConfigError where
+    pages could not hold what is stored in them."""
     types = []
     for field, name in (("kv_cache_dtype", kv_cache_dtype), ("index_kv_dtype", index_kv_dtype)):
-        if name == "bfloat16" and dtype != torch.bfloat16:
+        if name.startswith("bf") and dtype != torch.bfloat16:
             raise ConfigError(f"{field} must be auto or fp8 for a model that computes in {dtype}")
-        types.append(torch.float8_e4m3fn if name == "fp8" else dtype)
+        types.append(torch.float8_e4m3fn if name.startswith("fp8") else dtype)
     return PageTypes(*types)
 
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ascend/kernels/moe.h"
 #include "ascend/kernels/norm.h"
 
 /// The AscendC kernels that run on the emulator: op, Params, kind of launch.
@@ -7,4 +8,6 @@
     X(rms_norm, RmsNormParams, kAivOnly) \
     X(add_rms_norm, AddRmsNormParams, kAivOnly)
 
-#define MMX_ASCEND_WORKSPACE_KERNELS(X)
+#define MMX_ASCEND_WORKSPACE_KERNELS(X)     \
+    X(moe_gate_up, MoeGateUpParams, kMix12) \
+    X(moe_down, MoeDownParams, kMix12)

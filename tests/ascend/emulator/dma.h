@@ -203,8 +203,8 @@ void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Nd2Nz
                          bytes = std::min<size_t>(32, row_bytes - g * 32);
             dst.check(to, 32, "Nd2Nz", at);
             op.write(dst.memory(), dst.offset() + to, 32);
-            std::memset(dst.at_byte(to), 0, 32);
-            std::memcpy(dst.at_byte(to), src.at_byte(from + g * 32), bytes);
+            std::memset(static_cast<void*>(dst.at_byte(to)), 0, 32);
+            std::memcpy(static_cast<void*>(dst.at_byte(to)), src.at_byte(from + g * 32), bytes);
         }
     }
     detail::count_alignment(src.GetPhyAddr(), row_bytes);

@@ -1,0 +1,111 @@
+"""AscendC grouped GEMMs on the emulator: the shared cases against the shared references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ascend.emulated import RefusedError
+from cases import load
+from mmx.ops import Activation, reference
+from ops.compare import POISON, assert_close_to_truth, strided
+
+BF16 = torch.bfloat16
+ALPHA, LIMIT = 1.702, 7.0
+
+
+def cases(op: str) -> list:
+    return [c for c in load("moe", op) if c.values[0]["num_tokens"]]
+
+
+def plan(dims, rng):
+    scores = torch.rand(dims["num_tokens"], dims["num_experts"], generator=rng)
+    ids = scores.argsort(1)[:, : dims["topk"]].int()
+    return reference.moe_plan(ids, dims["first_expert"], dims["num_local_experts"])
+
+
+def gate_up_values(out, x, weight, offsets, rows, activation):
+    return {
+        "out": out, "x": x, "weight": weight, "expert_offsets": offsets, "sorted_rows": rows,
+        "num_tokens": x.shape[0], "topk": rows.numel() // x.shape[0], "num_local_experts": weight.shape[0],
+        "hidden": weight.shape[2], "inter": weight.shape[1] // 2, "x_stride": x.stride(0),
+        "activation": int(activation), "alpha": ALPHA, "limit": LIMIT, "dtype": BF16, "weight_dtype": weight.dtype,
+    }  # fmt: skip
+
+
+def down_values(out, x, weight, offsets):
+    return {
+        "out": out, "x": x, "weight": weight, "expert_offsets": offsets, "num_rows": x.shape[0],
+        "num_local_experts": weight.shape[0], "hidden": weight.shape[1], "inter": weight.shape[2],
+        "dtype": BF16, "weight_dtype": weight.dtype,
+    }  # fmt: skip
+
+
+def check_gate_up(x, weight, offsets, rows, activation, run_all):
+    num_local = int(offsets[-1])
+    rows[num_local:] = torch.iinfo(torch.int32).max
+
+    def make():
+        out = torch.full((rows.numel(), weight.shape[1] // 2), POISON, dtype=BF16)
+        return gate_up_values(out, strided(x), weight, offsets, rows, activation), [out]
+
+    (out,) = run_all("moe_gate_up", "MoeGateUpParams", make)
+    args = (weight, None, offsets, rows, activation, ALPHA, LIMIT)
+    truth = reference.moe_gate_up(x.double(), *args)
+    assert_close_to_truth(out[:num_local], truth[:num_local], reference.moe_gate_up(x, *args)[:num_local])
+    assert out[num_local:].isnan().all()
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("dims", cases("moe_gate_up"))
+def test_moe_gate_up(dims, activation, run_all, rng):
+    offsets, rows, _ = plan(dims, rng)
+    x = (2 * torch.randn(dims["num_tokens"], dims["hidden"], generator=rng)).to(BF16)
+    shape = (dims["num_local_experts"], 2 * dims["inter"], dims["hidden"])
+    weight = (torch.randn(shape, generator=rng) * dims["hidden"] ** -0.5).to(BF16)
+    check_gate_up(x, weight, offsets, rows, activation, run_all)
+
+
+@pytest.mark.parametrize("dims", cases("moe_down"))
+def test_moe_down(dims, run_all, rng):
+    offsets, _, _ = plan(dims, rng)
+    num_local = int(offsets[-1])
+    x = torch.randn(dims["num_tokens"] * dims["topk"], dims["inter"], generator=rng).to(BF16)
+    x[num_local:] = POISON
+    shape = (dims["num_local_experts"], dims["hidden"], dims["inter"])
+    weight = (torch.randn(shape, generator=rng) * dims["inter"] ** -0.5).to(BF16)
+
+    def make():
+        out = torch.full((x.shape[0], dims["hidden"]), POISON, dtype=BF16)
+        return down_values(out, x, weight, offsets), [out]
+
+    (out,) = run_all("moe_down", "MoeDownParams", make)
+    truth = reference.moe_down(x.double(), weight, None, offsets)
+    same = reference.moe_down(x, weight, None, offsets)
+    assert_close_to_truth(out[:num_local], truth[:num_local], same[:num_local])
+    assert out[num_local:].isnan().all()
+
+
+COUNTS = {
+    "one expert has all": [0, 129, 0, 0],
+    "borders of a tile": [127, 128, 129, 1],
+    "borders of a fractal": [15, 16, 17, 0],
+    "none": [0, 0, 0, 0],
+}
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_rows_per_expert(counts, run_all, rng):
+    offsets = torch.tensor([0, *counts]).cumsum(0).int()
+    num_rows = max(1, int(offsets[-1]))
+    x = torch.randn(num_rows, 48, generator=rng).to(BF16)
+    rows = torch.randperm(num_rows, generator=rng).int()
+    weight = (torch.randn(4, 2 * 40, 48, generator=rng) * 0.2).to(BF16)
+    check_gate_up(x, weight, offsets, rows, Activation.SWIGLU_OAI, run_all)
+
+
+def test_refuses_fp8_weights(emulator):
+    x, weight = torch.zeros(1, 16, dtype=BF16), torch.zeros(1, 16, 16).to(torch.float8_e4m3fn)
+    values = down_values(x.clone(), x, weight, torch.tensor([0, 1], dtype=torch.int32))
+    with pytest.raises(RefusedError, match=r"moe_down: on Ascend weight must be bfloat16 \(expand fp8 with"):
+        emulator.run("moe_down", "MoeDownParams", values)

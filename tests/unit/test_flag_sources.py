@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmx.config import ParallelConfig
 from mmx.model_path import demo_model_path
 from mmx.server.agreement import check_agreement
 from mmx.server.flag_kinds import FlagError
@@ -103,7 +104,7 @@ def test_unknown_preset_names_the_nearest() -> None:
         ("cuda_graph_config:\n  enable_paddin: true\n", [":2:3:", "cuda_graph_config.enable_padding?"]),
         ("kv_cache_config: 3\n", [":1:1:", "'kv_cache_config' must be a mapping"]),
         ("kv_cache_config:\n  dtype: fp8\n", ["--kv-cache-dtype fp8", "not built yet"]),
-        ("tensor_parallel_size: 2\n", ["tensor parallelism is not built yet"]),
+        ("pipeline_parallel_size: 2\n", ["pipeline parallelism is not built yet"]),
         ("moe_cluster_parallel_size: 2\n", ["--moe-cluster-parallel-size 2"]),
         ("scheduler_config: {capacity_scheduler_policy: GUARANTEED_NO_EVICT}\n", ["MAX_UTILIZATION"]),
         ("cache_transceiver_config: {backend: UCX}\n", ["prefill and decode from separate processes"]),
@@ -130,18 +131,13 @@ def test_null_means_default_and_no_graphs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "flag"),
     [
-        (["-tp", "2"], "--tensor-parallel-size 2"),
-        (["-tp=2"], "--tensor-parallel-size 2"),
-        (["-tp", "0"], "--tensor-parallel-size 0"),
-        (["--tp_size", "8"], "--tensor-parallel-size 8"),
         (["-pp", "2"], "--pipeline-parallel-size 2"),
-        (["-dp", "4"], "--data-parallel-size 4"),
-        (["-ep"], "--enable-expert-parallel true"),
-        (["--ep_size", "8"], "--moe-expert-parallel-size 8"),
-        (["-pcp", "2"], "--prefill-context-parallel-size 2"),
-        (["--enable-dp-attention"], "--enable-attention-dp true"),
-        (["--nnodes", "2"], "--nnodes 2"),
-        (["--headless"], "--headless true"),
+        (["-pp=2"], "--pipeline-parallel-size 2"),
+        (["-pp", "0"], "--pipeline-parallel-size 0"),
+        (["--pp_size", "8"], "--pipeline-parallel-size 8"),
+        (["-dcp", "2"], "--decode-context-parallel-size 2"),
+        (["--enable-eplb"], "--enable-eplb true"),
+        (["--api-server-count", "2"], "--api-server-count 2"),
         (["--kv-cache-dtype", "fp8_e5m2"], "--kv-cache-dtype fp8_e5m2"),
         (["--quantization", "mxfp8"], "--quantization mxfp8"),
         (["-q", "modelslim"], "--quantization modelslim"),
@@ -153,6 +149,22 @@ def test_what_is_not_built_is_refused_by_name(argv: list[str], flag: str) -> Non
     error = refusal(argv)
     assert error.exit_code == 3
     assert str(error).startswith(f"refused: {flag}")
+
+
+def test_the_layout_reaches_the_engine() -> None:
+    config = load_config(["-tp", "4", "-dp=2", "-ep", "-pcp", "2", "--enable-dp-attention"], {})
+    parallel = config.engine.parallel
+    assert (parallel.tensor_parallel_size, parallel.data_parallel_size) == (4, 2)
+    assert (parallel.expert_parallel, parallel.prefill_context_parallel_size) == (True, 2)
+    assert parallel.attention_dp and not parallel.sequence_parallel_norm
+    assert parallel.world_size == 16
+    assert load_config([], {}).engine.parallel == ParallelConfig()
+    given = ["--additional-config", '{"enable_flashcomm1": true, "enable_cpu_binding": true, "other": 1}']
+    config = load_config(given, {})
+    assert config.parallel.sequence_parallel_norm and config.launch.bind_cpus
+    assert config.notes == ("--additional-config has no effect here: mmx has nothing for other",)
+    error = refusal(["-tp", "0"])
+    assert (error.exit_code, str(error)) == (3, "tensor_parallel_size must be more than 0, got 0")
 
 
 def test_short_flags_are_not_long_ones_and_long_ones_not_short() -> None:

@@ -88,9 +88,10 @@ def options(tmp_path: Path) -> Path:
     return file
 
 
-def test_trt_command_is_refused_for_its_layout_only(options: Path) -> None:
-    names = refused(TRT.format(file=options))
-    assert names == {"--tensor-parallel-size", "--moe-expert-parallel-size", "--enable-attention-dp"}
+def test_trt_command_loads_as_it_stands(options: Path) -> None:
+    parallel = load(TRT.format(file=options)).parallel
+    assert (parallel.tensor_parallel_size, parallel.expert_parallel_size, parallel.world_size) == (8, 8, 8)
+    assert parallel.attention_dp and parallel.num_groups == 8
 
 
 def test_trt_command_on_one_device(options: Path) -> None:
@@ -110,17 +111,35 @@ def test_trt_command_on_one_device(options: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        (
-            A3,
-            {"--tensor-parallel-size", "--data-parallel-size", "--enable-expert-parallel", "--quantization"},
-        ),
-        (A3_LONG, {"--tensor-parallel-size", "--prefill-context-parallel-size"}),
-        (A2, {"--tensor-parallel-size", "--enable-expert-parallel", "--quantization"}),
+        (A3, {"--quantization"}),
+        (A2, {"--quantization"}),
+    ],
+    ids=["A3", "A2"],
+)
+def test_ascend_commands_are_refused_for_their_weights_only(command: str, names: set[str]) -> None:
+    assert refused(command) == names
+
+
+@pytest.mark.parametrize(
+    ("command", "sizes"),
+    [
+        (A3 + " --quantization auto", (4, 4, 1, True)),
+        (A3_LONG, (8, 1, 2, None)),
+        (A2 + " --quantization auto", (8, 1, 1, True)),
     ],
     ids=["A3", "A3-long", "A2"],
 )
-def test_ascend_commands_are_refused_for_layout_and_weights_only(command: str, names: set[str]) -> None:
-    assert refused(command) == names
+def test_ascend_layouts(command: str, sizes: tuple[int, int, int, bool | None]) -> None:
+    config = load(command)
+    parallel = config.parallel
+    assert (
+        parallel.tensor_parallel_size,
+        parallel.data_parallel_size,
+        parallel.prefill_context_parallel_size,
+        parallel.expert_parallel,
+    ) == sizes
+    assert parallel.world_size == 16 or command.startswith(A2)
+    assert config.launch.bind_cpus == ("enable_cpu_binding" in command)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +177,7 @@ def test_variables_are_answered_once() -> None:
     assert "left to the libraries that read them: HCCL_BUFFSIZE=1024, OMP_NUM_THREADS=1" in notes
     for word in ("VLLM_USE_MODELSCOPE", "--enable-balance-scheduling", "--enable-fused-mc2"):
         assert sum(note.startswith(word + " ") for note in notes) == 1
-    assert len(notes) == 5
+    assert len(notes) == 4
 
 
 @pytest.mark.parametrize("spelling", [*TRT_FLAGS, *TRT_KEYS, *ASCEND_FLAGS])

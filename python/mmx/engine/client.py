@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import msgspec
 
@@ -42,6 +42,17 @@ RUNNERS = {"model": "mmx.runner", "null": "mmx.engine.null_runner"}
 SOCKET_BUFFER_BYTES = 4 << 20
 EXIT_GRACE_SECONDS = 5.0
 LAST_WORDS_SECONDS = 0.5
+
+
+def start_ranks(config: EngineConfig, runner: str = "model") -> NoReturn:
+    """Become the process of the ranks that ``config.place`` names, for a rank 0 elsewhere."""
+    command = [
+        *(sys.executable, "-m", "mmx.engine.rank"),
+        *("--config", msgspec.json.encode(config).decode()),
+        *("--runner", RUNNERS.get(runner, runner)),
+    ]
+    sys.stderr.flush()
+    os.execve(sys.executable, command, _environment())
 
 
 class EngineDeadError(RuntimeError):

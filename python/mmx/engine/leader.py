@@ -96,7 +96,10 @@ class Leader:
             here = msgspec.structs.replace(config, place=msgspec.structs.replace(place, port=self.port))
             for rank in range(1, num_local):
                 self._children.append(spawn_rank(here, runner_module, rank, rank, num_local))
-        log.info("rank 0 waits for %d ranks at %s port %d", self.num_others, place.address, self.port)
+        log.info(
+            "rank 0 waits for %d ranks at %s port %d (incoming), told by %s",
+            *(self.num_others, place.address, self.port, place.source),
+        )
 
     @property
     def num_others(self) -> int:
@@ -126,6 +129,7 @@ class Leader:
         for peer in self._peers.values():
             peer.line.send(Welcome(port=port))
             peer.heard = time.monotonic()
+        log.info("all ranks are here; collectives meet at port %d (incoming) and ports of their own", port)
         threading.Thread(target=self._watch, name="mmx-ranks", daemon=True).start()
         return port
 
@@ -255,6 +259,8 @@ class Leader:
             self.lost = Lost(f"{what}; {', '.join(others)}", exit_code)
             self._news.notify_all()
         log.error("%s", self.lost)
+        # Why first: a stopped process would outlive its parent, and who waits in a collective is freed.
+        end_ranks(self._children, 0.0)
         self._on_lost(self.lost)
 
     # ---- the end -----------------------------------------------------------------------------------------

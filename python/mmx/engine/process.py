@@ -31,11 +31,11 @@ def _config(text: str) -> EngineConfig:
     return msgspec.json.decode(text, type=EngineConfig)
 
 
-def bind_to_parent() -> None:
-    """End with the parent (Linux); leave the signals of terminals and service managers to it."""
+def bind_to_parent(tied: bool = True) -> None:
+    """Leave the signals of terminals and service managers to the parent; if ``tied``, end with it (Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
+    if tied and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

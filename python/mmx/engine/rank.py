@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     if not config.place.single:
         return _start_machine(config, args.runner)
-    bind_to_parent()
+    bind_to_parent(config.place.tied)
     try:
         follower = Follower(config)
     except (LaunchError, RefusedError, OSError) as error:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
-from mmx.backend import use_local_device
+from mmx.backend import resolve_backend, use_local_device
 from mmx.config import EngineConfig
 from mmx.distributed import CallLog, Ranks
 from mmx.engine.leader import Leader, Lost, RankedRunner
@@ -27,12 +28,22 @@ def join_ranks(
     place, parallel = config.place, config.parallel
     local_world = place.local_world or place.num_local or parallel.world_size
     torch.set_num_threads(use_cpus(place.local_rank, local_world, place.bind_cpus))
+    device = use_local_device(config.device, place.local_rank)
+    settings = (
+        config.kv_cache_bytes,
+        config.gpu_memory_utilization,
+        config.kv_cache_free_gpu_memory_fraction,
+    )
+    share = resolve_backend(config.device).pool_share
+    if device.type == "cpu" and share is not None and settings == (None, None, None):
+        # Why: the ranks of one machine have one memory.
+        config = msgspec.structs.replace(config, kv_cache_free_gpu_memory_fraction=share / local_world)
     model_config = load_model_config(Path(config.model))
     ranks = Ranks.join(
         model_config,
         make_layout(parallel, model_config),
         rank,
-        device=use_local_device(config.device, place.local_rank),
+        device=device,
         address=place.address,
         port=port,
         timeout=max(parallel.rendezvous_timeout, parallel.step_timeout),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,14 @@ def spawn_rank(
 ) -> subprocess.Popen[bytes]:
     """Start one rank; it ends with this process."""
     place = msgspec.structs.replace(
-        config.place, first_rank=rank, num_local=1, single=True, local_rank=local_rank, local_world=num_local
+        config.place,
+        first_rank=rank,
+        num_local=1,
+        single=True,
+        local_rank=local_rank,
+        local_world=num_local,
+        # Why: Linux ends children with the thread that started them.
+        tied=threading.current_thread() is threading.main_thread(),
     )
     command = [
         *(sys.executable, "-m", "mmx.engine.rank"),

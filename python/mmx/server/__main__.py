@@ -1,7 +1,7 @@
 """``python -m mmx.server [MODEL] [flags]``; ``mmx serve`` is the same program.
 
 Exit codes: 0 fine, 1 run error, 2 wrong usage, 3 configuration refused, 4 weights refused, 5 not enough
-memory, 6 port.
+memory, 6 port, or ranks that do not come together.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import uvloop
 from aiohttp import web
 
 import mmx
-from mmx.engine.client import EngineClient
+from mmx.engine.client import EngineClient, start_ranks
 from mmx.env import environment
-from mmx.errors import ConfigError
+from mmx.errors import ConfigError, LaunchError
+from mmx.launch import find_place
 from mmx.model_path import model_path
-from mmx.server.agreement import check_agreement
+from mmx.server.agreement import check_agreement, check_layout
 from mmx.server.app import create_app
 from mmx.server.flag_help import help_markdown, help_text
 from mmx.server.flag_kinds import FlagError
 from mmx.server.guides import guides_markdown
 from mmx.server.lifecycle import SUPERVISOR, Supervisor
 from mmx.server.logs import configure_logging
-from mmx.server.settings import describe, load_config
+from mmx.server.settings import describe, load_config, with_place
 from mmx.server.state import ServerState
 
 log = logging.getLogger("mmx.server")
@@ -61,11 +62,18 @@ def main(argv: Sequence[str] | None = None, runner: str = "model") -> int:
     try:
         config = load_config(arguments, environment())
         configure_logging(config.log)
+        place = find_place(config.parallel, config.launch, environment())
+        config = with_place(config, place)
+        if place.first_rank > 0:
+            folder = model_path(config.engine.model or None)
+            check_layout(config.parallel, folder)
+            start_ranks(msgspec.structs.replace(config.engine, model=str(folder)), runner)
         sock = bind(config.http.host, config.http.port)
         folder = model_path(config.engine.model or None)
         check_agreement(config.checkpoint, folder)
+        check_layout(config.parallel, folder)
         state = ServerState(config, folder)
-    except (FlagError, ConfigError, PortError) as error:
+    except (FlagError, ConfigError, LaunchError, PortError) as error:
         print(f"mmx serve: {error}", file=sys.stderr)
         return error.exit_code
     return uvloop.run(serve(state, sock, runner))

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmx.config import ParallelConfig
+from mmx.layout import make_layout
 from mmx.model_config import load_model_config
 from mmx.server.flag_kinds import EXIT_CONFIG, FlagError
 from mmx.server.settings import CheckpointSettings
+
+
+def check_layout(parallel: ParallelConfig, folder: Path) -> None:
+    """ConfigError where the ranks do not divide the model; the folder is read only for several ranks."""
+    if parallel.world_size > 1:
+        make_layout(parallel, load_model_config(folder))
 
 
 def check_agreement(said: CheckpointSettings, folder: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from mmx.config import CACHE_DTYPES, EngineConfig
 from mmx.server.flag_kinds import BOOL, INT, JSON, TEXT, Flag, row
 from mmx.server.flags_layout import always, other_than, switched_on
 
+_ENGINE = {f.name: f.default for f in msgspec.structs.fields(EngineConfig)}
 EAGER = "NONE"
 GRAPH_MODES = (EAGER, "FULL_DECODE_ONLY", "FULL", "PIECEWISE", "FULL_AND_PIECEWISE")
 SPARSE_KEYS = (
@@ -15,6 +19,11 @@ SPARSE_KEYS = (
     "sparse_topk_blocks", "sparse_init_blocks", "sparse_local_blocks", "sparse_score_type",
     "num_attention_heads", "num_key_value_heads",
 )  # fmt: skip
+# Keys of additional_config that are flags of mmx.
+ADDITIONAL = {
+    "enable_cpu_binding": "enable_cpu_binding",
+    "enable_flashcomm1": "enable_sequence_parallel_norm",
+}
 DRAFT_KEYS = (
     "method", "model", "num_speculative_tokens", "enforce_eager", "rejection_sample_method",
     "synthetic_acceptance_length", "attention_backend", "draft_tensor_parallel_size", "prompt_lookup_max",
@@ -43,6 +52,11 @@ def _graph_note(value: dict[str, Any]) -> str | None:
     return "; ".join(said) or None
 
 
+def _without_effect(value: dict[str, Any]) -> str | None:
+    ignored = [key for key in value if key not in ADDITIONAL]
+    return f"mmx has nothing for {', '.join(ignored)}" if ignored else None
+
+
 def _scheduler(value: dict[str, Any]) -> str | None:
     if value.get("capacity_scheduler_policy", "MAX_UTILIZATION") != "MAX_UTILIZATION":
         return "reserving the whole output at admission is not built yet, only MAX_UTILIZATION is served"
@@ -54,8 +68,8 @@ def _scheduler(value: dict[str, Any]) -> str | None:
 def _sparse(value: dict[str, Any]) -> str | None:
     if value.get("algorithm", "minimax_m3") != "minimax_m3":
         return "algorithm must be minimax_m3"
-    if value.get("indexer_kv_dtype", "bf16") != "bf16":
-        return "a quantised index cache is not built yet, indexer_kv_dtype must be bf16"
+    if value.get("indexer_kv_dtype", "auto") not in CACHE_DTYPES:
+        return f"indexer_kv_dtype must be one of {', '.join(CACHE_DTYPES)}"
     if value.get("sparse_disable_index_value", True) is not True:
         return "sparse_disable_index_value must be true, as in the checkpoint"
     if value.get("sparse_score_type", "max") != "max":
@@ -95,8 +109,9 @@ def execution() -> list[Flag]:
             note=always("nothing is compiled when the server starts"),
         ),
         row(
-            s, "additional_config", JSON, {}, None, "accepted; none of its keys has an effect",
-            note=lambda value: f"no effect: {', '.join(value) or 'nothing in it'}",
+            s, "additional_config", JSON, {}, None,
+            "enable_cpu_binding and enable_flashcomm1 = their flags; other keys: no effect",
+            note=_without_effect,
         ),
         row(
             s, "speculative_config", JSON, {}, None,
@@ -122,13 +137,9 @@ def execution() -> list[Flag]:
             refuse=_scheduler,
         ),
         row(
-            s, "async_scheduling", BOOL, False, None, "accepted; steps are scheduled one after the other",
-            note=always("steps are scheduled one after the other"),
-        ),
-        row(
-            s, "disable_overlap_scheduler", BOOL, False, None,
-            "accepted; steps are scheduled one after the other",
-            aliases=("disable_overlap_schedule",), note=always("steps are scheduled one after the other"),
+            s, "async_scheduling", BOOL, _ENGINE["async_scheduling"], "engine.async_scheduling",
+            "plan a step while the one before it runs (devices that work on their own)",
+            negations=("disable_overlap_scheduler", "disable_overlap_schedule"),
         ),
         row(
             s, "enable_autotuner", BOOL, False, None, "accepted; kernels are chosen by shape, not tuned",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mmx.config import EngineConfig
+import msgspec
+
+from mmx.config import EngineConfig, ParallelConfig, Place
+from mmx.launch import LaunchFlags
 from mmx.server.flag_kinds import EXIT_CONFIG, FlagError
 from mmx.server.flag_parser import Parsed
 from mmx.server.flags import FLAGS
-from mmx.server.flags_execution import EAGER
+from mmx.server.flags_execution import ADDITIONAL, EAGER
 from mmx.server.variables import variable_notes
 
 SECRETS = ("api_key", "thinking_signature_key")
@@ -89,6 +92,8 @@ class ServerConfig:
     """Everything the server process knows before it reads a checkpoint. ``notes`` go to the start log."""
 
     engine: EngineConfig
+    parallel: ParallelConfig
+    launch: LaunchFlags
     model: ModelSettings
     http: HttpSettings
     answer: AnswerSettings
@@ -132,17 +137,30 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
         values["enforce_eager"] = True
         parsed.origins["enforce_eager"] = parsed.origins["compilation_config"]
 
+    for key, name in ADDITIONAL.items():
+        if key in values["additional_config"] and parsed.origins[name] == "default":
+            values[name] = bool(values["additional_config"][key])
+            parsed.origins[name] = parsed.origins["additional_config"]
+
+    sparse = values["sparse_attention_config"]
+    if "indexer_kv_dtype" in sparse and parsed.origins["index_kv_dtype"] == "default":
+        values["index_kv_dtype"] = sparse["indexer_kv_dtype"]
+        parsed.origins["index_kv_dtype"] = parsed.origins["sparse_attention_config"]
+
     groups: dict[str, dict[str, Any]] = {}
     for name, flag in FLAGS.flags.items():
         if flag.target:
             group, _, field = flag.target.partition(".")
             groups.setdefault(group, {})[field] = values[name]
     try:
-        engine = EngineConfig(**groups["engine"])
+        parallel = ParallelConfig(**groups["parallel"])
+        engine = EngineConfig(**groups["engine"], parallel=parallel)
     except ValueError as exc:
         raise FlagError(str(exc), EXIT_CONFIG) from None
     return ServerConfig(
         engine=engine,
+        parallel=parallel,
+        launch=LaunchFlags(**groups["launch"]),
         model=ModelSettings(**groups["model"]),
         http=HttpSettings(**groups["http"]),
         answer=AnswerSettings(**groups["answer"]),
@@ -151,6 +169,11 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
         origins=parsed.origins,
         notes=(*parsed.warnings, *variable_notes(environ)),
     )
+
+
+def with_place(config: ServerConfig, place: Place) -> ServerConfig:
+    """The configuration for the ranks that are started here."""
+    return replace(config, engine=msgspec.structs.replace(config.engine, place=place))
 
 
 def effective(config: ServerConfig) -> dict[str, dict[str, Any]]:

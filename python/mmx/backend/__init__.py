@@ -38,6 +38,10 @@ class Backend(Protocol):
         """Bytes that ``run`` needs at most beyond those in use; 0 where that is not worth knowing, without
         running it."""
 
+    def faults(self) -> AbstractContextManager[None]:
+        """Turns what the device reports inside into MemoryError, after which work can go on with less, or
+        into DeviceLostError, after which it can not. Other errors pass."""
+
 
 def resolve_backend(device: str) -> Backend:
     """The backend for a ``--device`` value; "auto" is the best device present."""

@@ -31,6 +31,9 @@ class CpuBackend:
     def peak_memory(self, run: Callable[[], object]) -> int:
         return 0
 
+    def faults(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 def _meminfo(field: str) -> int:
     path = Path("/proc/meminfo")

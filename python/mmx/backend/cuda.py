@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from mmx.errors import DeviceLostError
+
 PATIENCE_SECONDS = 120.0
 
 log = logging.getLogger("mmx.engine")
@@ -57,6 +59,30 @@ class CudaBackend:
         peak = torch.cuda.max_memory_reserved(self.device) - before
         torch.cuda.empty_cache()
         return peak
+
+    @contextmanager
+    def faults(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise MemoryError(_first_line(error)) from error
+        except RuntimeError as error:
+            if isinstance(error, DeviceLostError) or not self._is_lost():
+                raise
+            raise DeviceLostError(f"the GPU has failed: {_first_line(error)}") from error
+
+    def _is_lost(self) -> bool:
+        """A fault inside a kernel makes every later call fail; a refused launch does not."""
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
 
 
 def _lock(fd: int) -> bool:

@@ -60,6 +60,7 @@ class ModelRunner:
         dtype = model.lm_head.weight.dtype
         self.dtype = str(dtype).removeprefix("torch.")
         self._device = backend.device
+        self._backend = backend
         self._never_sampled = torch.tensor(here, dtype=torch.int64, device=backend.device)
         types = types or PageTypes(dtype, dtype)
         self._caches = allocate_pool(self.ranks.share.config, types, backend.device, plan.num_blocks)
@@ -96,6 +97,12 @@ class ModelRunner:
         that the launch before this one samples for the same request. ``masks`` are asked for after the
         forward pass is launched."""
         part = part_of(batch, self.ranks.layout, self.ranks.rank)
+        with self._backend.faults():
+            sampled = self._launch(part, masks)
+        sampled.faults = self._backend.faults
+        return sampled
+
+    def _launch(self, part: Part, masks: MaskSource) -> Sampled:
         seqs = [seq for seq in part.batch.seqs if seq.samples]
         ids = self._state[: len(seqs)]
         if part.idle:
@@ -108,7 +115,10 @@ class ModelRunner:
             self._forbid(logits)
         sampled = Sampled(seqs, ids)
         if seqs:
-            sampled = sample_tokens(logits, seqs, self.ranks.tensor, out=ids, drawn=drawn, masks=masks)
+            out = ids if drawn else None
+            sampled = sample_tokens(logits, seqs, self.ranks.tensor, out=out, drawn=drawn, masks=masks)
+            if not drawn:  # last: a launch that failed must find them as they were
+                ids.copy_(sampled.token_ids)
         self._sampled_rows = {seq.request_id: row for row, seq in enumerate(seqs)}
         return sampled
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,8 @@ from mmx.runner.upload import upload
 NOT_FINITE = "the model's logits are not finite"
 
 MaskSource = Callable[[Sequence[ScheduledSeq]], Sequence[np.ndarray | None]]
-"""Token masks of these sequences, as int32 words (``ScheduledSeq.mask``); None allows every token. It may wait
-for their computation, which goes on while the device computes the logits."""
+"""Token masks of these sequences, as int32 words (``ScheduledSeq.mask``); None allows every token. It may
+wait for their computation, which goes on while the device computes the logits."""
 
 
 def attached_masks(seqs: Sequence[ScheduledSeq]) -> list[np.ndarray | None]:
@@ -65,6 +66,8 @@ class Sampled:
         logprobs: Sequence[torch.Tensor] = (),
     ) -> None:
         """``token_ids`` [num_rows] int64; ``logprobs``: what ``ops.logprobs`` says of the ``wanted`` rows."""
+        self.faults: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.token_ids = token_ids
         self._seqs = seqs
         self._wanted = wanted
         self._host = [_fetch(tensor) for tensor in (token_ids, *logprobs)]
@@ -76,7 +79,8 @@ class Sampled:
     def result(self) -> list[SampledToken]:
         """Wait for the step; one result per row."""
         if self._done is not None:
-            self._done.synchronize()
+            with self.faults():
+                self._done.synchronize()
         token_ids, *columns = (tensor.tolist() for tensor in self._host)
         logprobs: dict[int, TokenLogprobs] = {}
         if columns:

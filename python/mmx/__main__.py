@@ -1,7 +1,9 @@
-"""The ``mmx`` command: ``mmx serve [MODEL] [flags]``, ``mmx bench``, ``mmx info``, ``mmx --version``."""
+"""The ``mmx`` command: ``mmx serve [MODEL] [flags]``, ``mmx launch``, ``mmx bench``, ``mmx info``, ``mmx
+--version``."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from mmx import env
 USAGE = """usage: mmx COMMAND
 
   serve [MODEL] [flags]   serve a model over HTTP (mmx serve --help lists the flags)
+  launch COMMAND          run COMMAND as the rank that srun or mpirun started (mmx serve sees that by itself)
   bench serve [flags]     load a server, measure throughput and latencies (mmx bench --help)
   info                    versions and what this installation can run on
   --version               version of mmx"""
@@ -33,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mmx.bench.__main__ import main as bench
 
         return bench(arguments)
+    if command == "launch":
+        return launch(arguments)
     if command == "info":
         return info()
     if command == "--version":
@@ -41,8 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("--help", "-h", "help"):
         print(USAGE)
         return 0
-    print(f"mmx: unknown command {command!r}; expected serve, bench, info or --version", file=sys.stderr)
+    print(
+        f"mmx: unknown command {command!r}; expected serve, launch, bench, info or --version", file=sys.stderr
+    )
     return 2
+
+
+def launch(arguments: list[str]) -> int:
+    """Become the command behind ``mmx launch``: the server reads the rank from the launcher's variables."""
+    command = arguments[1:] if arguments[:1] == ["--"] else arguments
+    if not command:
+        print("mmx launch: give the command to run, such as mmx serve MODEL", file=sys.stderr)
+        return 2
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"mmx launch: can not run {command[0]}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def info() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import msgspec
 from tqdm import tqdm
 
-from mmx.config import EngineConfig, SamplingParams
+from mmx.config import EngineConfig, ParallelConfig, SamplingParams
 from mmx.engine.channel import LocalChannel
 from mmx.engine.engine import Engine
 from mmx.model_path import model_path
@@ -73,7 +74,8 @@ class LLM:
     """A model and an engine in this process.
 
     ``model`` is a checkpoint folder, None the demo model of the package. With ``skip_tokenizer_init``
-    prompts are token ids, ``text`` stays empty and ``stop`` strings are refused. The other arguments
+    prompts are token ids, ``text`` stays empty and ``stop`` strings are refused. ``parallel`` spreads the
+    model over devices of this machine (``tensor_parallel_size`` alone is the short form). The other arguments
     are those of ``EngineConfig``. Raises ConfigError, WeightsError or MemoryPlanError (``mmx.errors``)
     when the model can not be served as asked.
     """
@@ -97,10 +99,9 @@ class LLM:
         gpu_memory_utilization: float | None = None,
         kv_cache_dtype: str = "auto",
         index_kv_dtype: str = "auto",
+        tensor_parallel_size: int = 1,
+        parallel: ParallelConfig | None = None,
     ) -> None:
-        # Why here: mmx.llm is importable, for its types, without the seconds that torch takes.
-        from mmx.runner import build_runner
-
         folder = model_path(model)
         self.config = EngineConfig(
             model=str(folder),
@@ -119,11 +120,12 @@ class LLM:
             kv_cache_dtype=kv_cache_dtype,
             index_kv_dtype=index_kv_dtype,
             seed=seed,
+            parallel=parallel or ParallelConfig(tensor_parallel_size=tensor_parallel_size),
         )
         self.tokenizer: Tokenizer | None = None if skip_tokenizer_init else Tokenizer(folder)
         self._channel = LocalChannel()
         with tqdm(total=100, desc="Loading", unit="%", disable=None, leave=False) as bar:
-            runner = build_runner(self.config, _show_progress(bar))
+            runner = _build(self.config, _show_progress(bar))
         self._engine = Engine(self.config, runner, self._channel)
         self.max_model_len: int = runner.max_model_len
         self._chat_template: ChatTemplate | None = None
@@ -259,6 +261,20 @@ class LLM:
                 if out.finish_reason is None:
                     self._channel.inbox.append(Abort(request_ids=[out.request_id]))
         return ended
+
+
+def _build(config: EngineConfig, progress: Callable[[str, float], None]) -> Any:
+    """The runner of one device, or of several ranks on this machine, which end with it."""
+    # Why here: mmx.llm is importable, for its types, without the seconds that torch takes.
+    if config.parallel.world_size == 1:
+        from mmx.runner import build_runner
+
+        return build_runner(config, progress)
+    from mmx.engine.ranked import lead_ranks
+
+    runner = lead_ranks(config, "mmx.runner", progress)
+    atexit.register(runner.close)
+    return runner
 
 
 class _Sequence:

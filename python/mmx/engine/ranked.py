@@ -54,10 +54,14 @@ def join_ranks(
 
 
 def lead_ranks(
-    config: EngineConfig, runner_module: str, progress: Progress, on_lost: Callable[[Lost], None]
+    config: EngineConfig,
+    runner_module: str,
+    progress: Progress,
+    on_lost: Callable[[Lost], None] = lambda lost: None,
 ) -> RankedRunner:
     """Start, gather and join all ranks of ``config.parallel``; the runner that stands for all of them.
 
+    ``on_lost`` hears of a lost rank while a step may still wait for it.
     Raises ConfigError, WeightsError, MemoryPlanError or LaunchError.
     """
     layout = make_layout(config.parallel, load_model_config(Path(config.model)))

@@ -151,7 +151,7 @@ def test_groups_of_two_commands() -> None:
             {},
             {"dp": 4, "data_parallel_size_local": 3, "data_parallel_address": "a"},
             ConfigError,
-            "--data-parallel-size-local 3 from --data-parallel-start-rank 0 on is no equal part of --data-par",
+            "--data-parallel-size-local 3 from --data-parallel-start-rank 0 on is no equal part",
         ),
         ({}, {"dp": 4, "data_parallel_size_local": 2}, ConfigError, "needs --data-parallel-address"),
     ],

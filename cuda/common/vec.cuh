@@ -3,6 +3,7 @@
 #include <cuda_fp8.h>
 
 #include <initializer_list>
+#include <type_traits>
 
 #include "cuda/common/types.cuh"
 
@@ -55,14 +56,20 @@ __device__ __forceinline__ void load_run(float (&to)[kN], const T* from, int64_t
     }
 }
 
-/// to[i] = from[i] for i < count.
+/// to[i] = from[i] for i < count; `to` is global memory.
 template <class T, int kN>
 __device__ __forceinline__ void store_run(T* to, const float (&from)[kN], int64_t count, bool packable) {
     if (packable && count >= kN) {
         Pack<T, kN> run;
 #pragma unroll
         for (int i = 0; i < kN; ++i) run.v[i] = from_float<T>(from[i]);
-        *reinterpret_cast<Pack<T, kN>*>(to) = run;
+        // Why intrinsics: the compiler merges a plain wide store with the narrow ones below.
+        using Word = std::conditional_t<sizeof(run) % 16 == 0, uint4,
+                                        std::conditional_t<sizeof(run) % 8 == 0, uint2, unsigned>>;
+        static_assert(sizeof(run) % 4 == 0);
+#pragma unroll
+        for (unsigned i = 0; i < sizeof(run) / sizeof(Word); ++i)
+            __stwb(reinterpret_cast<Word*>(to) + i, reinterpret_cast<const Word*>(&run)[i]);
     } else {
 #pragma unroll
         for (int i = 0; i < kN; ++i)

@@ -32,10 +32,12 @@ __device__ __forceinline__ float row_sum(float x, RowShape shape) {
 template <class T, class W, RowShape kShape, bool kAdd>
 __global__ void __launch_bounds__(kShape == RowShape::kWarp ? 256 : kMaxThreads)
     norm_kernel(RmsNormParams p, T* residual, int64_t residual_stride, bool packable) {
-    const int64_t row_threads = kShape == RowShape::kWarp ? 32 : blockDim.x;
-    const int64_t row = blockIdx.x * (blockDim.x / row_threads) + threadIdx.x / row_threads;
-    const int64_t token = row / p.num_heads, head = row % p.num_heads;
-    const int64_t first = threadIdx.x % row_threads * kRun;
+    // Why 32 bits: a division in 64 bits costs more than the norm of a run.
+    constexpr bool kWarpRow = kShape == RowShape::kWarp;
+    const unsigned row = kWarpRow ? blockIdx.x * 8 + threadIdx.x / 32 : blockIdx.x;
+    const unsigned num_heads = static_cast<unsigned>(p.num_heads), token = row / num_heads;
+    const unsigned head = row - token * num_heads, row_threads = kWarpRow ? 32 : blockDim.x;
+    const int64_t first = (kWarpRow ? threadIdx.x % 32 : threadIdx.x) * kRun;
     const T* x = static_cast<const T*>(p.x) + token * p.x_token_stride + head * p.x_head_stride;
     T* out = static_cast<T*>(p.out) + token * p.out_token_stride + head * p.out_head_stride;
     if constexpr (kAdd) residual += token * residual_stride;

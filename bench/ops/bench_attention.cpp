@@ -6,25 +6,29 @@ using namespace mmx;
 
 namespace {
 
+/// Types of queries and pages; a line of the output names the latter.
+constexpr std::pair<DType, DType> kTypes[] = {
+    {DType::kF32, DType::kF32}, {DType::kBF16, DType::kBF16}, {DType::kBF16, DType::kE4M3}};
+
 /// Queries, caches and output of one case.
 struct Inputs {
     bench::PagedBatch batch;
     int64_t num_heads, num_kv_heads, head_dim;
     bench::Buffer q, k, v, out;
 
-    Inputs(bench::Bench& b, const bench::Case& c, DType dtype)
+    Inputs(bench::Bench& b, const bench::Case& c, DType dtype, DType pages)
         : batch(b, c),
           num_heads(c["num_heads"]),
           num_kv_heads(c["num_kv_heads"]),
           head_dim(c["head_dim"]),
           q(b.randn(dtype, batch.num_tokens * num_heads * head_dim)),
-          k(b.randn(dtype, batch.num_blocks * page_size())),
-          v(b.randn(dtype, batch.num_blocks * page_size())),
+          k(b.randn(pages, batch.num_blocks * page_size())),
+          v(b.randn(pages, batch.num_blocks * page_size())),
           out(b.empty(dtype, batch.num_tokens * num_heads * head_dim)) {}
 
     int64_t page_size() const { return num_kv_heads * batch.block_size * head_dim; }
 
-    PagedAttentionParams params(DType dtype) const {
+    PagedAttentionParams params(DType dtype, DType pages) const {
         return {.out = out.as(),
                 .q = q.as(),
                 .k_cache = k.as(),
@@ -54,7 +58,7 @@ struct Inputs {
                 .v_scale = nullptr,
                 .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
                 .dtype = dtype,
-                .cache_dtype = dtype,
+                .cache_dtype = pages,
                 .fixed_split = false};
     }
 
@@ -76,9 +80,9 @@ struct Inputs {
 
 MMX_BENCH(paged_attention) {
     for (const bench::Case& c : b.cases("attention", "paged_attention"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
-            const Inputs in(b, c, dtype);
-            PagedAttentionParams p = in.params(dtype);
+        for (const auto& [dtype, pages] : kTypes) {
+            const Inputs in(b, c, dtype, pages);
+            PagedAttentionParams p = in.params(dtype, pages);
             p.workspace_bytes = b.ops().paged_attention_workspace ? b.ops().paged_attention_workspace(p) : 0;
             const bench::Buffer workspace = b.empty(DType::kI8, std::max<int64_t>(1, p.workspace_bytes));
             p.workspace = p.workspace_bytes ? workspace.as() : nullptr;
@@ -87,27 +91,29 @@ MMX_BENCH(paged_attention) {
                 static_cast<double>(batch.num_tokens) * static_cast<double>(batch.seq_len) -
                 static_cast<double>(batch.num_tokens * (batch.q_len - 1)) / 2;
             const double kv_bytes = static_cast<double>(in.k.bytes() + in.v.bytes());
-            b.run("paged_attention", c, dtype, in.work(b, num_keys, kv_bytes), b.ops().paged_attention, p);
+            b.run("paged_attention", c, pages, in.work(b, num_keys, kv_bytes), b.ops().paged_attention, p);
         }
 }
 
 MMX_BENCH(sparse_attention) {
     for (const bench::Case& c : b.cases("attention", "sparse_attention"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
-            const Inputs in(b, c, dtype);
+        for (const auto& [dtype, pages] : kTypes) {
+            const Inputs in(b, c, dtype, pages);
             const int64_t topk = c["topk"];
             double num_keys = 0;
             const bench::Buffer ids = b.upload(in.batch.random_blocks(in.num_kv_heads, topk, &num_keys));
-            SparseAttentionParams p{.base = in.params(dtype), .block_ids = ids.as<int32_t>(), .topk = topk};
+            SparseAttentionParams p{
+                .base = in.params(dtype, pages), .block_ids = ids.as<int32_t>(), .topk = topk};
             PagedAttentionParams& base = p.base;
             base.workspace_bytes =
                 b.ops().sparse_attention_workspace ? b.ops().sparse_attention_workspace(p) : 0;
             const bench::Buffer workspace = b.empty(DType::kI8, std::max<int64_t>(1, base.workspace_bytes));
             base.workspace = base.workspace_bytes ? workspace.as() : nullptr;
             // Every page that a token chose is read once; with many tokens that is every page.
-            const double pages = std::min(static_cast<double>(in.batch.num_blocks),
-                                          num_keys / static_cast<double>(in.batch.block_size));
-            const double kv_bytes = 2.0 * pages * static_cast<double>(in.page_size() * dtype_bytes(dtype));
-            b.run("sparse_attention", c, dtype, in.work(b, num_keys, kv_bytes), b.ops().sparse_attention, p);
+            const double num_pages = std::min(static_cast<double>(in.batch.num_blocks),
+                                              num_keys / static_cast<double>(in.batch.block_size));
+            const double kv_bytes =
+                2.0 * num_pages * static_cast<double>(in.page_size() * dtype_bytes(pages));
+            b.run("sparse_attention", c, pages, in.work(b, num_keys, kv_bytes), b.ops().sparse_attention, p);
         }
 }

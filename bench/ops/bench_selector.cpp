@@ -4,12 +4,15 @@ using namespace mmx;
 
 MMX_BENCH(select_blocks) {
     for (const bench::Case& c : b.cases("selector", "select_blocks"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        // Types of queries and pages; a line of the output names the latter.
+        for (const auto& [dtype, pages] : {std::pair(DType::kF32, DType::kF32),
+                                           {DType::kBF16, DType::kBF16},
+                                           {DType::kBF16, DType::kE4M3}}) {
             const bench::PagedBatch batch(b, c);
             const int64_t heads = c["num_index_heads"], dim = c["index_dim"], topk = c["topk"];
             const int64_t page_size = batch.block_size * dim;
             const bench::Buffer q = b.randn(dtype, batch.num_tokens * heads * dim);
-            const bench::Buffer k = b.randn(dtype, batch.num_blocks * page_size);
+            const bench::Buffer k = b.randn(pages, batch.num_blocks * page_size);
             const bench::Buffer ids = b.empty(DType::kI32, batch.num_tokens * heads * topk);
             SelectBlocksParams p{.block_ids = ids.as<int32_t>(),
                                  .index_q = q.as(),
@@ -35,12 +38,12 @@ MMX_BENCH(select_blocks) {
                                  .cache_block_stride = page_size,
                                  .block_table_stride = batch.blocks_per_seq,
                                  .dtype = dtype,
-                                 .cache_dtype = dtype,
+                                 .cache_dtype = pages,
                                  .fixed_split = false};
             p.workspace_bytes = b.ops().select_blocks_workspace ? b.ops().select_blocks_workspace(p) : 0;
             const bench::Buffer workspace = b.empty(DType::kI8, std::max<int64_t>(1, p.workspace_bytes));
             p.workspace = p.workspace_bytes ? workspace.as() : nullptr;
-            const bench::Buffer copied = b.empty(dtype, batch.num_blocks * page_size);
+            const bench::Buffer copied = b.empty(pages, batch.num_blocks * page_size);
             const double num_keys =
                 static_cast<double>(batch.num_tokens) *
                 (static_cast<double>(batch.seq_len) - static_cast<double>(batch.q_len - 1) / 2);
@@ -52,6 +55,6 @@ MMX_BENCH(select_blocks) {
                 work.baseline = "copy of index-K";
                 work.baseline_run = [&] { b.backend().copy(copied.as(), k.as(), k.bytes()); };
             }
-            b.run("select_blocks", c, dtype, work, b.ops().select_blocks, p);
+            b.run("select_blocks", c, pages, work, b.ops().select_blocks, p);
         }
 }

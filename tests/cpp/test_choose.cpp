@@ -62,6 +62,15 @@ void test_select() {
     EXPECT(choose_select(p) == SelectKernel::kSimple);
     EXPECT(select_workspace_bytes(select_params(2, 3, 255)) == 2 * 3 * 4 * 256 * 4);
     EXPECT(select_max_tiles(select_params(2, 65, 256)) >= 4);
+    for (const bool codes : {false, true}) {
+        p = select_params(1, 8192, 1024);
+        (codes ? p.cache_dtype : p.dtype) = codes ? DType::kE4M3 : DType::kBF16;
+        p.fixed_split = !codes;
+        EXPECT(choose_select(p) == SelectKernel::kSm90Decode);
+        EXPECT(select_workspace_bytes(p) == 8192 * 4 * 1024 * 4);
+    }
+    p.cache_block_stride = 128 * 128 + 8;  // the copy engine steps by 16 bytes
+    EXPECT(choose_select(p) == SelectKernel::kSimple);
 }
 
 void test_sparse() {
@@ -76,6 +85,15 @@ void test_sparse() {
     p.base.num_heads = 17 * 4;
     EXPECT(choose_sparse(p) == AttentionKernel::kSimple);
     EXPECT(sparse_workspace_bytes(sparse_params(8, 1, 256)) == 0);
+    p = sparse_params(1, 8192, 1024);
+    p.base.cache_dtype = DType::kE4M3;
+    EXPECT(choose_sparse(p) == AttentionKernel::kSm90Decode);
+    for (const int64_t tokens : {1, 32, 8192}) {
+        p = sparse_params(1, tokens, 1024);
+        p.base.fixed_split = true;
+        EXPECT(choose_sparse(p) == AttentionKernel::kSm90Decode);
+        EXPECT(sparse_decode_splits(p, 132) == kFixedSplits);
+    }
 }
 
 /// Every split of a token's blocks is a cluster that Hopper can launch, and fills the chip where it may.

@@ -1,73 +1,41 @@
 #pragma once
 
-#include "cuda/common/ptx/tma.cuh"
+#include <cstdint>
 
-/// Blocks of one cluster, copies into several of them at once, and copies by threads that complete on a
-/// barrier.
+/// Blocks of one cluster: their barrier and stores into each other's shared memory.
 namespace mmx::cuda::ptx {
 
-__device__ __forceinline__ int cluster_rank() {
-    uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return static_cast<int>(rank);
+/// Every thread of every block; what a thread wrote to shared memory before is visible to all behind the
+/// wait.
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/// Every thread of the cluster; what they wrote before, shared memory included, is visible after.
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+/// The address that `smem_address` of this block has in block `rank` of the cluster.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t smem_address, int rank) {
+    uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem_address), "r"(rank));
+    return address;
 }
 
-/// Arrives on the barrier that lies at the same place in block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(uint64_t& barrier, int rank) {
+/// Stores that complete on a barrier of the block that receives them; both are cluster addresses.
+__device__ __forceinline__ void store_remote(uint32_t address, float x, float y, uint32_t barrier) {
     asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-        "}" ::"r"(smem_address(&barrier)),
-        "r"(rank)
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+            address),
+        "f"(x), "f"(y), "r"(barrier)
         : "memory");
 }
-
-__device__ __forceinline__ void tma_load_5d(void* smem, const CUtensorMap& map, uint64_t& barrier, int c0,
-                                            int c1, int c2, int c3, int c4) {
+__device__ __forceinline__ void store_remote(uint32_t address, float x, float y, float z, float w,
+                                             uint32_t barrier) {
     asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
-        "%6, %7}], [%2];" ::"r"(smem_address(smem)),
-        "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::
+            "r"(address),
+        "f"(x), "f"(y), "f"(z), "f"(w), "r"(barrier)
         : "memory");
-}
-
-/// Into the same place of every block whose bit is set in `blocks`, each signalled on its own barrier.
-__device__ __forceinline__ void tma_load_5d_multicast(void* smem, const CUtensorMap& map, uint64_t& barrier,
-                                                      uint16_t blocks, int c0, int c1, int c2, int c3,
-                                                      int c4) {
-    asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], "
-        "[%1, {%4, %5, %6, %7, %8}], [%2], %3;" ::"r"(smem_address(smem)),
-        "l"(&map), "r"(smem_address(&barrier)), "h"(blocks), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-        : "memory");
-}
-
-/// Brings a box to the L2 and nowhere else: harmless whatever becomes of the data.
-__device__ __forceinline__ void tma_prefetch_5d(const CUtensorMap& map, int c0, int c1, int c2, int c3,
-                                                int c4) {
-    asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global [%0, {%1, %2, %3, %4, %5}];" ::"l"(&map),
-                 "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-                 : "memory");
-}
-
-/// 16 bytes from global to shared memory in the background. Readers that are tensor cores need
-/// `fence_async_proxy` between their wait and the read.
-__device__ __forceinline__ void copy_async_16(uint32_t smem_address, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_address), "l"(from) : "memory");
-}
-
-/// One arrival, counted among those of the barrier's init, once this thread's copies so far have landed.
-__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t& barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_address(&barrier))
-                 : "memory");
 }
 
 }  // namespace mmx::cuda::ptx

@@ -45,6 +45,11 @@ __device__ __forceinline__ void barrier_wait(uint64_t& barrier, int parity) {
         : "memory");
 }
 
+/// Fetches the map ahead of its first use; kernels may do so before they wait for their predecessors.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 __device__ __forceinline__ void tma_load_3d(void* smem, const CUtensorMap& map, uint64_t& barrier, int c0,
                                             int c1, int c2) {
     asm volatile(
@@ -72,6 +77,11 @@ __device__ __forceinline__ void fence_async_proxy() {
 /// A barrier of `threads` threads; ids from 1 on (0 is __syncthreads).
 __device__ __forceinline__ void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// This thread counts as one of `threads` at the barrier without waiting there.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 template <int kRegisters>

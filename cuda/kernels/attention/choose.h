@@ -11,21 +11,32 @@
 namespace mmx::cuda {
 
 inline constexpr int64_t kDecodeMaxTopk = 64;  // blocks of a (token, KV head) that a thread block lists
+inline constexpr int64_t kFixedSplits = 4;     // parts of a (token, KV head) under fixed_split, sparse
+inline constexpr int64_t kFixedChunk = 8;      // pages of a part under fixed_split, dense
 inline constexpr int64_t kPagedMaxPartialBytes = int64_t{5} << 29;  // of the dense decode's workspace
 
 enum class AttentionKernel { kSimple, kSm90Decode, kSm90Prefill };
 
 /// Sizes and strides only: the launcher checks that pointers are 16-byte aligned.
 inline bool sm90_attention_fits(const PagedAttentionParams& p) {
-    return p.dtype == DType::kBF16 && p.cache_dtype == DType::kBF16 && !p.fixed_split && p.head_dim == 128 &&
-           p.block_size == 128 && p.num_heads / p.num_kv_heads <= 16 && p.num_tokens <= 65535 &&
-           p.q_token_stride % 8 == 0 && p.q_head_stride % 8 == 0 && p.out_token_stride % 8 == 0 &&
-           p.out_head_stride % 8 == 0 && p.k_cache_block_stride % 8 == 0 && p.v_cache_block_stride % 8 == 0;
+    const int64_t page_multiple = p.cache_dtype == DType::kE4M3 ? 16 : 8;
+    return p.dtype == DType::kBF16 && (p.cache_dtype == DType::kBF16 || p.cache_dtype == DType::kE4M3) &&
+           p.head_dim == 128 && p.block_size == 128 && p.num_heads / p.num_kv_heads <= 16 &&
+           p.num_tokens <= 65535 && p.q_token_stride % 8 == 0 && p.q_head_stride % 8 == 0 &&
+           p.out_token_stride % 8 == 0 && p.out_head_stride % 8 == 0 &&
+           p.k_cache_block_stride % page_multiple == 0 && p.v_cache_block_stride % page_multiple == 0;
+}
+
+/// Prompts too go token by token: the prefill kernels neither read codes nor give a row the bits that it has
+/// in another batch.
+inline bool decodes_only(const PagedAttentionParams& p) {
+    return p.fixed_split || p.cache_dtype != DType::kBF16;
 }
 
 inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
     const PagedAttentionParams& b = p.base;
     if (!sm90_attention_fits(b) || p.topk > kDecodeMaxTopk) return AttentionKernel::kSimple;
+    if (decodes_only(b)) return AttentionKernel::kSm90Decode;
     const PrefillPlan plan = make_prefill_plan(p);
     // A bucket should fill row tiles: with fewer choices each, K and V are re-read about as often as per
     // query.
@@ -39,6 +50,7 @@ inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
 /// Thread blocks (one cluster) that share the pages of one (token, KV head): as many as give
 /// each block a multiprocessor of its own (measured: two on each lose more in the merge than they gain).
 inline int64_t sparse_decode_splits(const SparseAttentionParams& p, int64_t num_multiprocessors) {
+    if (p.base.fixed_split) return kFixedSplits;
     const int64_t units = p.base.num_tokens * p.base.num_kv_heads;
     int64_t splits = 1;
     while (splits < 16 && splits < p.topk && units * splits * 2 <= num_multiprocessors) splits *= 2;
@@ -48,6 +60,7 @@ inline int64_t sparse_decode_splits(const SparseAttentionParams& p, int64_t num_
 /// Pages that one thread block of the dense decode takes. Longer sequences get more blocks, so that ragged
 /// batches balance; short ones stay whole.
 inline int64_t paged_decode_chunk(const PagedAttentionParams& p) {
+    if (p.fixed_split) return kFixedChunk;
     constexpr int64_t kWantedBlocks = 2 * 132;
     const int64_t units = std::max<int64_t>(1, p.num_tokens * p.num_kv_heads);
     const int64_t splits = std::max<int64_t>(1, kWantedBlocks / units);
@@ -68,12 +81,18 @@ inline int64_t paged_partial_bytes(const PagedAttentionParams& p) {
                              static_cast<int64_t>(sizeof(float));
 }
 
+/// Tokens that share the workspace of one launch.
+inline int64_t paged_decode_tokens(const PagedAttentionParams& p) {
+    const int64_t bytes = paged_partial_bytes(p);
+    if (bytes <= kPagedMaxPartialBytes) return std::max<int64_t>(1, p.num_tokens);
+    return kPagedMaxPartialBytes / (bytes / p.num_tokens);
+}
+
 /// Chunks of prompts too: one token at a time, but on tensor cores, as long as the partial results stay
 /// bounded.
 inline AttentionKernel choose_paged(const PagedAttentionParams& p) {
-    return sm90_attention_fits(p) && paged_partial_bytes(p) <= kPagedMaxPartialBytes
-               ? AttentionKernel::kSm90Decode
-               : AttentionKernel::kSimple;
+    const bool decodes = decodes_only(p) || paged_partial_bytes(p) <= kPagedMaxPartialBytes;
+    return sm90_attention_fits(p) && decodes ? AttentionKernel::kSm90Decode : AttentionKernel::kSimple;
 }
 
 inline int64_t sparse_workspace_bytes(const SparseAttentionParams& p) {
@@ -81,7 +100,8 @@ inline int64_t sparse_workspace_bytes(const SparseAttentionParams& p) {
 }
 
 inline int64_t paged_workspace_bytes(const PagedAttentionParams& p) {
-    return choose_paged(p) == AttentionKernel::kSimple ? 0 : paged_partial_bytes(p);
+    if (choose_paged(p) == AttentionKernel::kSimple) return 0;
+    return std::min(paged_partial_bytes(p), kPagedMaxPartialBytes);
 }
 
 }  // namespace mmx::cuda

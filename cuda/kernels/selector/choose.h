@@ -35,13 +35,20 @@ inline int64_t select_score_bytes(const SelectBlocksParams& p) {
 /// Strides and sizes only: pointers of torch tensors and of the engine's buffers are 16-byte aligned, and the
 /// launcher checks them.
 inline SelectKernel choose_select(const SelectBlocksParams& p) {
-    const bool fits = p.dtype == DType::kBF16 && p.cache_dtype == DType::kBF16 && !p.fixed_split && p.index_dim == 128 &&
-                      p.block_size == 128 && p.max_blocks_per_seq <= kSelectMaxBlocks &&
+    const bool codes = p.cache_dtype == DType::kE4M3;
+    const bool fits = p.dtype == DType::kBF16 && (codes || p.cache_dtype == DType::kBF16) &&
+                      p.index_dim == 128 && p.block_size == 128 && p.max_blocks_per_seq <= kSelectMaxBlocks &&
                       p.index_q_token_stride % 8 == 0 && p.index_q_head_stride % 8 == 0 &&
-                      p.cache_block_stride % 8 == 0;
+                      p.cache_block_stride % (codes ? 16 : 8) == 0;
     if (!fits) return SelectKernel::kSimple;
-    if (p.max_seqlen_q * p.num_index_heads <= kSelectDecodeColumns && p.num_seqs <= kSelectMaxSeqs)
+    // Prompts too go through the decode kernel, which re-reads K for every few tokens: the prefill kernel
+    // neither reads codes nor gives a score the bits that it has in another batch.
+    const bool decodes_only = codes || p.fixed_split;
+    const bool decodes = decodes_only ? select_score_bytes(p) <= kSelectMaxScoreBytes
+                                      : p.max_seqlen_q * p.num_index_heads <= kSelectDecodeColumns;
+    if (decodes && p.num_seqs <= kSelectMaxSeqs && p.num_index_heads <= kSelectDecodeColumns)
         return SelectKernel::kSm90Decode;
+    if (decodes_only) return SelectKernel::kSimple;
     if (kSelectTileRows % p.num_index_heads == 0 && p.num_seqs <= kSelectMaxPrefillSeqs &&
         select_max_tiles(p) <= kSelectMaxTiles && select_score_bytes(p) <= kSelectMaxScoreBytes)
         return SelectKernel::kSm90Prefill;

@@ -2,6 +2,9 @@
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/mma.cuh"
+#include "cuda/common/ptx/tma.cuh"
+#include "cuda/common/tensor_map.h"
+#include "cuda/common/vec.cuh"
 #include "cuda/kernels/selector/choose.h"
 #include "cuda/kernels/selector/sm90.h"
 
@@ -9,159 +12,293 @@ namespace mmx::cuda::sm90 {
 
 namespace {
 
-constexpr int kWarps = 8, kThreads = kWarps * 32;
+// Eight warps score 16 keys of a page each; one more feeds the ring.
+constexpr int kWarps = 8, kWorkers = kWarps * 32, kThreads = kWorkers + 32;
 constexpr int kPage = 128, kDim = 128;
+constexpr int kQueryStride = kDim * 2 + 16;  // bytes; spreads the rows of a fragment over the banks
+constexpr unsigned kFull = 0xFFFFFFFFu;
 
-/// 16 keys of a page as the A operands of eight k16 steps: this lane's rows g and g + 8, dimensions permuted
-/// so that a lane's fragments are 16 contiguous bytes (q is permuted alike; a dot product has no order).
-struct KeyTile {
-    uint4 low[4], high[4];
+template <class C>
+constexpr int kPageBytes = kPage * kDim * static_cast<int>(sizeof(C));
+template <class C>
+constexpr int kSlots = 6 / static_cast<int>(sizeof(C));
 
-    __device__ __forceinline__ void load(const bf16* row) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            low[j] = ptx::load_once(row + j * 32);
-            high[j] = ptx::load_once(row + 8 * kDim + j * 32);
-        }
+template <class C, int kTiles>
+struct Shared {
+    static constexpr int kColumns = kTiles * 8;
+    alignas(1024) char ring[kSlots<C>][kPageBytes<C>];
+    alignas(16) char queries[kColumns * kQueryStride];
+    float factor[kColumns];  // what the products of a column must be multiplied by to be scores
+    float best[2][kWarps][kColumns];
+    int warp_total[kThreads / 32];
+    int cu_units[kSelectMaxSeqs + 1];
+    uint64_t full[kSlots<C>], empty[kSlots<C>];
+};
+
+/// Sequences, tiles of their query tokens and pages as one list of units: within a sequence all pages of the
+/// first tile come first.
+struct Plan {
+    const SelectBlocksParams& p;
+    int tile_tokens;
+
+    __device__ __forceinline__ int pages_of(int seq) const {
+        const int last_block = (p.seq_lens[seq] - 1) / kPage;
+        return last_block >= p.topk ? last_block : 0;
+    }
+    __device__ __forceinline__ int units_of(int seq) const {
+        const int q_len = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
+        return q_len > 0 ? pages_of(seq) * ((q_len + tile_tokens - 1) / tile_tokens) : 0;
     }
 };
 
-/// Keys on M, (query token, head) pairs of one sequence on N: one read of K serves all of them. The blocks
-/// take equal shares of the flattened list of (sequence, page), whatever the lengths are.
-template <int kTiles>
-__global__ void __launch_bounds__(kThreads, 2)
-    select_decode_scores_kernel(SelectBlocksParams p, float* scores, int64_t score_stride) {
-    __shared__ uint4 q_frag[kTiles][4][32];
-    __shared__ float best[2][kWarps][kTiles * 8];
-    __shared__ int warp_total[kWarps];
-    __shared__ int cu_pages[kSelectMaxSeqs + 1];
-    ptx::wait_for_predecessors();
-    ptx::let_successors_start();
-
+/// Fills cu_units, by the whole block; returns the number of units.
+__device__ __forceinline__ int count_units(const Plan& plan, int* cu_units, int* warp_total) {
     const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
-    const int g = lane_idx / 4, t = lane_idx % 4;
-    const int num_seqs = static_cast<int>(p.num_seqs), num_heads = static_cast<int>(p.num_index_heads);
-
-    // Prefix sums of the pages to score.
-    int base = 0;
-    if (tid == 0) cu_pages[0] = 0;
+    const int num_seqs = static_cast<int>(plan.p.num_seqs);
+    int total = 0;
+    if (tid == 0) cu_units[0] = 0;
     for (int first = 0; first < num_seqs; first += kThreads) {
         const int s = first + tid;
-        int pages = 0;
-        if (s < num_seqs) {
-            const int q_len = p.cu_seqlens_q[s + 1] - p.cu_seqlens_q[s];
-            const int last_block = (p.seq_lens[s] - 1) / kPage;
-            if (q_len > 0 && last_block >= p.topk) pages = last_block;
-        }
-        int sum = pages;
+        int sum = s < num_seqs ? plan.units_of(s) : 0;
 #pragma unroll
         for (int offset = 1; offset < 32; offset *= 2) {
-            const int other = __shfl_up_sync(0xFFFFFFFFu, sum, offset);
+            const int other = __shfl_up_sync(kFull, sum, offset);
             if (lane_idx >= offset) sum += other;
         }
         if (lane_idx == 31) warp_total[warp_idx] = sum;
         __syncthreads();
-        int before = base;
+        int before = total;
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
+        for (int w = 0; w < kThreads / 32; ++w) {
             if (w < warp_idx) before += warp_total[w];
-            base += warp_total[w];
+            total += warp_total[w];
         }
-        if (s < num_seqs) cu_pages[s + 1] = before + sum;
+        if (s < num_seqs) cu_units[s + 1] = before + sum;
         __syncthreads();
     }
-    const int begin = static_cast<int>(static_cast<int64_t>(base) * blockIdx.x / gridDim.x);
-    const int end = static_cast<int>(static_cast<int64_t>(base) * (blockIdx.x + 1) / gridDim.x);
-    if (begin == end) return;
+    return total;
+}
 
-    int fetch_seq = 0;  // sequence of the page whose id is fetched next
-    {
-        int high = num_seqs;  // cu_pages[fetch_seq] <= begin < cu_pages[high]
-        while (high - fetch_seq > 1) {
-            const int middle = (fetch_seq + high) / 2;
-            (cu_pages[middle] <= begin ? fetch_seq : high) = middle;
-        }
+/// The sequence that a unit belongs to.
+__device__ __forceinline__ int seq_of(const int* cu_units, int num_seqs, int unit) {
+    int low = 0, high = num_seqs;  // cu_units[low] <= unit < cu_units[high]
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        (cu_units[middle] <= unit ? low : high) = middle;
     }
-    int seq = fetch_seq;
-    const auto page_id = [&](int unit) {
-        while (unit >= cu_pages[fetch_seq + 1]) ++fetch_seq;
-        return p.block_table[fetch_seq * p.block_table_stride + unit - cu_pages[fetch_seq]];
-    };
-    const bf16* keys = static_cast<const bf16*>(p.index_k_cache) + (warp_idx * 16 + g) * kDim + t * 8;
-    const auto load_tile = [&](KeyTile& tile, int page) { tile.load(keys + page * p.cache_block_stride); };
+    return low;
+}
 
-    KeyTile even, odd;
-    load_tile(even, page_id(begin));
-    int next_page = begin + 1 < end ? page_id(begin + 1) : 0;
-    int staged_seq = -1, num_rows = 0;
-    int64_t first_row = 0;
+/// By one warp: a query as row `column` of the B operand. For e4m3 pages rows become f16, scaled by a power
+/// of two to at most 2^15 (every bf16 that matters beside the largest one is exact), and the dimensions of a
+/// k16 step are ordered as the codes of a lane decode.
+template <class C, int kTiles>
+__device__ __forceinline__ void stage_query(Shared<C, kTiles>& shared, int column, const bf16* q) {
+    const int lane_idx = static_cast<int>(threadIdx.x % 32);
+    char* row = shared.queries + column * kQueryStride;
+    const uint2 v = q ? *reinterpret_cast<const uint2*>(q + 4 * lane_idx) : make_uint2(0, 0);
+    if constexpr (sizeof(C) == 2) {
+        *reinterpret_cast<uint2*>(row + 8 * lane_idx) = v;
+        if (lane_idx == 0) shared.factor[column] = 1;
+    } else {
+        uint32_t largest = __vmaxu2(v.x & 0x7FFF7FFF, v.y & 0x7FFF7FFF);
+        largest = __reduce_max_sync(kFull, max(largest & 0xFFFF, largest >> 16));
+        const uint32_t exponent = max(largest >> 7, 15u);
+        const float shrink = __uint_as_float((268 - exponent) << 23);  // 2^(14 - (exponent - 127))
+        if (lane_idx == 0) shared.factor[column] = __uint_as_float((exponent - 14) << 23);
+        const auto pack = [&](uint32_t pair) {
+            return ptx::pack_f16(__uint_as_float(pair << 16) * shrink,
+                                 __uint_as_float(pair & 0xFFFF0000u) * shrink);
+        };
+        uint32_t* step = reinterpret_cast<uint32_t*>(row) + lane_idx / 4 * 8 + lane_idx % 4;
+        step[0] = pack(v.x);
+        step[4] = pack(v.y);
+    }
+}
 
-    const auto step = [&](const KeyTile& tile, KeyTile& next, int unit) {
-        if (unit + 1 < end) load_tile(next, next_page);
-        if (unit + 2 < end) next_page = page_id(unit + 2);
-        while (unit >= cu_pages[seq + 1]) ++seq;
-        if (seq != staged_seq) {
-            __syncthreads();
-            staged_seq = seq;
-            const int first_token = p.cu_seqlens_q[seq];
-            num_rows = (p.cu_seqlens_q[seq + 1] - first_token) * num_heads;
-            first_row = static_cast<int64_t>(first_token) * num_heads;
-            for (int i = tid; i < kTiles * 4 * 32; i += kThreads) {
-                const int lane = i % 32, j = i / 32 % 4, row = i / 128 * 8 + lane / 4;
-                uint4 v = make_uint4(0, 0, 0, 0);
-                if (row < num_rows)
-                    v = *reinterpret_cast<const uint4*>(
-                        static_cast<const bf16*>(p.index_q) +
-                        (first_token + row / num_heads) * p.index_q_token_stride +
-                        row % num_heads * p.index_q_head_stride + j * 32 + lane % 4 * 8);
-                q_frag[i / 128][j][lane] = v;
+/// best[n] of this lane: the largest product of column 2t (and 2t + 1) of tile n with the warp's 16 keys.
+template <class C, int kTiles>
+__device__ __forceinline__ void score_keys(float2 (&best)[kTiles], const Shared<C, kTiles>& shared,
+                                           uint32_t page, int first_key) {
+    const int lane_idx = static_cast<int>(threadIdx.x % 32);
+    const int key = first_key + lane_idx % 16;
+    const uint32_t queries =
+        ptx::smem_address(shared.queries) + lane_idx % 8 * kQueryStride + lane_idx / 8 * 16;
+    float acc[kTiles][2][4] = {};
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+        uint32_t a[2][4];
+        if constexpr (sizeof(C) == 2) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int chunk = (pair * 2 + i) % 4 * 2 + lane_idx / 16;
+                ptx::load_matrices(a[i],
+                                   page + pair / 2 * (kPage * 128) + key * 128 + ((chunk ^ key % 8) << 4));
             }
-            __syncthreads();
+        } else {
+            uint32_t codes[4];
+            ptx::load_matrices(codes, page + key * 128 + (((pair * 2 + lane_idx / 16) ^ key % 8) << 4));
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                ptx::decode_e4m3(codes[2 * i], a[i][0], a[i][2]);
+                ptx::decode_e4m3(codes[2 * i + 1], a[i][1], a[i][3]);
+            }
         }
-        float (&slot)[kWarps][kTiles * 8] = best[unit % 2];
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-            float acc[4] = {};
+            uint32_t b[4];
+            ptx::load_matrices(b, queries + n * 8 * kQueryStride + pair * 64);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const uint4 b = q_frag[n][j][lane_idx];
-                ptx::mma_16x8x16(acc, tile.low[j].x, tile.high[j].x, tile.low[j].y, tile.high[j].y, b.x, b.y);
-                ptx::mma_16x8x16(acc, tile.low[j].z, tile.high[j].z, tile.low[j].w, tile.high[j].w, b.z, b.w);
+            for (int i = 0; i < 2; ++i) {
+                if constexpr (sizeof(C) == 2)
+                    ptx::mma_16x8x16(acc[n][i], a[i][0], a[i][1], a[i][2], a[i][3], b[2 * i], b[2 * i + 1]);
+                else
+                    ptx::mma_16x8x16_f16(acc[n][i], a[i][0], a[i][1], a[i][2], a[i][3], b[2 * i],
+                                         b[2 * i + 1]);
             }
-            // fmaxf drops NaN: a NaN score counts as -infinity.
-            float left = fmaxf(fmaxf(acc[0], acc[2]), -INFINITY),
-                  right = fmaxf(fmaxf(acc[1], acc[3]), -INFINITY);
-#pragma unroll
-            for (int offset = 4; offset < 32; offset *= 2) {
-                left = fmaxf(left, __shfl_xor_sync(0xFFFFFFFFu, left, offset));
-                right = fmaxf(right, __shfl_xor_sync(0xFFFFFFFFu, right, offset));
-            }
-            if (g == 0) *reinterpret_cast<float2*>(&slot[warp_idx][n * 8 + t * 2]) = make_float2(left, right);
         }
-        __syncthreads();
-        if (tid < num_rows) {
-            float x = slot[0][tid];
-#pragma unroll
-            for (int w = 1; w < kWarps; ++w) x = fmaxf(x, slot[w][tid]);
-            scores[(first_row + tid) * score_stride + unit - cu_pages[seq]] = x;
-        }
-    };
-    for (int unit = begin; unit < end; unit += 2) {
-        step(even, odd, unit);
-        if (unit + 1 < end) step(odd, even, unit + 1);
     }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+        // fmaxf drops NaN: a NaN score counts as -infinity.
+        float x[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = acc[n][0][i] + acc[n][1][i];
+        best[n].x = fmaxf(fmaxf(x[0], x[2]), -INFINITY);
+        best[n].y = fmaxf(fmaxf(x[1], x[3]), -INFINITY);
+#pragma unroll
+        for (int offset = 4; offset < 32; offset *= 2) {
+            best[n].x = fmaxf(best[n].x, __shfl_xor_sync(kFull, best[n].x, offset));
+            best[n].y = fmaxf(best[n].y, __shfl_xor_sync(kFull, best[n].y, offset));
+        }
+    }
+}
+
+/// Keys on M, (query token, head) pairs of a tile on N: one read of K serves all of them. The blocks take
+/// equal shares of the list of units, whatever the lengths are.
+template <class C, int kTiles>
+__global__ void __launch_bounds__(kThreads, 2)
+    select_decode_scores_kernel(const __grid_constant__ SelectBlocksParams p,
+                                const __grid_constant__ CUtensorMap map, float* scores,
+                                int64_t score_stride) {
+    extern __shared__ __align__(1024) char raw[];
+    auto& shared = *reinterpret_cast<Shared<C, kTiles>*>(raw);
+    constexpr int kRing = kSlots<C>;
+    const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
+    if (tid == kWorkers) {
+        ptx::prefetch_map(map);
+        for (uint64_t& barrier : shared.full) ptx::barrier_init(barrier, 1);
+        for (uint64_t& barrier : shared.empty) ptx::barrier_init(barrier, kWarps);
+        ptx::barrier_init_done();
+    }
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
+    const int num_seqs = static_cast<int>(p.num_seqs), num_heads = static_cast<int>(p.num_index_heads);
+    const Plan plan{p, kTiles * 8 / num_heads};
+    const int total = count_units(plan, shared.cu_units, shared.warp_total);
+    const int begin = static_cast<int>(static_cast<int64_t>(total) * blockIdx.x / gridDim.x);
+    const int count = static_cast<int>(static_cast<int64_t>(total) * (blockIdx.x + 1) / gridDim.x) - begin;
+    if (count == 0) return;
+
+    if (warp_idx == kWarps) {
+        int pages = 0;  // of units begin + 32j to + 31, a lane each
+        for (int i = 0; i < count; ++i) {
+            if (i % 32 == 0) {
+                const int unit = min(begin + i + lane_idx, total - 1);
+                const int seq = seq_of(shared.cu_units, num_seqs, unit);
+                const int page = (unit - shared.cu_units[seq]) % plan.pages_of(seq);
+                pages = p.block_table[seq * p.block_table_stride + page];
+            }
+            const int page = __shfl_sync(kFull, pages, i % 32), slot = i % kRing;
+            if (lane_idx != 0) continue;
+            if (i >= kRing) ptx::barrier_wait(shared.empty[slot], (i / kRing & 1) ^ 1);
+            ptx::barrier_arrive_expect(shared.full[slot], kPageBytes<C>);
+            ptx::tma_load_3d(shared.ring[slot], map, shared.full[slot], 0, 0, page);
+            if (sizeof(C) == 2)
+                ptx::tma_load_3d(shared.ring[slot] + kPage * 128, map, shared.full[slot], 64, 0, page);
+        }
+        return;
+    }
+
+    const auto sync = [] { ptx::named_barrier(1, kWorkers); };
+    int seq = seq_of(shared.cu_units, num_seqs, begin), pages = plan.pages_of(seq);
+    int tile = (begin - shared.cu_units[seq]) / pages, page = (begin - shared.cu_units[seq]) % pages;
+    int num_rows = 0;
+    int64_t first_row = 0;
+    bool staged = false;
+    for (int i = 0; i < count; ++i) {
+        if (begin + i >= shared.cu_units[seq + 1]) {
+            do ++seq;
+            while (begin + i >= shared.cu_units[seq + 1]);
+            pages = plan.pages_of(seq);
+            tile = page = 0;
+            staged = false;
+        } else if (page == pages) {
+            ++tile;
+            page = 0;
+            staged = false;
+        }
+        if (!staged) {
+            sync();
+            const int first_token = p.cu_seqlens_q[seq] + tile * plan.tile_tokens;
+            num_rows = min(plan.tile_tokens, p.cu_seqlens_q[seq + 1] - first_token) * num_heads;
+            first_row = static_cast<int64_t>(first_token) * num_heads;
+            for (int row = warp_idx; row < kTiles * 8; row += kWarps)
+                stage_query(shared, row,
+                            row < num_rows ? static_cast<const bf16*>(p.index_q) +
+                                                 (first_token + row / num_heads) * p.index_q_token_stride +
+                                                 row % num_heads * p.index_q_head_stride
+                                           : nullptr);
+            sync();
+            staged = true;
+        }
+        const int slot = i % kRing;
+        float2 best[kTiles];
+        ptx::barrier_wait(shared.full[slot], i / kRing & 1);
+        score_keys(best, shared, ptx::smem_address(shared.ring[slot]), warp_idx * 16);
+        __syncwarp();
+        if (lane_idx == 0) ptx::barrier_arrive(shared.empty[slot]);
+        auto& found = shared.best[i % 2];
+        if (lane_idx < 4)
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n)
+                *reinterpret_cast<float2*>(&found[warp_idx][n * 8 + lane_idx * 2]) = best[n];
+        sync();
+        if (tid < num_rows) {
+            float x = found[0][tid];
+#pragma unroll
+            for (int w = 1; w < kWarps; ++w) x = fmaxf(x, found[w][tid]);
+            scores[(first_row + tid) * score_stride + page] = x * shared.factor[tid];
+        }
+        ++page;
+    }
+}
+
+template <class C, int kTiles>
+void launch_scores(const SelectBlocksParams& p, Stream stream) {
+    const bool codes = sizeof(C) == 1;
+    const CUtensorMap map =
+        make_tensor_map<3>(p.index_k_cache, {kDim, kPage, p.num_blocks}, {kDim, p.cache_block_stride},
+                           {codes ? 128 : 64, kPage, 1},
+                           codes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
+    const LaunchChain launch{"select_blocks", dim3(static_cast<unsigned>(2 * num_multiprocessors())),
+                             kThreads, sizeof(Shared<C, kTiles>), stream};
+    launch(select_decode_scores_kernel<C, kTiles>, p, map, static_cast<float*>(p.workspace),
+           select_score_stride(p));
+}
+
+template <class C>
+void launch_scores(const SelectBlocksParams& p, Stream stream) {
+    const int64_t columns = p.max_seqlen_q * p.num_index_heads;
+    if (columns <= 8) return launch_scores<C, 1>(p, stream);
+    if (columns <= 16) return launch_scores<C, 2>(p, stream);
+    launch_scores<C, 4>(p, stream);
 }
 
 }  // namespace
 
 void select_decode_scores(const SelectBlocksParams& p, Stream stream) {
-    const LaunchChain launch{"select_blocks", dim3(static_cast<unsigned>(2 * num_multiprocessors())),
-                             kThreads, 0, stream};
-    float* scores = static_cast<float*>(p.workspace);
-    const int64_t columns = p.max_seqlen_q * p.num_index_heads, stride = select_score_stride(p);
-    if (columns <= 8) return launch(select_decode_scores_kernel<1>, p, scores, stride);
-    if (columns <= 16) return launch(select_decode_scores_kernel<2>, p, scores, stride);
-    launch(select_decode_scores_kernel<4>, p, scores, stride);
+    p.cache_dtype == DType::kE4M3 ? launch_scores<e4m3>(p, stream) : launch_scores<bf16>(p, stream);
 }
 
 }  // namespace mmx::cuda::sm90

@@ -19,6 +19,9 @@ OWN = ("model", "place")
 def facts(config: EngineConfig) -> dict[str, str]:
     """Name -> value of versions, settings and files, as text."""
     settings = {key: value for key, value in msgspec.to_builtins(config).items() if key not in OWN}
+    if config.load_format != "dummy":
+        # Why: rank 0 alone draws seeds of requests, and draws its own where none is given.
+        del settings["seed"]
     settings |= settings.pop("parallel")
     known = {"version of mmx": mmx.__version__, "version of torch": str(torch.__version__)}
     known |= {key: str(value) for key, value in settings.items()}

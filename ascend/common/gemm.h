@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ascend/common/kernel.h"
+#include "ascend/common/cube.h"
 
 /// Product of one tile on the cube: D[m, n] = A[m, k] . B[n, k]^T, accumulated over k in ascending steps, so
 /// a row's result does not depend on the rows beside it.
@@ -58,9 +58,9 @@ class CubeTile {
             const LocalTensor<In> left = l1_a_.Get<In>()[l1_ * kTileM * kStepL1];
             const LocalTensor<In> right = l1_b_.Get<In>()[l1_ * kTileN * kStepL1];
             WaitFlag<HardEvent::MTE1_MTE2>(l1_);
-            load(left, a, begin, m, m16, m16, step);
-            load(right, b0, begin, n0, kHalfN, kTileN, step);
-            load(right[kHalfN * kK0], b1, begin, n1, kHalfN, kTileN, step);
+            load_matrix(left, a.data[begin], m, m16, step, a.stride, m16);
+            load_matrix(right, b0.data[begin], n0, kHalfN, step, b0.stride, kTileN);
+            load_matrix(right[kHalfN * kK0], b1.data[begin], n1, kHalfN, step, b1.stride, kTileN);
             SetFlag<HardEvent::MTE2_MTE1>(l1_);
             WaitFlag<HardEvent::MTE2_MTE1>(l1_);
             for (uint32_t at = 0; at < step; at += kStepL0)
@@ -70,68 +70,21 @@ class CubeTile {
         }
         SetFlag<HardEvent::M_FIX>(EVENT_ID0);
         WaitFlag<HardEvent::M_FIX>(EVENT_ID0);
-        FixpipeParamsV220 fix;
-        fix.nSize = kTileN;
-        fix.mSize = static_cast<uint16_t>(m);
-        fix.srcStride = static_cast<uint16_t>(m16);
-        fix.dstStride = kTileN;
-        Fixpipe<Acc, Acc, CFG_ROW_MAJOR>(out, l0_c_.Get<Acc>(), fix);
+        store_tile(out, l0_c_.Get<Acc>(), m, m16, kTileN, kTileN);
         SetFlag<HardEvent::FIX_M>(EVENT_ID0);
     }
 
   private:
-    /// Columns [begin, begin + step) of `rows` rows, in fractal order of `pitch` rows; rows up to `padded`
-    /// are zero.
-    __aicore__ inline void load(const LocalTensor<In>& dst, const Matrix<In>& src, uint32_t begin,
-                                uint32_t rows, uint32_t padded, uint32_t pitch, uint32_t step) {
-        if (rows > 0) {
-            Nd2NzParams copy;
-            copy.nValue = static_cast<uint16_t>(rows);
-            copy.dValue = static_cast<uint16_t>(step);
-            copy.srcDValue = static_cast<uint16_t>(src.stride);
-            copy.dstNzC0Stride = static_cast<uint16_t>(pitch);
-            copy.dstNzNStride = 1;
-            DataCopy(dst, src.data[begin], copy);
-        }
-        if (rows < padded) {
-            InitConstValueParams<In> zero;
-            zero.repeatTimes = static_cast<uint16_t>(div_up(step, kK0));
-            zero.blockNum = static_cast<uint16_t>(padded - rows);
-            zero.dstGap = static_cast<uint16_t>(pitch - zero.blockNum);
-            zero.initValue = In{};
-            InitConstValue(dst[rows * kK0], zero);
-        }
-    }
-
     __aicore__ inline void part(const LocalTensor<In>& left, const LocalTensor<In>& right, uint32_t m16,
                                 uint32_t k, bool first) {
-        const uint32_t m1 = m16 / kFractal, k1 = div_up(k, kK0);
         const LocalTensor<In> a = l0_a_.Get<In>()[l0_ * kTileM * kStepL0];
         const LocalTensor<In> b = l0_b_.Get<In>()[l0_ * kTileN * kStepL0];
         WaitFlag<HardEvent::M_MTE1>(l0_);
-        LoadData2DParams move;
-        if (m1 < k1) {
-            move.repeatTimes = static_cast<uint8_t>(k1);
-            move.srcStride = static_cast<uint16_t>(m1);
-            for (uint32_t i = 0; i < m1; ++i)
-                LoadData(a[i * k1 * kFractal * kK0], left[i * kFractal * kK0], move);
-        } else {
-            move.repeatTimes = static_cast<uint8_t>(m1);
-            move.srcStride = 1;
-            move.dstGap = static_cast<uint16_t>(k1 - 1);
-            for (uint32_t i = 0; i < k1; ++i) LoadData(a[i * kFractal * kK0], left[i * m16 * kK0], move);
-        }
-        LoadData2DParams whole;
-        whole.repeatTimes = static_cast<uint8_t>(k1 * (kTileN / kFractal));
-        LoadData(b, right, whole);
+        load_left(a, left, m16, k);
+        load_right(b, right, 0, kTileN, kTileN, k);
         SetFlag<HardEvent::MTE1_M>(l0_);
         WaitFlag<HardEvent::MTE1_M>(l0_);
-        MmadParams mad;
-        mad.m = static_cast<uint16_t>(m16);
-        mad.n = kTileN;
-        mad.k = static_cast<uint16_t>(k1 * kK0);
-        mad.cmatrixInitVal = first;
-        Mmad(l0_c_.Get<Acc>(), a, b, mad);
+        mmx::ascend::multiply(l0_c_.Get<Acc>(), a, b, m16, kTileN, round_up(k, kK0), first);
         SetFlag<HardEvent::M_MTE1>(l0_);
         l0_ ^= 1;
     }

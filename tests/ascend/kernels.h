@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ascend/kernels/attention.h"
 #include "ascend/kernels/moe.h"
 #include "ascend/kernels/norm.h"
 
@@ -8,6 +9,8 @@
     X(rms_norm, RmsNormParams, kAivOnly) \
     X(add_rms_norm, AddRmsNormParams, kAivOnly)
 
-#define MMX_ASCEND_WORKSPACE_KERNELS(X)     \
-    X(moe_gate_up, MoeGateUpParams, kMix12) \
-    X(moe_down, MoeDownParams, kMix12)
+#define MMX_ASCEND_WORKSPACE_KERNELS(X)              \
+    X(moe_gate_up, MoeGateUpParams, kMix12)          \
+    X(moe_down, MoeDownParams, kMix12)               \
+    X(paged_attention, PagedAttentionParams, kMix12) \
+    X(sparse_attention, SparseAttentionParams, kMix12)

@@ -90,9 +90,9 @@ void vector_op(const char* name, tables::Rate rate, const std::vector<uint8_t>& 
     Instruction op(PIPE_V, name, at);
     if (!machine->dry) {
         for (size_t r = 0; r < repeat; ++r) {
-            const std::array<std::pair<size_t, size_t>, sizeof...(S) + 1> bounds{
+            [[maybe_unused]] const std::array<std::pair<size_t, size_t>, sizeof...(S) + 1> bounds{
                 s.touch(op, name, r, active, false, at)..., d.touch(op, name, r, active, true, at)};
-            size_t i = 0;
+            [[maybe_unused]] size_t i = 0;
             (overlap(name, at, bounds.back(), bounds[i++], d, s), ...);
         }
         for (size_t r = 0; r < repeat; ++r)

@@ -3,14 +3,16 @@
 #include "ascend/kernels/attention.h"
 #include "ascend/kernels/moe.h"
 #include "ascend/kernels/norm.h"
+#include "ascend/kernels/selector.h"
 
 /// The AscendC kernels that run on the emulator: op, Params, kind of launch.
 #define MMX_ASCEND_KERNELS(X)            \
     X(rms_norm, RmsNormParams, kAivOnly) \
     X(add_rms_norm, AddRmsNormParams, kAivOnly)
 
-#define MMX_ASCEND_WORKSPACE_KERNELS(X)              \
-    X(moe_gate_up, MoeGateUpParams, kMix12)          \
-    X(moe_down, MoeDownParams, kMix12)               \
-    X(paged_attention, PagedAttentionParams, kMix12) \
-    X(sparse_attention, SparseAttentionParams, kMix12)
+#define MMX_ASCEND_WORKSPACE_KERNELS(X)                \
+    X(moe_gate_up, MoeGateUpParams, kMix12)            \
+    X(moe_down, MoeDownParams, kMix12)                 \
+    X(paged_attention, PagedAttentionParams, kMix12)   \
+    X(sparse_attention, SparseAttentionParams, kMix12) \
+    X(select_blocks, SelectBlocksParams, kMix12)

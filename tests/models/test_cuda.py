@@ -95,4 +95,5 @@ def test_demo_model_in_bf16_answers_as_on_the_cpu() -> None:
     question = [{"role": "user", "content": "What is the capital of France?"}]
     params = SamplingParams(temperature=0.0, max_tokens=48)
     for device in ("cpu", "cuda"):
-        assert "Paris" in LLM(device=device).chat(question, params, use_tqdm=False)[0].text
+        llm = LLM(device=device, kv_cache_bytes=1 << 28)
+        assert "Paris" in llm.chat(question, params, use_tqdm=False)[0].text

@@ -142,7 +142,7 @@ class ModelRunner:
     @torch.inference_mode()
     def rehearse(self, num_seqs: int, num_tokens: int, max_blocks: int) -> None:
         """A step of ``num_seqs`` new sequences of ``num_tokens`` each with page tables of ``max_blocks``, to
-        see what it takes; everything is stored into page 0."""
+        see what it takes; everything is stored into page 0. ``max_blocks`` must cover ``num_tokens``."""
         dp = self.ranks.layout.dp
         pages = [0] * -(-num_tokens // self.block_size)
         seq = ScheduledSeq(
@@ -255,14 +255,18 @@ def _needs(
     types: PageTypes,
     weights: int,
 ) -> Needs:
-    """Rehearse the largest steps with the weights as they are and one page."""
+    """Rehearse the largest steps with weights of 0 and one page."""
     num_tokens, num_seqs = config.max_num_batched_tokens, config.max_num_seqs
-    longest = config.max_model_len or model_config.max_positions
+    longest = min(config.max_model_len or model_config.max_positions, model_config.max_positions)
     max_blocks = -(-longest // model_config.block_size)
-    each = max(1, num_tokens // num_seqs)
+    length = min(num_tokens, longest)
+    if backend.has_graphs:
+        for parameter in model.parameters():
+            parameter.zero_()
     plan = PoolPlan(1, num_tokens, "for a rehearsal")
     probe = ModelRunner(model, model_config, backend, plan, (), max_num_seqs=num_seqs, types=types)
-    steps = [(1, num_tokens), (min(num_seqs, num_tokens), each)]
+    many = min(num_seqs, num_tokens)
+    steps = [(-(-num_tokens // length), length), (many, min(length, num_tokens // many))]
     step = max(backend.peak_memory(partial(probe.rehearse, *shape, max_blocks)) for shape in steps)
     graphs = 0
     if backend.has_graphs and not config.enforce_eager:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from mmx.errors import WeightsError
 from mmx.layout import Share
 from mmx.model_config import FP8_BLOCK, ModelConfig
 from mmx.weights.rules import SCALE_SUFFIX, Piece, pieces, text_name
+from mmx.weights.stage import Job, copy_all
 from mmx.weights.stream import Checkpoint
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -52,12 +54,15 @@ def load_weights(
     _check_filled(table, parameters)
     sizes = {name: checkpoint.entry(found[name]) for name in table}
     total = sum(entry.end - entry.begin for entry in sizes.values()) or 1
-    done = 0
+    jobs: list[Job] = []
     # Why sorted: files are read from front to back.
     for name in sorted(table, key=lambda name: (sizes[name].file, sizes[name].begin)):
         target = _target(parameters, table[name])
-        target.copy_(_read(checkpoint, found, name, table[name], target.dtype))
-        before, done = done, done + sizes[name].end - sizes[name].begin
+        read = partial(_read, checkpoint, found, name, table[name], target.dtype)
+        jobs.append((target, read, sizes[name].end - sizes[name].begin))
+    done = 0
+    for num_bytes in copy_all(jobs, next(iter(parameters.values())).device):
+        before, done = done, done + num_bytes
         if 100 * before // total != 100 * done // total:
             progress(done / total)
 

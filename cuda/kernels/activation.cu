@@ -1,6 +1,7 @@
 #include "cpp/core/math.h"
+#include "cuda/common/chain.h"
 #include "cuda/common/gated_act.cuh"
-#include "cuda/common/launch.h"
+#include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 
@@ -15,6 +16,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) gated_act_kernel(GatedActParams p, bool packable) {
     const int64_t token = blockIdx.x;
     const int64_t i = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
+    ptx::let_successors_start();
+    ptx::wait_for_predecessors();
     if (i >= p.inter) return;
     const T* gate_up = static_cast<const T*>(p.gate_up) + token * p.gate_up_stride + i;
     float gate[kRun], up[kRun];
@@ -34,7 +37,7 @@ void gated_act(const GatedActParams& p, Stream stream) {
                               is_packable<T, kRun>(p.out, {p.out_stride});
         const dim3 grid(static_cast<unsigned>(p.num_tokens),
                         static_cast<unsigned>(ceil_div(p.inter, kThreads * kRun)));
-        Launch{"gated_act", grid, kThreads, 0, stream}(gated_act_kernel<T>, p, packable);
+        LaunchChain{"gated_act", grid, kThreads, 0, stream}(gated_act_kernel<T>, p, packable);
     });
 }
 

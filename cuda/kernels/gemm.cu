@@ -1,5 +1,6 @@
 #include "cpp/core/math.h"
-#include "cuda/common/launch.h"
+#include "cuda/common/chain.h"
+#include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/stream_rows.cuh"
 #include "cuda/kernels/launchers.h"
@@ -28,6 +29,7 @@ constexpr int kWarps = 8;        // split k between them; their sums are added i
 constexpr int kUnroll = 2;       // chunks in flight: 8 loads of 16 bytes per lane
 constexpr int kWeightRows = 16;  // per block: the m of mma.m16n8k16
 constexpr int kMaxTokens = 16;
+constexpr int kAhead = 1;  // rounds of chunks that go into the L2 while x is not ready
 
 template <int kTokenTiles, class TOut>
 __global__ void __launch_bounds__(kWarps * 32, kTokenTiles == 1 ? 4 : 3)
@@ -42,8 +44,17 @@ __global__ void __launch_bounds__(kWarps * 32, kTokenTiles == 1 ? 4 : 3)
         x[tile] = token < p.m ? static_cast<const bf16*>(p.x) + token * p.x_stride : nullptr;
     }
     float acc[kTokenTiles][4] = {};
-    stream_rows<bf16, kTokenTiles, kUnroll>(acc, weight, weight + 8 * p.k, x, nullptr, nullptr,
-                                            static_cast<int>(p.k / kStreamChunk<bf16>), warp_idx, kWarps);
+    const bf16* high = weight + 8 * p.k;
+    const int num_chunks = static_cast<int>(p.k / kStreamChunk<bf16>);
+    // Weights do not depend on what runs before: memory stays busy while small kernels prepare x.
+    const auto ready = [&] {
+        ptx::let_successors_start();
+        for (int i = 1; i <= kAhead; ++i)
+            prefetch_rows<bf16, kUnroll>(weight, high, num_chunks, warp_idx + i * kUnroll * kWarps, kWarps);
+        ptx::wait_for_predecessors();
+    };
+    stream_rows<bf16, kTokenTiles, kUnroll>(acc, weight, high, x, nullptr, nullptr, num_chunks, warp_idx,
+                                            kWarps, ready);
 
     __shared__ float partial[kWarps][kTokenTiles * 8][kWeightRows];
 #pragma unroll
@@ -74,8 +85,8 @@ template <class T, class TOut>
 void launch_linear(const LinearParams& p, Stream stream) {
     if constexpr (std::is_same_v<T, bf16>) {
         if (is_skinny(p)) {
-            const Launch launch{"linear", dim3(static_cast<unsigned>(p.n / kWeightRows)), kWarps * 32, 0,
-                                stream};
+            const LaunchChain launch{"linear", dim3(static_cast<unsigned>(p.n / kWeightRows)), kWarps * 32, 0,
+                                     stream};
             if (p.m <= 8) return launch(linear_skinny_kernel<1, TOut>, p);
             return launch(linear_skinny_kernel<2, TOut>, p);
         }

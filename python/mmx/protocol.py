@@ -26,6 +26,42 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 # ---- front end -> engine -------------------------------------------------------------------------
 
 
+class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the tokens of one answer may be; enforced by masks (``mmx.grammar``).
+
+    ``grammar`` is empty or a grammar in the matcher's dialect. It rules the answer from its ``start``
+    ("grammar"), behind the thought that the prompt has opened ("thought") or that the answer may open
+    ("choice"), or, with a ``trigger``, behind each such token of an answer that is otherwise "free";
+    ``repeat`` lets free text follow it. A thought ends with ``thought_close``; after ``thought_budget`` tokens
+    the ids ``thought_end`` are forced; ``after_thought`` are forced between a thought and the grammar.
+
+    When no more than ``reserve`` tokens are left, ``closers`` are preferred, best first, and the ids
+    ``closing`` in a row; where ``letter`` is allowed too, inside a text, only ``text_closers``. ``separator``: the token before each tag, where closing tags must repeat names.
+
+    ``allowed_ids`` are the only ids that may be sampled, ``banned_ids`` none of those that may;
+    no sequence of ``bad_sequences`` is completed.
+    """
+
+    grammar: str = ""
+    start: Literal["thought", "choice", "grammar", "free"] = "grammar"
+    thought_open: int | None = None
+    thought_close: int | None = None
+    thought_budget: int | None = None
+    thought_end: list[int] = []
+    after_thought: list[int] = []
+    trigger: int | None = None
+    repeat: bool = True
+    reserve: int = 0
+    closers: list[int] = []
+    closing: list[int] = []
+    text_closers: list[int] = []
+    letter: int | None = None
+    separator: int | None = None
+    allowed_ids: list[int] | None = None
+    banned_ids: list[int] = []
+    bad_sequences: list[list[int]] = []
+
+
 class Submit(Message, frozen=True, kw_only=True):
     """Start one sequence. ``deadline_s`` counts seconds from arrival at the engine; ``cache_salt``
     separates prefix reuse between callers."""
@@ -36,6 +72,7 @@ class Submit(Message, frozen=True, kw_only=True):
     priority: int = 0
     deadline_s: float | None = None
     cache_salt: str = ""
+    constraint: Constraint | None = None
 
 
 class Abort(Message, frozen=True, kw_only=True):

@@ -60,7 +60,7 @@ def convert(text: str, schema: Any, root: Any = None) -> Any:
         ({"enum": [True, 1.5, [1], {}]}, "1.5", 1.5),
         ({}, "42", "42"),
         (True, "42", "42"),
-        ({"const": 42}, "42", "42"),
+        ({"const": 42}, "42", 42),
         ({"type": "int64"}, "42", 42),
         ({"type": "uint"}, "42", 42),
         ({"type": "Float32"}, "0.5", 0.5),

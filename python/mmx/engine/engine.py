@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from mmx.batch import SampledToken, ScheduledBatch
+from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig
 from mmx.engine.channel import Channel
+from mmx.engine.constraints import Constraints, Mask
 from mmx.errors import DeviceLostError
 from mmx.protocol import (
     Abort,
@@ -30,6 +31,8 @@ from mmx.protocol import (
 from mmx.scheduler import make_scheduler
 
 log = logging.getLogger("mmx.engine")
+
+HOLD_SECONDS = 0.01  # between looks at the channel while nothing but grammars is worked on
 
 
 class Runner(Protocol):
@@ -76,9 +79,12 @@ class AsyncRunner(Protocol):
     @property
     def asynchronous(self) -> bool: ...
 
-    def launch(self, batch: ScheduledBatch) -> Flight:
-        """Start a step; ``PENDING`` is what the step before it samples for the same request. A launch that
-        raises has changed nothing that the step computes from."""
+    def launch(
+        self, batch: ScheduledBatch, masks: Callable[[Sequence[ScheduledSeq]], Sequence[Mask]]
+    ) -> Flight:
+        """Start a step; ``PENDING`` is what the step before it samples for the same request. ``masks`` waits
+        for token masks, so it is asked last. A launch that raises has changed nothing that the step computes
+        from."""
 
 
 class _Done(NamedTuple):
@@ -99,6 +105,14 @@ class _Step(NamedTuple):
 
 
 Results = list[Failed | TokenOut]
+_Fault = tuple[str, str, int]  # message, code and status of the requests that it ends
+
+
+def _fault(error: Exception) -> _Fault:
+    """What clients are told; the log has the rest."""
+    if isinstance(error, MemoryError):
+        return "the device ran out of memory in this step", "out_of_memory", 503
+    return "the engine failed in this step", "engine_error", 500
 
 
 class Engine:
@@ -116,6 +130,8 @@ class Engine:
             eos_token_ids=runner.eos_token_ids,
         )
         self.stopped = False
+        room = min(runner.max_model_len, runner.num_blocks * runner.block_size)
+        self._constraints = Constraints(config.model, room)
         self._launcher = runner if isinstance(runner, AsyncRunner) else None
         self.overlaps = config.async_scheduling and self._launcher is not None and self._launcher.asynchronous
         self._step: _Step | None = None
@@ -151,20 +167,14 @@ class Engine:
             self._publish(results, before)
             results, before = [], None
         batch = self.scheduler.schedule()
-        step = None
-        if batch is not None:
-            try:
-                step = self._launch(batch)
-            except DeviceLostError:
-                raise
-            except Exception:
-                log.exception("step %d could not be launched with %d sequences", batch.step, len(batch.seqs))
-                if before is not None:
-                    results += self._land(before)
-                    self._publish(results, before)
-                    results, before = [], None
-                step, failures = self._relaunch(batch)
-                results += failures
+        step, fault = (None, None) if batch is None else self._launch(batch)
+        if batch is not None and fault is not None:
+            if before is not None:
+                results += self._land(before)
+                self._publish(results, before)
+                results, before = [], None
+            step, failures = self._relaunch(batch, fault)
+            results += failures
         if self.overlaps:
             self._step = step
         elif step is not None:
@@ -176,24 +186,34 @@ class Engine:
     def abort_all(self) -> None:
         """End every request and drop the step in flight."""
         self._step = None
+        self._constraints.clear()
         self.scheduler.abort_all()
 
     def _drain(self) -> Results:
         """Take in what the front end sent; blocks only when there is nothing else to do."""
         failures: Results = []
         idle = self._step is None and not self.scheduler.has_work
-        for message in self.channel.receive(wait=idle):
+        for message in self.channel.receive(wait=idle and not self._constraints.holding):
             if (failed := self._handle(message)) is not None:
                 failures.append(failed)
-        failures += self.scheduler.expire(time.monotonic())
+        now = time.monotonic()
+        submits, refused = self._constraints.released(HOLD_SECONDS if idle else 0.0)
+        failures += refused
+        for submit in submits:
+            if (failed := self.scheduler.submit(submit, now)) is not None:
+                failures.append(failed)
+        failures += self.scheduler.expire(now)
         return failures
 
     def _handle(self, message: ToEngine) -> Failed | None:
         match message:
-            case Submit():
+            case Submit(constraint=None):
                 return self.scheduler.submit(message, time.monotonic())
+            case Submit():
+                return self._constraints.hold(message)
             case Abort():
                 self.scheduler.abort(message.request_ids)
+                self._constraints.drop(message.request_ids)
             case ResetPrefixCache():
                 self.scheduler.reset_prefix_cache()
             case Shutdown():
@@ -201,43 +221,49 @@ class Engine:
                 self.abort_all()
         return None
 
-    def _launch(self, batch: ScheduledBatch) -> _Step:
+    def _launch(self, batch: ScheduledBatch) -> tuple[_Step | None, _Fault | None]:
+        """The step, or why there is none."""
         launched = time.monotonic()
         flight: Flight
-        if self._launcher is not None:
-            flight = self._launcher.launch(batch)
-        else:
-            flight = _Done(self.runner.execute(batch))
-        return _Step(batch, flight, launched)
+        try:
+            if self._launcher is not None:
+                flight = self._launcher.launch(batch, self._constraints.masks)
+            else:
+                flight = _Done(self.runner.execute(self._constraints.attach(batch)))
+        except DeviceLostError:
+            raise
+        except Exception as error:
+            log.exception("step %d could not be launched with %d sequences", batch.step, len(batch.seqs))
+            return None, _fault(error)
+        return _Step(batch, flight, launched), None
 
-    def _relaunch(self, batch: ScheduledBatch) -> tuple[_Step | None, Results]:
+    def _relaunch(self, batch: ScheduledBatch, fault: _Fault) -> tuple[_Step | None, Results]:
         """After a launch that raised: without the prompts of the step, which are most likely at fault (memory
         grows with them), and if that raises as well, without the whole step. The decodes can be repeated,
         because they store the same values at the same places."""
-        fault = ("the engine failed in this step", "engine_error", 500)
         decodes, failures = self.scheduler.fail_chunks(batch, *fault)
         results: Results = [*failures]
         if failures and decodes.seqs:
-            try:
-                return self._launch(decodes), results
-            except DeviceLostError:
-                raise
-            except Exception:
-                log.exception("step %d failed without its prompts as well", batch.step)
+            step, second = self._launch(decodes)
+            if second is None:
+                return step, results
+            fault = second
         return None, [*results, *self.scheduler.fail(decodes, *fault)]
 
     def _land(self, step: _Step) -> Results:
         """Wait for a step and commit it."""
         try:
-            return self.scheduler.commit(step.batch, step.flight.result())
+            sampled = self._constraints.explain(step.flight.result())
+            return self.scheduler.commit(step.batch, sampled)
         except DeviceLostError:
             raise
-        except Exception:
+        except Exception as error:
             log.exception("step %d failed with %d sequences", step.batch.step, len(step.batch.seqs))
-            return [*self.scheduler.fail(step.batch, "the engine failed in this step", "engine_error", 500)]
+            return [*self.scheduler.fail(step.batch, *_fault(error))]
 
     def _publish(self, results: Results, step: _Step | None) -> None:
         """``step``: the one whose results are among ``results``, None if there is none."""
+        self._constraints.take(results)
         seconds, now = 0.0, time.monotonic()
         if step is not None:
             seconds, self._landed = now - max(step.launched, self._landed), now

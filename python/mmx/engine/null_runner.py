@@ -59,13 +59,22 @@ class NullRunner:
     def _sample(self, seq: ScheduledSeq) -> SampledToken:
         position = seq.start + len(seq.token_ids)
         token_id = (seq.token_ids[-1] * 1103515245 + position * 12345 + seq.seed) % self.vocab_size
-        while token_id in self.eos_token_ids:
+        while token_id in self.eos_token_ids and seq.mask is None:
             token_id = (token_id + 1) % self.vocab_size
+        if seq.mask is not None:
+            token_id = self._next_allowed(token_id, seq.mask)
         logprobs = None
         if (num_top := seq.params.logprobs) is not None:
             uniform = -math.log(self.vocab_size)
             logprobs = TokenLogprobs(uniform, token_id + 1, list(range(num_top)), [uniform] * num_top)
         return SampledToken(request_id=seq.request_id, token_id=token_id, logprobs=logprobs)
+
+    def _next_allowed(self, token_id: int, mask: bytes) -> int:
+        for step in range(self.vocab_size):
+            i = (token_id + step) % self.vocab_size
+            if mask[i // 8] >> (i % 8) & 1:
+                return i
+        return -1
 
 
 def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -> NullRunner:

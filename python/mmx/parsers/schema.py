@@ -19,6 +19,8 @@ TypeSet = frozenset[str]
 STRING: TypeSet = frozenset({"string"})
 
 _BRANCHES = ("anyOf", "oneOf", "allOf")
+_EMPTY: Mapping[str, Any] = {}
+_OBJECT_WORDS = ("properties", "additionalProperties", "patternProperties")
 _MAX_REFERENCES = 32  # in a chain; more is a circle
 
 _ALIASES = {
@@ -31,6 +33,8 @@ _ALIASES = {
     **dict.fromkeys(("null", "none"), "null"),
 }
 _SIZED = re.compile(r"(u?int|uinteger|float|double)\d*")
+_SIMPLE = re.compile(r"(?:[^()\\]|\\[dDsSwW.*+?$^/_-])*")
+_REPEATS = re.compile(r"[*+{]")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -47,12 +51,12 @@ class Schema:
     def _resolve(self, node: Any) -> Mapping[str, Any]:
         for _ in range(_MAX_REFERENCES):
             if not isinstance(node, Mapping):
-                return {}
+                return _EMPTY
             reference = node.get("$ref")
             if reference is None:
                 return node
             node = self._target(reference)
-        return {}
+        return _EMPTY
 
     def _target(self, reference: Any) -> Any:
         if not isinstance(reference, str) or not reference.startswith("#"):
@@ -82,13 +86,17 @@ class Schema:
             waiting += [Schema(node, self._root) for nodes in reversed(branches) for node in reversed(nodes)]
 
     def types(self) -> TypeSet:
-        """Types that a value may have; string if the schema says nothing."""
+        """Types that a value may have; string if the schema says nothing, not even what a container holds."""
         found: set[str] = set()
         for schema in self._alternatives():
             found.update(schema._declared())
             members = schema._node.get("enum")
             if isinstance(members, list):
                 found.update(map(_type_of, members))
+            if "const" in schema._node:
+                found.add(_type_of(schema._node["const"]))
+        if not found and (kind := self.container()) is not None:
+            return frozenset({kind})
         return frozenset(found) or STRING
 
     def _declared(self) -> list[str]:
@@ -105,24 +113,47 @@ class Schema:
                     return "array" if name == "array" else "object"
             if isinstance(schema._node.get("items"), Mapping):
                 return "array"
-            if any(
-                isinstance(schema._node.get(word), Mapping) for word in ("properties", "additionalProperties")
-            ):
+            if any(isinstance(schema._node.get(word), Mapping) for word in _OBJECT_WORDS):
                 return "object"
         return None
 
     def member(self, name: str, *, additional: bool = True) -> Schema:
         """Schema of an object's member; an empty one if undeclared. ``additional``: also ask
-        ``additionalProperties``."""
+        ``patternProperties`` and ``additionalProperties``."""
         for schema in self._alternatives():
             properties = schema._node.get("properties")
             if isinstance(properties, Mapping) and name in properties:
                 return Schema(properties[name], self._root)
-        for schema in self._alternatives() if additional else ():
+        if not additional:
+            return Schema(None, self._root)
+        for schema in self._alternatives():
+            given = schema._node.get("patternProperties")
+            patterns: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+            for source in patterns:
+                if is_simple_pattern(source) and re.search(source, name):
+                    return Schema(patterns[source], self._root)
+        return self.rest()
+
+    def rest(self) -> Schema:
+        """Schema of the members that are declared neither by name nor by pattern."""
+        for schema in self._alternatives():
             rest = schema._node.get("additionalProperties")
             if isinstance(rest, Mapping):
                 return Schema(rest, self._root)
         return Schema(None, self._root)
+
+    def matching(self, source: str) -> Schema:
+        """Schema that ``patternProperties`` has under the pattern ``source``."""
+        for schema in self._alternatives():
+            patterns = schema._node.get("patternProperties")
+            if isinstance(patterns, Mapping) and source in patterns:
+                return Schema(patterns[source], self._root)
+        return Schema(None, self._root)
+
+    @property
+    def identity(self) -> int:
+        """Equal for two views of one place in a document."""
+        return id(self._node)
 
     def item(self, index: int) -> Schema:
         """Schema of an array's element; an empty one if undeclared."""
@@ -134,6 +165,18 @@ class Schema:
             if isinstance(items, Mapping):
                 return Schema(items, self._root)
         return Schema(None, self._root)
+
+
+def is_simple_pattern(source: str) -> bool:
+    """Whether a regular expression of a client may be run: without groups and with few repetitions it needs
+    a time that is polynomial in the name."""
+    if len(source) > 200 or _SIMPLE.fullmatch(source) is None or len(_REPEATS.findall(source)) > 2:
+        return False
+    try:
+        re.compile(source)
+    except (re.error, OverflowError):
+        return False
+    return True
 
 
 def _known_type(name: str) -> str | None:

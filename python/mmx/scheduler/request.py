@@ -15,7 +15,7 @@ class Request:
     handed to the runner, in ``num_in_flight`` steps whose results are not known yet; ``num_pending`` of them
     sample a token, which follows ``tokens``. Pages below ``num_keyed_pages`` are in the prefix cache under
     ``page_keys[i + 1]`` (``page_keys[0]`` is the root). A preempted request keeps its tokens and keys
-    and loses its pages.
+    and loses its pages. ``masked``: token masks, made from all tokens so far, bound what is sampled.
     """
 
     request_id: str
@@ -30,6 +30,7 @@ class Request:
     banned_ids: list[int]
     deadline: float | None
     page_keys: list[bytes]
+    masked: bool = False
     num_planned: int = 0
     num_in_flight: int = 0
     num_pending: int = 0

@@ -87,9 +87,9 @@ class Scheduler:
 
     @property
     def needs_results(self) -> bool:
-        """Whether the next step can not be planned before the one in flight is committed: penalties read
-        all tokens."""
-        return any(req.needs_history and req.num_pending for req in self._running)
+        """Whether the next step can not be planned before the one in flight is committed: penalties and token
+        masks read all tokens."""
+        return any((req.needs_history or req.masked) and req.num_pending for req in self._running)
 
     def submit(self, message: Submit, now: float) -> Failed | None:
         """Queue a request, or say why not."""
@@ -129,6 +129,7 @@ class Scheduler:
             banned_ids=sorted(stop_ids) if params.min_tokens else [],
             deadline=None if message.deadline_s is None else now + message.deadline_s,
             page_keys=[root_hash(message.cache_salt)] if self._caching else [],
+            masked=message.constraint is not None,
         )
         self._num_arrivals += 1
         self._requests[request_id] = req
@@ -369,6 +370,7 @@ class Scheduler:
             num_prompt_tokens=req.num_prompt_tokens,
             history=list(req.tokens) if req.needs_history else None,
             banned_token_ids=req.banned_ids if num_outputs < req.params.min_tokens else [],
+            masked=req.masked,
         )
 
     def _grow(self, req: Request) -> bool:

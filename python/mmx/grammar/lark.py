@@ -1,0 +1,65 @@
+"""Writes grammars in the dialect of Lark that the matcher reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+_SPECIAL = frozenset("\\.+*?()|[]{}^$#&-~/")
+
+
+def literal(text: str) -> str:
+    """``text`` as a string of the grammar."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def escaped(text: str) -> str:
+    """``text`` for use inside a regular expression between slashes."""
+    return "".join(
+        f"\\x{{{ord(char):x}}}" if char < " " or char == "\x7f" else "\\" + char if char in _SPECIAL else char
+        for char in text
+    )
+
+
+def without(texts: Iterable[str]) -> list[str]:
+    """Terminal of everything that contains none of ``texts``, as a list of one; empty if there are none."""
+    found = "|".join(map(escaped, texts))
+    return [f"~/(?s:.*)({found})(?s:.*)/"] if found else []
+
+
+def token(token_id: int) -> str:
+    """A single token of the vocabulary; it never stands for its text."""
+    return f"<[{token_id}]>"
+
+
+class Grammar:
+    """A grammar in the making: rules and terminals get names here, equal terminals share one."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._terminals: dict[str, str] = {}
+        self._num_rules = 0
+
+    def terminal(self, expression: str) -> str:
+        """Name of a terminal; ``expression`` is made of strings, ``/regex/``, ``&``, ``|``, ``~``."""
+        if expression not in self._terminals:
+            name = self._terminals[expression] = f"T{len(self._terminals)}"
+            self._lines.append(f"{name}: {expression}")
+        return self._terminals[expression]
+
+    def new_rule(self) -> str:
+        """A name for a rule that is defined later, so that it may refer to itself."""
+        self._num_rules += 1
+        return f"r{self._num_rules}"
+
+    def define(self, name: str, body: str) -> str:
+        self._lines.append(f"{name}: {body}")
+        return name
+
+    def rule(self, body: str) -> str:
+        """Name of a new rule."""
+        return self.define(self.new_rule(), body)
+
+    def text(self, start: str) -> str:
+        """The grammar whose whole text is ``start``."""
+        return "\n".join([f"start: {start}", *self._lines]) + "\n"

@@ -3,6 +3,7 @@
 #include "cpp/core/params/activation.h"
 #include "cpp/core/params/attention.h"
 #include "cpp/core/params/embedding.h"
+#include "cpp/core/params/fp8.h"
 #include "cpp/core/params/gemm.h"
 #include "cpp/core/params/kv_cache.h"
 #include "cpp/core/params/moe.h"
@@ -34,6 +35,11 @@
     X(linear, LinearParams)                     \
     X(embedding, EmbeddingParams)               \
     X(fp8_block_dequant, Fp8BlockDequantParams) \
+    X(fp8_quantize, Fp8QuantizeParams)          \
+    X(fp8_linear, Fp8LinearParams)              \
+    X(fp8_moe_gate_up, Fp8MoeGateUpParams)      \
+    X(fp8_moe_down, Fp8MoeDownParams)           \
+    X(mxfp8_dequant, Mxfp8DequantParams)        \
     X(adjust_logits, AdjustLogitsParams)        \
     X(sample, SampleParams)                     \
     X(logprobs, LogprobsParams)
@@ -48,6 +54,7 @@
     X(moe_plan, MoePlanParams)                 \
     X(moe_gate_up, MoeGateUpParams)            \
     X(moe_down, MoeDownParams)                 \
+    X(fp8_moe_gate_up, Fp8MoeGateUpParams)     \
     X(adjust_logits, AdjustLogitsParams)       \
     X(sample, SampleParams)                    \
     X(logprobs, LogprobsParams)

@@ -3,6 +3,7 @@
 #include "cpp/ops/activation.h"
 #include "cpp/ops/attention.h"
 #include "cpp/ops/embedding.h"
+#include "cpp/ops/fp8.h"
 #include "cpp/ops/gemm.h"
 #include "cpp/ops/kv_cache.h"
 #include "cpp/ops/moe.h"

@@ -89,6 +89,21 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     m.def("embedding(Tensor(a!) out, Tensor weight, Tensor ids, int first_row) -> ()");
     // quant
     m.def("fp8_block_dequant(Tensor(a!) out, Tensor x, Tensor scale) -> ()");
+    // fp8
+    m.def("fp8_quantize(Tensor(a!) out, Tensor(b!) scale, Tensor x) -> ()");
+    m.def("fp8_linear(Tensor(a!) out, Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale) -> ()");
+    m.def(
+        "fp8_moe_gate_up(Tensor(a!) out, Tensor(b!) out_scale, Tensor x, Tensor x_scale, Tensor weight, "
+        "Tensor weight_scale, Tensor expert_offsets, Tensor sorted_rows, Tensor(c!) workspace, "
+        "int activation, float alpha, float limit) -> ()");
+    m.def(
+        "fp8_moe_gate_up_workspace(Tensor out, Tensor out_scale, Tensor x, Tensor x_scale, Tensor weight, "
+        "Tensor weight_scale, Tensor expert_offsets, Tensor sorted_rows, int activation, float alpha, "
+        "float limit) -> int");
+    m.def(
+        "fp8_moe_down(Tensor(a!) out, Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, "
+        "Tensor expert_offsets) -> ()");
+    m.def("mxfp8_dequant(Tensor(a!) out, Tensor x, Tensor scale) -> ()");
     // sampling
     m.def(
         "adjust_logits(Tensor(a!) logits, Tensor history, Tensor cu_history, Tensor num_prompt, Tensor "

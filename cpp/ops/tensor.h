@@ -80,6 +80,7 @@ class Matcher {
             case ScalarType::Float: return DType::kF32;
             case ScalarType::BFloat16: return DType::kBF16;
             case ScalarType::Float8_e4m3fn: return DType::kE4M3;
+            case ScalarType::Byte: return DType::kU8;
             case ScalarType::Char: return DType::kI8;
             case ScalarType::Int: return DType::kI32;
             case ScalarType::Long: return DType::kI64;

@@ -26,10 +26,20 @@ struct MoeWorkList {
 
     __device__ __forceinline__ int num_items() const { return first_item[num_experts]; }
 
-    /// By all threads of the block; the caller synchronises the block before the list is read.
+    /// Whether this thread's share of the offsets is what `fill` found.
+    __device__ __forceinline__ bool is_current(const int32_t* offsets) const {
+        bool same = true;
+        for (int e = static_cast<int>(threadIdx.x); e <= num_experts; e += static_cast<int>(blockDim.x))
+            same = same && first_row[e] == __ldcg(offsets + e);
+        return same;
+    }
+
+    /// By all threads of the block; the caller synchronises the block before the list is read. A kernel may
+    /// fill its list before it waits for its predecessors, as long as it then asks `is_current`: offsets that
+    /// are not there yet make a list of nonsense, but one that can be read.
     __device__ __forceinline__ void fill(const int32_t* offsets, int experts, int weight_tiles) {
         for (int e = static_cast<int>(threadIdx.x); e <= experts; e += static_cast<int>(blockDim.x))
-            first_row[e] = offsets[e];
+            first_row[e] = __ldcg(offsets + e);  // Why: the L1 would not see a later change
         __syncthreads();
         if (threadIdx.x >= 32) return;
         const int lane_idx = static_cast<int>(threadIdx.x);
@@ -37,9 +47,7 @@ struct MoeWorkList {
         for (int first = 0; first < experts; first += 32) {
             const int e = first + lane_idx;
             const int num_rows = e < experts ? first_row[e + 1] - first_row[e] : 0;
-            const int tiles = split_rows(num_rows, kMaxHeight).count;
-            const int items = tiles / kCluster * weight_tiles +
-                              tiles % kCluster * ((weight_tiles + kCluster - 1) / kCluster);
+            const int items = items_of(num_rows, weight_tiles);
             int sum = items;
 #pragma unroll
             for (int offset = 1; offset < 32; offset *= 2) {
@@ -54,6 +62,23 @@ struct MoeWorkList {
             num_experts = experts;
             num_weight_tiles = weight_tiles;
         }
+    }
+
+    /// The same for one expert that has all rows. By one thread.
+    __device__ __forceinline__ void fill_one(int num_rows, int weight_tiles) {
+        first_row[0] = first_item[0] = 0;
+        first_row[1] = num_rows;
+        first_item[1] = items_of(num_rows, weight_tiles);
+        num_experts = 1;
+        num_weight_tiles = weight_tiles;
+    }
+
+    /// Row tiles in full clusters share their weights; the others of a cluster's width split the weight
+    /// tiles.
+    __device__ __forceinline__ static int items_of(int num_rows, int weight_tiles) {
+        const int tiles = split_rows(num_rows, kMaxHeight).count;
+        return tiles / kCluster * weight_tiles +
+               tiles % kCluster * ((weight_tiles + kCluster - 1) / kCluster);
     }
 
     /// The tile of block `rank` of the cluster in item number `item`.

@@ -3,6 +3,7 @@
 from mmx.ops.activation import Activation, gated_act
 from mmx.ops.attention import paged_attention, sparse_attention
 from mmx.ops.embedding import embedding
+from mmx.ops.fp8 import fp8_linear, fp8_moe_down, fp8_moe_gate_up, fp8_quantize, mxfp8_dequant
 from mmx.ops.gemm import linear
 from mmx.ops.kv_cache import index_k_store, kv_store
 from mmx.ops.moe import moe_combine, moe_down, moe_gate_up, moe_plan, moe_router
@@ -19,6 +20,10 @@ __all__ = [
     "adjust_logits",
     "embedding",
     "fp8_block_dequant",
+    "fp8_linear",
+    "fp8_moe_down",
+    "fp8_moe_gate_up",
+    "fp8_quantize",
     "gated_act",
     "index_k_store",
     "kv_store",
@@ -29,6 +34,7 @@ __all__ = [
     "moe_gate_up",
     "moe_plan",
     "moe_router",
+    "mxfp8_dequant",
     "norm_rope_store",
     "paged_attention",
     "rms_norm",

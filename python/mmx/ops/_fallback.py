@@ -82,6 +82,13 @@ FALLBACKS: dict[str, Callable[..., None]] = {
     "linear": lambda out, x, weight: out.copy_(reference.linear(x, weight, out.dtype)),
     "embedding": _outputs("embedding", 1),
     "fp8_block_dequant": lambda out, x, scale: out.copy_(reference.fp8_block_dequant(x, scale, out.dtype)),
+    "fp8_quantize": _outputs("fp8_quantize", 2),
+    "fp8_linear": lambda out, *args: out.copy_(reference.fp8_linear(*args, out.dtype)),
+    "fp8_moe_gate_up": lambda out, scale, *args: _copy(
+        (out, scale), reference.fp8_moe_gate_up(*args[:6], *args[7:])
+    ),
+    "fp8_moe_down": lambda out, *args: out.copy_(reference.fp8_moe_down(*args, out.dtype)),
+    "mxfp8_dequant": lambda out, x, scale: out.copy_(reference.mxfp8_dequant(x, scale, out.dtype)),
     "adjust_logits": lambda *args: reference.adjust_logits(*args[:-1]),
     "sample": _sample,
     "logprobs": _logprobs,

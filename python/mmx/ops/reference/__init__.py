@@ -7,6 +7,7 @@ updates an argument). Written to be read; arithmetic in fp32 unless the inputs a
 from mmx.ops.reference.activation import gated_act
 from mmx.ops.reference.attention import paged_attention, sparse_attention
 from mmx.ops.reference.embedding import embedding
+from mmx.ops.reference.fp8 import fp8_linear, fp8_moe_down, fp8_moe_gate_up, fp8_quantize, mxfp8_dequant
 from mmx.ops.reference.gemm import linear
 from mmx.ops.reference.kv_cache import index_k_store, kv_store
 from mmx.ops.reference.moe import moe_combine, moe_down, moe_gate_up, moe_plan, moe_router
@@ -22,6 +23,10 @@ __all__ = [
     "adjust_logits",
     "embedding",
     "fp8_block_dequant",
+    "fp8_linear",
+    "fp8_moe_down",
+    "fp8_moe_gate_up",
+    "fp8_quantize",
     "gated_act",
     "index_k_store",
     "kv_store",
@@ -32,6 +37,7 @@ __all__ = [
     "moe_gate_up",
     "moe_plan",
     "moe_router",
+    "mxfp8_dequant",
     "norm_rope_store",
     "paged_attention",
     "rms_norm",

@@ -1,0 +1,261 @@
+#include <algorithm>
+
+#include "cpp/core/math.h"
+#include "cuda/common/gated_act.cuh"
+#include "cuda/common/launch.h"
+#include "cuda/common/reduce.cuh"
+#include "cuda/common/vec.cuh"
+#include "cuda/kernels/launchers.h"
+#include "cuda/kernels/moe/choose_fp8.h"
+#include "cuda/kernels/moe/sm90_fp8.h"
+
+namespace mmx::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// ---- quantiser ------------------------------------------------------------------------------------
+
+constexpr int kRun = 8, kGroupLanes = kFp8Group / kRun;  // a half warp has a group
+constexpr int kGroupsAtOnce = 4;                         // loads in flight per thread
+
+/// Group number i of the tensor, counted row by row, is columns 128 * (i % groups) of row i / groups.
+template <class T>
+__global__ void __launch_bounds__(kThreads) fp8_quantize_kernel(Fp8QuantizeParams p, bool packable) {
+    const int64_t groups = ceil_div(p.cols, kFp8Group), count = p.rows * groups;
+    const int lane = threadIdx.x % kGroupLanes;
+    const int64_t first =
+        (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kGroupLanes * kGroupsAtOnce;
+    float values[kGroupsAtOnce][kRun];
+#pragma unroll
+    for (int j = 0; j < kGroupsAtOnce; ++j) {
+        const int64_t i = min(first + j, count - 1), row = i / groups;
+        const int64_t column = (i - row * groups) * kFp8Group + lane * kRun;
+        load_run(values[j], static_cast<const T*>(p.x) + row * p.x_stride + column, p.cols - column,
+                 packable);
+    }
+#pragma unroll
+    for (int j = 0; j < kGroupsAtOnce; ++j) {
+        if (first + j >= count) return;  // all lanes of the half warp together
+        const int64_t i = first + j, row = i / groups;
+        const int64_t column = (i - row * groups) * kFp8Group + lane * kRun;
+        float most = kFp8LeastAmax;
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) most = fmaxf(most, fabsf(values[j][k]));
+#pragma unroll
+        for (int offset = kGroupLanes / 2; offset > 0; offset /= 2)
+            most = fmaxf(most, __shfl_xor_sync(0xFFFFu << (threadIdx.x & 16), most, offset));
+        const float factor = kFp8Max / most;
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) values[j][k] *= factor;
+        store_run(static_cast<e4m3*>(p.out) + row * p.cols + column, values[j], p.cols - column, packable);
+        if (lane == 0) p.scale[i] = most / kFp8Max;
+    }
+}
+
+// ---- microscaling ---------------------------------------------------------------------------------
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) mxfp8_dequant_kernel(Mxfp8DequantParams p, bool packable) {
+    const int64_t runs = ceil_div(p.cols, int64_t{kRun}), groups = ceil_div(p.cols, kMxfp8Group);
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    const int64_t row = i / runs, column = (i - row * runs) * kRun;
+    if (row >= p.rows) return;
+    const unsigned code = p.scale[row * groups + column / kMxfp8Group];
+    // Code 0 is 2^-127, which is subnormal; 255 is NaN.
+    const float factor =
+        code == 255 ? __uint_as_float(0x7FC00000u) : __uint_as_float(code == 0 ? 1u << 22 : code << 23);
+    float values[kRun];
+    load_run(values, static_cast<const e4m3*>(p.x) + row * p.cols + column, p.cols - column, packable);
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) values[k] *= factor;
+    store_run(static_cast<T*>(p.out) + row * p.cols + column, values, p.cols - column, packable);
+}
+
+// ---- products of any size -------------------------------------------------------------------------
+
+/// Row m of expert e times its weights. One warp per output: the yardstick of the fast kernels and what odd
+/// sizes run on.
+struct Product {
+    const e4m3* x;               // [.., k]
+    const float* x_scale;        // [.., steps]
+    const e4m3* weight;          // [num_experts, weight_rows, k]
+    const float* weight_scale;   // [num_experts, ceil(weight_rows / 128), steps]
+    const int32_t* offsets;      // [num_experts + 1]; or null, one expert with num_rows rows
+    const int32_t* sorted_rows;  // row m is x[sorted_rows[m] / topk]; or null, x[m]
+    void* out;                   // rows of out_stride
+    int64_t out_stride, topk, num_experts, num_rows, weight_rows, n, k, steps;
+    Activation activation;  // these three for gate and up only
+    float alpha, limit;
+};
+
+__device__ int64_t expert_of(const int32_t* offsets, int64_t num_experts, int64_t m) {
+    int64_t low = 0, high = num_experts;  // offsets[low] <= m < offsets[high]
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        (offsets[middle] <= m ? low : high) = middle;
+    }
+    return low;
+}
+
+__device__ float dot(const Product& p, int64_t expert, int64_t x_row, int64_t weight_row) {
+    const e4m3* x = p.x + x_row * p.k;
+    const e4m3* weight = p.weight + (expert * p.weight_rows + weight_row) * p.k;
+    const float* x_scale = p.x_scale + x_row * p.steps;
+    const float* weight_scale =
+        p.weight_scale + (expert * ceil_div(p.weight_rows, kFp8Group) + weight_row / kFp8Group) * p.steps;
+    float sum = 0;
+    for (int64_t step = 0; step < p.steps; ++step) {
+        const int64_t end = min(p.k, (step + 1) * kFp8Group);
+        float part = 0;
+        for (int64_t i = step * kFp8Group + threadIdx.x % 32; i < end; i += 32)
+            part = fmaf(to_float(x[i]), to_float(weight[i]), part);
+        sum = fmaf(part, x_scale[step] * weight_scale[step], sum);
+    }
+    return warp_sum(sum);
+}
+
+template <bool kGateUp, class T>
+__global__ void __launch_bounds__(kThreads) fp8_product_kernel(Product p) {
+    const int64_t n = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+    const int64_t num_rows = p.offsets ? p.offsets[p.num_experts] : p.num_rows;
+    if (n >= p.n) return;
+    for (int64_t m = blockIdx.y; m < num_rows; m += gridDim.y) {
+        const int64_t expert = p.offsets ? expert_of(p.offsets, p.num_experts, m) : 0;
+        const int64_t x_row = p.sorted_rows ? p.sorted_rows[m] / p.topk : m;
+        float result = dot(p, expert, x_row, n);
+        if constexpr (kGateUp)
+            result = gated_act(result, dot(p, expert, x_row, p.n + n), p.activation, p.alpha, p.limit);
+        if (threadIdx.x % 32 == 0) static_cast<T*>(p.out)[m * p.out_stride + n] = from_float<T>(result);
+    }
+}
+
+template <bool kGateUp, class T>
+void launch_product(const char* op, const Product& p, Stream stream) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(p.n, int64_t{kThreads / 32})),
+                    static_cast<unsigned>(std::min<int64_t>(p.num_rows, 65535)));
+    Launch{op, grid, kThreads, 0, stream}(fp8_product_kernel<kGateUp, T>, p);
+}
+
+bool is_sm90(const Fp8MoeGateUpParams& p) {
+    return sm90_fp8_fits(p) && is_aligned16(p.x) && is_aligned16(p.weight) && is_aligned16(p.out);
+}
+
+}  // namespace
+
+void fp8_quantize(const Fp8QuantizeParams& p, Stream stream) {
+    dispatch_float(p.dtype, [&](auto t) {
+        using T = decltype(t);
+        const bool packable =
+            is_packable<T, kRun>(p.x, {p.x_stride}) && is_packable<e4m3, kRun>(p.out, {p.cols});
+        const int64_t groups = ceil_div(p.cols, kFp8Group) * p.rows;
+        const dim3 grid(
+            static_cast<unsigned>(ceil_div(groups, int64_t{kThreads / kGroupLanes * kGroupsAtOnce})));
+        Launch{"fp8_quantize", grid, kThreads, 0, stream}(fp8_quantize_kernel<T>, p, packable);
+    });
+}
+
+void mxfp8_dequant(const Mxfp8DequantParams& p, Stream stream) {
+    dispatch_float(p.dtype, [&](auto t) {
+        using T = decltype(t);
+        const bool packable = is_packable<e4m3, kRun>(p.x, {p.cols}) && is_packable<T, kRun>(p.out, {p.cols});
+        const int64_t runs = ceil_div(p.cols, int64_t{kRun}) * p.rows;
+        const dim3 grid(static_cast<unsigned>(ceil_div(runs, int64_t{kThreads})));
+        Launch{"mxfp8_dequant", grid, kThreads, 0, stream}(mxfp8_dequant_kernel<T>, p, packable);
+    });
+}
+
+int64_t fp8_moe_gate_up_workspace(const Fp8MoeGateUpParams& p) {
+    return p.num_tokens * p.topk * p.inter * static_cast<int64_t>(sizeof(float)) * !sm90_fp8_fits(p);
+}
+
+void fp8_moe_gate_up(const Fp8MoeGateUpParams& p, Stream stream) {
+    if (is_sm90(p)) return sm90::fp8_moe_gate_up(p, stream);
+    MMX_CHECK(!sm90_fp8_fits(p), "fp8_moe_gate_up: x, weight and out must be 16-byte aligned");
+    const int64_t num_rows = p.num_tokens * p.topk;
+    launch_product<true, float>("fp8_moe_gate_up",
+                                {.x = static_cast<const e4m3*>(p.x),
+                                 .x_scale = p.x_scale,
+                                 .weight = static_cast<const e4m3*>(p.weight),
+                                 .weight_scale = p.weight_scale,
+                                 .offsets = p.expert_offsets,
+                                 .sorted_rows = p.sorted_rows,
+                                 .out = p.workspace,
+                                 .out_stride = p.inter,
+                                 .topk = p.topk,
+                                 .num_experts = p.num_local_experts,
+                                 .num_rows = num_rows,
+                                 .weight_rows = 2 * p.inter,
+                                 .n = p.inter,
+                                 .k = p.hidden,
+                                 .steps = ceil_div(p.hidden, kFp8Group),
+                                 .activation = p.activation,
+                                 .alpha = p.alpha,
+                                 .limit = p.limit},
+                                stream);
+    fp8_quantize({.out = p.out,
+                  .scale = p.out_scale,
+                  .x = p.workspace,
+                  .rows = num_rows,
+                  .cols = p.inter,
+                  .x_stride = p.inter,
+                  .dtype = DType::kF32},
+                 stream);
+}
+
+void fp8_moe_down(const Fp8MoeDownParams& p, Stream stream) {
+    if (sm90_fp8_fits(p) && is_aligned16(p.x) && is_aligned16(p.weight) && is_aligned16(p.out))
+        return sm90::fp8_moe_down(p, stream);
+    dispatch_float(p.out_dtype, [&](auto t) {
+        launch_product<false, decltype(t)>("fp8_moe_down",
+                                           {.x = static_cast<const e4m3*>(p.x),
+                                            .x_scale = p.x_scale,
+                                            .weight = static_cast<const e4m3*>(p.weight),
+                                            .weight_scale = p.weight_scale,
+                                            .offsets = p.expert_offsets,
+                                            .sorted_rows = nullptr,
+                                            .out = p.out,
+                                            .out_stride = p.hidden,
+                                            .topk = 1,
+                                            .num_experts = p.num_local_experts,
+                                            .num_rows = p.num_rows,
+                                            .weight_rows = p.hidden,
+                                            .n = p.hidden,
+                                            .k = p.inter,
+                                            .steps = ceil_div(p.inter, kFp8Group),
+                                            .activation = Activation::kSilu,
+                                            .alpha = 0,
+                                            .limit = 0},
+                                           stream);
+    });
+}
+
+void fp8_linear(const Fp8LinearParams& p, Stream stream) {
+    if (sm90_fp8_fits(p) && is_aligned16(p.x) && is_aligned16(p.weight) && is_aligned16(p.out))
+        return sm90::fp8_linear(p, stream);
+    dispatch_float(p.out_dtype, [&](auto t) {
+        launch_product<false, decltype(t)>("fp8_linear",
+                                           {.x = static_cast<const e4m3*>(p.x),
+                                            .x_scale = p.x_scale,
+                                            .weight = static_cast<const e4m3*>(p.weight),
+                                            .weight_scale = p.weight_scale,
+                                            .offsets = nullptr,
+                                            .sorted_rows = nullptr,
+                                            .out = p.out,
+                                            .out_stride = p.out_stride,
+                                            .topk = 1,
+                                            .num_experts = 1,
+                                            .num_rows = p.m,
+                                            .weight_rows = p.n,
+                                            .n = p.n,
+                                            .k = p.k,
+                                            .steps = ceil_div(p.k, kFp8Group),
+                                            .activation = Activation::kSilu,
+                                            .alpha = 0,
+                                            .limit = 0},
+                                           stream);
+    });
+}
+
+}  // namespace mmx::cuda

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cpp/core/params/fp8.h"
+#include "cuda/kernels/moe/choose.h"
+
+/// Which kernels serve products of e4m3 rows and weights: pure functions of sizes, tested without a device.
+/// Kernels differ in rounding, so which one runs never depends on the number of rows; tiles do not change a
+/// result.
+namespace mmx::cuda {
+
+/// Weight rows x rows of one tile of the Hopper kernels.
+enum class Fp8Tile {
+    k256x32,        // bound by reading the weights
+    k256x128,       // the same, but rows weigh on the L2
+    k256x128Pairs,  // bound by the tensor cores: two thread blocks share each weight tile
+};
+
+inline Fp8Tile choose_fp8_tile(int64_t num_rows, int64_t num_experts) {
+    if (num_rows <= 16 * num_experts) return Fp8Tile::k256x32;
+    return num_rows <= 96 * num_experts ? Fp8Tile::k256x128 : Fp8Tile::k256x128Pairs;
+}
+
+inline bool sm90_fp8_fits(int64_t num_experts, int64_t weight_rows, int64_t k) {
+    return num_experts <= kMoeMaxExperts && weight_rows % kFp8Group == 0 && k % kFp8Group == 0;
+}
+
+/// Sizes only: the launchers check that pointers are 16-byte aligned.
+inline bool sm90_fp8_fits(const Fp8MoeGateUpParams& p) {
+    return sm90_fp8_fits(p.num_local_experts, p.inter, p.hidden);
+}
+inline bool sm90_fp8_fits(const Fp8MoeDownParams& p) {
+    return sm90_fp8_fits(p.num_local_experts, p.hidden, p.inter) && p.out_dtype == DType::kBF16;
+}
+inline bool sm90_fp8_fits(const Fp8LinearParams& p) {
+    return sm90_fp8_fits(1, p.n, p.k) && p.out_dtype == DType::kBF16 && p.out_stride % 8 == 0;
+}
+
+}  // namespace mmx::cuda

@@ -1,0 +1,88 @@
+#include "cuda/kernels/moe/choose_fp8.h"
+#include "cuda/kernels/moe/sm90_fp8.cuh"
+#include "cuda/kernels/moe/sm90_fp8.h"
+
+namespace mmx::cuda::sm90 {
+
+namespace {
+
+/// Rows of the down projection, and of a dense one, which has one expert with all rows.
+struct Rows {
+    const char* op;
+    const void* x;
+    const float* x_scale;
+    const void* weight;
+    const float* weight_scale;
+    const int32_t* offsets;
+    void* out;
+    int64_t out_stride, num_experts, num_rows, n, k;
+};
+
+template <class C>
+void launch(const Rows& p, Stream stream) {
+    const int64_t blocks = p.n / kFp8Block;
+    const Fp8Job job{.x = static_cast<const uint8_t*>(p.x),
+                     .x_scale = p.x_scale,
+                     .weight_scale = p.weight_scale,
+                     .offsets = p.offsets,
+                     .sorted_rows = nullptr,
+                     .out = p.out,
+                     .out_scale = nullptr,
+                     .x_stride = p.k,
+                     .out_stride = p.out_stride,
+                     .num_experts = static_cast<int>(p.num_experts),
+                     .num_rows = static_cast<int>(p.num_rows),
+                     .topk = 1,
+                     .num_steps = static_cast<int>(p.k / kFp8Block),
+                     .scale_rows = static_cast<int>(blocks),
+                     .weight_rows = static_cast<int>(p.n),
+                     .num_weight_tiles = static_cast<int>(ceil_div(blocks, int64_t{C::kGroups})),
+                     .activation = Activation::kSilu,
+                     .alpha = 0,
+                     .limit = 0};
+    launch_fp8_gemm<C>(p.op, job, fp8_weight_map<C>(p.weight, p.num_experts, p.n, p.k), stream);
+}
+
+void launch(const Rows& p, Stream stream) {
+    switch (choose_fp8_tile(p.num_rows, p.num_experts)) {
+        case Fp8Tile::k256x32: return launch<Fp8Config<false, 2, 32, 5, 1>>(p, stream);
+        case Fp8Tile::k256x128: return launch<Fp8Config<false, 2, 128, 4, 1>>(p, stream);
+        case Fp8Tile::k256x128Pairs: return launch<Fp8Config<false, 2, 128, 4, 2>>(p, stream);
+    }
+}
+
+}  // namespace
+
+void fp8_moe_down(const Fp8MoeDownParams& p, Stream stream) {
+    launch({.op = "fp8_moe_down",
+            .x = p.x,
+            .x_scale = p.x_scale,
+            .weight = p.weight,
+            .weight_scale = p.weight_scale,
+            .offsets = p.expert_offsets,
+            .out = p.out,
+            .out_stride = p.hidden,
+            .num_experts = p.num_local_experts,
+            .num_rows = p.num_rows,
+            .n = p.hidden,
+            .k = p.inter},
+           stream);
+}
+
+void fp8_linear(const Fp8LinearParams& p, Stream stream) {
+    launch({.op = "fp8_linear",
+            .x = p.x,
+            .x_scale = p.x_scale,
+            .weight = p.weight,
+            .weight_scale = p.weight_scale,
+            .offsets = nullptr,
+            .out = p.out,
+            .out_stride = p.out_stride,
+            .num_experts = 1,
+            .num_rows = p.m,
+            .n = p.n,
+            .k = p.k},
+           stream);
+}
+
+}  // namespace mmx::cuda::sm90

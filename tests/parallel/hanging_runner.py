@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mmx.batch import SampledToken, ScheduledBatch
+from mmx.batch import ScheduledBatch
 from mmx.config import EngineConfig
 from mmx.distributed import Ranks
 from mmx.runner import ModelRunner
 from mmx.runner import build_runner as build_model_runner
+from mmx.runner.sampler import Sampled
 
 LAST_GOOD_STEP = 20
 
@@ -24,11 +25,11 @@ def build_runner(config: EngineConfig, progress: Callable[[str, float], None], r
 
 def fail_late(runner: ModelRunner, fault: Callable[[], Any]) -> None:
     """Let ``fault`` happen in the steps after the first ones."""
-    execute = runner.execute
+    launch = runner.launch
 
-    def faulty(batch: ScheduledBatch) -> list[SampledToken]:
+    def faulty(batch: ScheduledBatch) -> Sampled:
         if batch.step > LAST_GOOD_STEP:
             fault()
-        return execute(batch)
+        return launch(batch)
 
-    runner.execute = faulty  # type: ignore[method-assign]
+    runner.launch = faulty  # type: ignore[method-assign]

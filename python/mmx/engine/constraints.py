@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,7 @@ class Constraints:
 
     def attach(self, batch: ScheduledBatch) -> ScheduledBatch:
         """The batch with its masks, for a runner elsewhere."""
-        if not any(seq.masked and seq.samples for seq in batch.seqs):
-            return batch
-        seqs = [
-            seq if mask is None or not seq.samples else msgspec.structs.replace(seq, mask=mask.tobytes())
-            for seq, mask in zip(batch.seqs, self.masks(batch.seqs), strict=True)
-        ]
-        return msgspec.structs.replace(batch, seqs=seqs)
+        return with_masks(batch, self.masks)
 
     def explain(self, sampled: list[SampledToken]) -> list[SampledToken]:
         """The results, with the reason where a mask left no token."""
@@ -196,3 +190,16 @@ class Constraints:
     def clear(self) -> None:
         self._tracked.clear()
         self._held.clear()
+
+
+def with_masks(
+    batch: ScheduledBatch, masks: Callable[[Sequence[ScheduledSeq]], Sequence[Mask]]
+) -> ScheduledBatch:
+    """The batch with the masks of its sequences."""
+    if not any(seq.masked and seq.samples for seq in batch.seqs):
+        return batch
+    seqs = [
+        seq if mask is None or not seq.samples else msgspec.structs.replace(seq, mask=mask.tobytes())
+        for seq, mask in zip(batch.seqs, masks(batch.seqs), strict=True)
+    ]
+    return msgspec.structs.replace(batch, seqs=seqs)

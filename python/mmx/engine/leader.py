@@ -10,14 +10,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from mmx.batch import SampledToken, ScheduledBatch
+from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig
 from mmx.distributed import CallLog
 from mmx.engine.agreement import difference, facts
+from mmx.engine.constraints import Mask, with_masks
 from mmx.engine.control import (
     BEAT_SECONDS,
     Beat,
@@ -43,6 +44,9 @@ PROGRESS_SECONDS = 10.0
 # How long an exception of a collective waits for the news which rank was lost.
 REASON_SECONDS = SILENCE_SECONDS + 2 * BEAT_SECONDS
 STOP_SECONDS = 3.0
+
+
+Masks = Callable[[Sequence[ScheduledSeq]], Sequence[Mask]]
 
 
 class Lost(Exception):  # noqa: N818
@@ -83,8 +87,8 @@ class Leader:
         self.lost: Lost | None = None
         self._on_lost = on_lost
         self._peers: dict[int, _Peer] = {}
-        self._sampled: dict[int, list[SampledToken]] = {}
-        self._step_began: float | None = None
+        self._sampled: dict[tuple[int, int], list[SampledToken]] = {}  # by step and rank
+        self._began: dict[int, float] = {}  # steps that have not ended
         self._news = threading.Condition()
         self._closing = False
         self._children: list[subprocess.Popen[bytes]] = []
@@ -182,10 +186,11 @@ class Leader:
 
     def begin(self, batch: ScheduledBatch) -> None:
         """Hand a step to all ranks."""
-        self.check()
+        if self.lost is not None:
+            raise DeviceLostError(str(self.lost))
         with self._news:
-            self.step, self._step_began = batch.step, time.monotonic()
-            self._sampled.clear()
+            self.step = batch.step
+            self._began[batch.step] = time.monotonic()
         data = frame(Step(batch=batch))
         for peer in self._peers.values():
             try:
@@ -193,18 +198,15 @@ class Leader:
             except OSError as error:
                 raise self.reason(error) from error
 
-    def collect(self, ranks: Sequence[int]) -> list[SampledToken]:
-        """What these ranks sampled in the step."""
+    def collect(self, step: int, ranks: Sequence[int]) -> list[SampledToken]:
+        """What these ranks sampled in a step, which has then ended."""
+        keys = [(step, rank) for rank in ranks]
         with self._news:
-            self._news.wait_for(lambda: self.lost is not None or all(r in self._sampled for r in ranks))
+            self._news.wait_for(lambda: self.lost is not None or all(key in self._sampled for key in keys))
             if self.lost is None:
-                self._step_began = None
-                return [token for rank in ranks for token in self._sampled[rank]]
+                del self._began[step]
+                return [token for key in keys for token in self._sampled.pop(key)]
         raise DeviceLostError(str(self.lost))
-
-    def check(self) -> None:
-        if self.lost is not None:
-            raise DeviceLostError(str(self.lost))
 
     def reason(self, error: Exception) -> DeviceLostError:
         """What to say about an exception in a step: the rank that was lost, else the exception itself. With
@@ -230,8 +232,10 @@ class Leader:
                 if now - peer.heard > SILENCE_SECONDS:
                     self._lose(f"{peer.name} has been silent for {SILENCE_SECONDS:g} s", peer)
             limit = self.config.parallel.step_timeout
-            if self._step_began is not None and now - self._step_began > limit:
-                self._lose(f"step {self.step} has not ended within {limit:g} s", None)
+            with self._news:
+                late = [step for step, began in self._began.items() if now - began > limit]
+            if late:
+                self._lose(f"step {late[0]} has not ended within {limit:g} s", None)
 
     def _hear(self, peer: _Peer) -> None:
         words = peer.line.receive()
@@ -244,7 +248,7 @@ class Leader:
                     peer.beat = word
                 case Sampled():
                     with self._news:
-                        self._sampled[peer.rank] = word.tokens
+                        self._sampled[word.step, peer.rank] = word.tokens
                         self._news.notify_all()
                 case Gone():
                     self._lose(f"{peer.name} ended: {word.message}", None, word.exit_code)
@@ -298,25 +302,47 @@ class RankedRunner:
         self.device: str = runner.device
         self.dtype: str = runner.dtype
         self.num_groups = layout.dp
+        self.asynchronous: bool = runner.asynchronous
         self._leader = leader
         self._first_ranks = layout.first_ranks()[1:]
 
     def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
         """One step on all ranks. Raises DeviceLostError if a rank is lost in it."""
-        leader = self._leader
-        leader.begin(batch)
+        return self._launch(batch).result()
+
+    def launch(self, batch: ScheduledBatch, masks: Masks) -> _Flight:
+        """``execute`` without waiting. Token masks travel with the step, so they are waited for first."""
+        return self._launch(with_masks(batch, masks))
+
+    def _launch(self, batch: ScheduledBatch) -> _Flight:
+        self._leader.begin(batch)
         try:
-            sampled: list[SampledToken] = self.runner.execute(batch)
+            return _Flight(batch, self.runner.launch(batch), self._leader, self._first_ranks)
         except Exception as error:
-            raise leader.reason(error) from error
-        sampled = sampled + leader.collect(self._first_ranks)
-        if not self._first_ranks:
-            return sampled
-        results = {token.request_id: token for token in sampled}
-        return [results[seq.request_id] for seq in batch.seqs if seq.samples]
+            raise self._leader.reason(error) from error
 
     def close(self) -> None:
         self._leader.stop()
+
+
+class _Flight(NamedTuple):
+    """A step on all ranks."""
+
+    batch: ScheduledBatch
+    own: Any
+    leader: Leader
+    first_ranks: list[int]
+
+    def result(self) -> list[SampledToken]:
+        try:
+            sampled: list[SampledToken] = self.own.result()
+        except Exception as error:
+            raise self.leader.reason(error) from error
+        sampled = sampled + self.leader.collect(self.batch.step, self.first_ranks)
+        if not self.first_ranks:
+            return sampled
+        results = {token.request_id: token for token in sampled}
+        return [results[seq.request_id] for seq in self.batch.seqs if seq.samples]
 
 
 def _listen(address: str, port: int) -> socket.socket:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 
@@ -85,6 +86,7 @@ class Follower:
         self.rank = config.place.first_rank
         self.calls = CallLog()
         self._step = 0
+        self._flights: queue.SimpleQueue[tuple[int, Any]] | None = queue.SimpleQueue()
         self._steps: queue.SimpleQueue[ScheduledBatch | None] = queue.SimpleQueue()
         self._line = self._connect()
         self._store_port = self._introduce()
@@ -97,24 +99,31 @@ class Follower:
             ranks, runner = join_ranks(
                 self.config, runner_module, self.rank, self._store_port, self.calls, lambda phase, done: None
             )
-            samples_for_others = self.rank in ranks.layout.first_ranks()
+            if self.rank in ranks.layout.first_ranks():
+                threading.Thread(target=self._report, name="mmx-results", daemon=True).start()
+            else:
+                self._flights = None
             while (batch := self._steps.get()) is not None:
                 self._step = batch.step
-                tokens = runner.execute(batch)
-                if samples_for_others:
-                    self._line.send(Sampled(step=batch.step, tokens=tokens))
+                flight = runner.launch(batch)
+                if self._flights is not None:
+                    self._flights.put((batch.step, flight))
             ranks.leave()
         except Exception as error:
-            log.exception("rank %d ends", self.rank)
-            doing = f" in {self.calls.current}" if self.calls.current else ""
-            gone = Gone(message=f"{type(error).__name__}{doing}: {error}", exit_code=exit_code_of(error))
-            try:
-                self._line.send(gone)
-            except OSError:
-                log.error("rank %d could not tell rank 0", self.rank)
-            # Why not return: collectives that will never end must not keep the process.
-            os._exit(gone.exit_code)
+            self._end(error)
         return 0
+
+    def _end(self, error: Exception) -> NoReturn:
+        """Tell rank 0 why, and end."""
+        log.exception("rank %d ends", self.rank)
+        doing = f" in {self.calls.current}" if self.calls.current else ""
+        gone = Gone(message=f"{type(error).__name__}{doing}: {error}", exit_code=exit_code_of(error))
+        try:
+            self._line.send(gone)
+        except OSError:
+            log.error("rank %d could not tell rank 0", self.rank)
+        # Why not return: collectives that will never end must not keep the process.
+        os._exit(gone.exit_code)
 
     def _connect(self) -> Line:
         place, timeout = self.config.place, self.config.parallel.rendezvous_timeout
@@ -160,6 +169,16 @@ class Follower:
             self._steps.put(word.batch)
         elif isinstance(word, Stop):
             self._steps.put(None)
+
+    def _report(self) -> None:
+        """Tell rank 0 what this rank samples. Why beside the steps: the next one is launched meanwhile."""
+        assert self._flights is not None
+        try:
+            while True:
+                step, flight = self._flights.get()
+                self._line.send(Sampled(step=step, tokens=flight.result()))
+        except Exception as error:
+            self._end(error)
 
     def _beat(self) -> None:
         while True:

@@ -67,8 +67,8 @@ class ModelRunner:
         table = ops.rope_table(plan.max_model_len, config.rotary_dim, config.rope_theta)
         self._cos_sin = table.to(backend.device)
         self._graphs: DecodeGraphs | None = None
-        # Why the ranks: ids that only one of several has sampled can not feed the next step of all.
-        self.asynchronous = backend.has_graphs and self.ranks.world.size == 1
+        # Why the ranks: of a context group, one alone has the id that feeds the next step of all.
+        self.asynchronous = backend.has_graphs and self.ranks.context.size == 1
         self._max_num_seqs = max_num_seqs
         self._state = torch.zeros(state_size(max_num_seqs), dtype=torch.int64, device=backend.device)
         self._sampled_rows: dict[str, int] = {}  # places in the state's ids of the latest sampled tokens

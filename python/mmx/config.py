@@ -144,7 +144,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     share ``gpu_memory_utilization`` of the whole device. ``kv_cache_dtype`` and ``index_kv_dtype`` "auto" are
     the model's. ``max_num_batched_tokens`` bounds the tokens of one step. ``enforce_eager`` keeps decode
     steps out of device graphs. ``async_scheduling`` plans a step while the one before it runs, where the
-    device works on its own. ``place`` is what this process adds to ``parallel``: it differs between nodes.
+    device works on its own. ``deterministic``: a row's result does not depend on its batch, on a GPU in bf16
+    either. ``place`` is what this process adds to ``parallel``: it differs between nodes.
     """
 
     model: str
@@ -163,6 +164,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_free_gpu_memory_fraction: float | None = None
     kv_cache_dtype: str = "auto"
     index_kv_dtype: str = "auto"
+    deterministic: bool = False
     seed: int = 0
     parallel: ParallelConfig = ParallelConfig()
     place: Place = Place()

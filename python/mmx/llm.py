@@ -99,6 +99,7 @@ class LLM:
         gpu_memory_utilization: float | None = None,
         kv_cache_dtype: str = "auto",
         index_kv_dtype: str = "auto",
+        deterministic: bool = False,
         tensor_parallel_size: int = 1,
         parallel: ParallelConfig | None = None,
     ) -> None:
@@ -119,6 +120,7 @@ class LLM:
             gpu_memory_utilization=gpu_memory_utilization,
             kv_cache_dtype=kv_cache_dtype,
             index_kv_dtype=index_kv_dtype,
+            deterministic=deterministic,
             seed=seed,
             parallel=parallel or ParallelConfig(tensor_parallel_size=tensor_parallel_size),
         )

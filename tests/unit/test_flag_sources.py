@@ -103,7 +103,7 @@ def test_unknown_preset_names_the_nearest() -> None:
         ("torch_compile_config:\n  a: {b: 1, b: 2}\n", [":2:13:", "'torch_compile_config.a.b'"]),
         ("cuda_graph_config:\n  enable_paddin: true\n", [":2:3:", "cuda_graph_config.enable_padding?"]),
         ("kv_cache_config: 3\n", [":1:1:", "'kv_cache_config' must be a mapping"]),
-        ("kv_cache_config:\n  dtype: fp8\n", ["--kv-cache-dtype fp8", "not built yet"]),
+        ("kv_cache_config:\n  dtype: nvfp4\n", ["--kv-cache-dtype nvfp4", "pages can not hold this type"]),
         ("pipeline_parallel_size: 2\n", ["pipeline parallelism is not built yet"]),
         ("moe_cluster_parallel_size: 2\n", ["--moe-cluster-parallel-size 2"]),
         ("scheduler_config: {capacity_scheduler_policy: GUARANTEED_NO_EVICT}\n", ["MAX_UTILIZATION"]),

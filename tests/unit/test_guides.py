@@ -104,7 +104,8 @@ def test_trt_command_on_one_device(options: Path) -> None:
     assert config.http.host == "0.0.0.0"
     assert config.model.chat_template == "/models/M3/chat_template.jinja"
     assert config.checkpoint.sparse_attention == {"algorithm": "minimax_m3"}
-    for name in ("--cuda-graph-padding", "--kv-cache-free-gpu-memory-fraction", "--num-postprocess-workers"):
+    assert engine.kv_cache_free_gpu_memory_fraction == 0.3
+    for name in ("--cuda-graph-padding", "--num-postprocess-workers"):
         assert sum(note.startswith(name + " ") for note in config.notes) == 1
 
 

@@ -17,7 +17,10 @@ class Attention:
 
     The merged projection is seen as heads of one width, those that are rotated first:
     q | k | v, on block-sparse layers q | k | index_q | index_k | v. The heads are this rank's.
+    ``fixed_split``: a row's result does not depend on its batch, on a GPU either.
     """
+
+    fixed_split = False
 
     def __init__(self, ranks: Ranks, sparse: bool) -> None:
         config = ranks.share.config
@@ -83,6 +86,7 @@ class Attention:
             batch.seq_lens,
             batch.max_seqlen_q,
             self.scale,
+            fixed_split=self.fixed_split,
         ).flatten(1)
 
     def sparse(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
@@ -90,8 +94,12 @@ class Attention:
         q, _, index_q, *_ = self.split(qkv)
         where = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q)
         assert cache.index_k is not None, "a block-sparse layer has index-K pages"
-        block_ids = ops.select_blocks(index_q, cache.index_k, *where, *self.selection)
-        return ops.sparse_attention(q, cache.k, cache.v, block_ids, *where, self.scale).flatten(1)
+        fixed = self.fixed_split
+        block_ids = ops.select_blocks(index_q, cache.index_k, *where, *self.selection, fixed_split=fixed)
+        heads = ops.sparse_attention(
+            q, cache.k, cache.v, block_ids, *where, self.scale, fixed_split=self.fixed_split
+        )
+        return heads.flatten(1)
 
     def _store(self, cache: LayerCache, batch: ForwardBatch, *parts: torch.Tensor) -> None:
         """k, v and, on block-sparse layers, index_k into the pages, with those of the context group's

@@ -204,7 +204,7 @@ def build_runner(
     dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
     ranks = ranks or Ranks.alone(model_config)
     types = page_types(dtype, config.kv_cache_dtype, config.index_kv_dtype)
-    model = build_model(model_config, dtype, ranks)
+    model = build_model(model_config, dtype, ranks, config.deterministic)
     with backend.planning():
         limit = memory_limit(config, backend)
         weights = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters())

@@ -95,6 +95,11 @@ def _scheduling() -> list[Flag]:
             aliases=("random_seed",),
         ),
         row(
+            s, "deterministic", BOOL, _ENGINE["deterministic"], "engine.deterministic",
+            "the same tokens in every batch on a GPU too: fixed orders of addition, slower prefill",
+            aliases=("enable_deterministic_inference",),
+        ),
+        row(
             s, "stream_interval", INT, 1, "answer.stream_interval",
             "tokens per event of a stream; the first and the last go out at once",
         ),

@@ -192,12 +192,13 @@ def cache() -> list[Flag]:
         row(
             s, "kv_cache_dtype", TEXT, "auto", "engine.kv_cache_dtype",
             "type of K and V in pages: the model's, or fp8 (e4m3), which is half as large",
-            yaml=("kv_cache_config.dtype",), choices=CACHE_DTYPES,
+            yaml=("kv_cache_config.dtype",),
+            refuse=other_than(CACHE_DTYPES, "pages can not hold this type"),
         ),
         row(
             s, "index_kv_dtype", TEXT, "auto", "engine.index_kv_dtype",
             "type of the indexer's keys in pages (M3): the model's, or fp8 (e4m3)",
-            choices=CACHE_DTYPES,
+            refuse=other_than(CACHE_DTYPES, "pages can not hold this type"),
         ),
         row(
             s, "block_size", INT, None, "checkpoint.block_size",

@@ -1,4 +1,4 @@
-#include <cmath>
+#include <algorithm>
 
 #include "cpp/core/math.h"
 #include "cuda/common/gated_act.cuh"
@@ -6,6 +6,9 @@
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
+#include "cuda/kernels/moe/choose.h"
+#include "cuda/kernels/moe/rank.cuh"
+#include "cuda/kernels/moe/sm90.h"
 
 namespace mmx::cuda {
 
@@ -56,15 +59,6 @@ __global__ void __launch_bounds__(kWarps * 32)
         }
 }
 
-/// A place in the ranking: score descending, then id ascending.
-struct Rank {
-    float score;
-    int id;
-    __device__ bool before(const Rank& other) const {
-        return score > other.score || (score == other.score && id < other.id);
-    }
-};
-
 /// One warp per token: the best expert behind the last chosen one, `topk` times.
 __global__ void __launch_bounds__(kWarps * 32) router_choose_kernel(MoeRouterParams p, const float* scores) {
     const int lane = threadIdx.x % 32;
@@ -78,16 +72,10 @@ __global__ void __launch_bounds__(kWarps * 32) router_choose_kernel(MoeRouterPar
         Rank best{-INFINITY, static_cast<int>(p.num_experts)};
         for (int e = lane; e < p.num_experts; e += 32) {
             const float biased = p.bias ? s[e] + p.bias[e] : s[e];
-            // A NaN ranks as -inf.
-            const Rank candidate{isnan(biased) ? -INFINITY : biased, e};
+            const Rank candidate = Rank::of(biased, e);
             if (last.before(candidate) && candidate.before(best)) best = candidate;
         }
-#pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2) {
-            const Rank other{__shfl_xor_sync(0xFFFFFFFFu, best.score, offset),
-                             __shfl_xor_sync(0xFFFFFFFFu, best.id, offset)};
-            if (other.before(best)) best = other;
-        }
+        best = warp_first(best);
         total += s[best.id];
         if (lane == 0) {
             p.topk_ids[token * p.topk + k] = best.id;
@@ -113,12 +101,14 @@ void launch_scores(const MoeRouterParams& p, float* scores, Stream stream) {
 
 }  // namespace
 
-/// Scores of all experts.
 int64_t moe_router_workspace(const MoeRouterParams& p) {
-    return p.num_tokens * p.num_experts * static_cast<int64_t>(sizeof(float));
+    const int64_t scores = p.num_tokens * p.num_experts * static_cast<int64_t>(sizeof(float));
+    return sm90_router_fits(p) ? std::max(scores, make_router_plan(p).total) : scores;
 }
 
 void moe_router(const MoeRouterParams& p, Stream stream) {
+    if (sm90_router_fits(p) && is_aligned16(p.x) && is_aligned16(p.gate_weight))
+        return sm90::moe_router(p, stream);
     float* scores = static_cast<float*>(p.workspace);
     dispatch_float(p.dtype, [&](auto t) {
         using T = decltype(t);

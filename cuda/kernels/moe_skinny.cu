@@ -102,33 +102,29 @@ __global__ void __launch_bounds__(kWarps * 32, sizeof(W) == 1 ? 3 : 4) moe_skinn
 
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-bool fits(DType dtype, int64_t rows, int64_t num_experts, int64_t k, int64_t x_stride) {
-    return dtype == DType::kBF16 && rows <= kMaxRowsPerExpert * num_experts && k % kScaleBlock == 0 &&
-           x_stride % 8 == 0;
+bool fits(DType dtype, DType weight_dtype, int64_t rows, int64_t num_experts, int64_t k, int64_t x_stride) {
+    return dtype == DType::kBF16 && weight_dtype == DType::kE4M3 && rows <= kMaxRowsPerExpert * num_experts &&
+           k % kScaleBlock == 0 && x_stride % 8 == 0;
 }
 
 template <bool kGateUp>
-void launch_skinny(const char* op, DType weight_dtype, const Skinny& p, int64_t num_rows, Stream stream) {
+void launch_skinny(const char* op, const Skinny& p, int64_t num_rows, Stream stream) {
     // The host does not know which experts were hit: slots behind the last one end at once.
     const dim3 grid(static_cast<unsigned>(p.n / (kGateUp ? 8 : kWeightRows)),
                     static_cast<unsigned>(std::min(num_rows, p.num_experts)));
-    const Launch launch{op, grid, kWarps * 32, 0, stream};
-    if (weight_dtype == DType::kE4M3)
-        launch(moe_skinny_kernel<e4m3, kGateUp>, p);
-    else
-        launch(moe_skinny_kernel<bf16, kGateUp>, p);
+    Launch{op, grid, kWarps * 32, 0, stream}(moe_skinny_kernel<e4m3, kGateUp>, p);
 }
 
 }  // namespace
 
 bool is_skinny(const MoeGateUpParams& p) {
-    return fits(p.dtype, p.num_tokens * p.topk, p.num_local_experts, p.hidden, p.x_stride) &&
+    return fits(p.dtype, p.weight_dtype, p.num_tokens * p.topk, p.num_local_experts, p.hidden, p.x_stride) &&
            p.inter % 8 == 0 && aligned(p.x) && aligned(p.weight);
 }
 
 bool is_skinny(const MoeDownParams& p) {
-    return fits(p.dtype, p.num_rows, p.num_local_experts, p.inter, p.inter) && p.hidden % kWeightRows == 0 &&
-           aligned(p.x) && aligned(p.weight);
+    return fits(p.dtype, p.weight_dtype, p.num_rows, p.num_local_experts, p.inter, p.inter) &&
+           p.hidden % kWeightRows == 0 && aligned(p.x) && aligned(p.weight);
 }
 
 void moe_gate_up_skinny(const MoeGateUpParams& p, Stream stream) {
@@ -147,7 +143,7 @@ void moe_gate_up_skinny(const MoeGateUpParams& p, Stream stream) {
                    .activation = p.activation,
                    .alpha = p.alpha,
                    .limit = p.limit};
-    launch_skinny<true>("moe_gate_up", p.weight_dtype, s, p.num_tokens * p.topk, stream);
+    launch_skinny<true>("moe_gate_up", s, p.num_tokens * p.topk, stream);
 }
 
 void moe_down_skinny(const MoeDownParams& p, Stream stream) {
@@ -166,7 +162,7 @@ void moe_down_skinny(const MoeDownParams& p, Stream stream) {
                    .activation = Activation::kSilu,
                    .alpha = 0,
                    .limit = 0};
-    launch_skinny<false>("moe_down", p.weight_dtype, s, p.num_rows, stream);
+    launch_skinny<false>("moe_down", s, p.num_rows, stream);
 }
 
 }  // namespace mmx::cuda

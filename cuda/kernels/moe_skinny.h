@@ -4,7 +4,7 @@
 #include "cpp/core/stream.h"
 
 /// Grouped GEMMs for few rows per expert, bound by reading the weights of the experts that were hit: bf16
-/// rows, bf16 or e4m3 weights. A row's result does not depend on the other rows.
+/// rows, e4m3 weights. A row's result does not depend on the other rows.
 namespace mmx::cuda {
 
 bool is_skinny(const MoeGateUpParams& p);

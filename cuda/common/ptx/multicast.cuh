@@ -42,7 +42,8 @@ __device__ __forceinline__ void tma_load_5d(void* smem, const CUtensorMap& map, 
 __device__ __forceinline__ void tma_load_3d_multicast(void* smem, const CUtensorMap& map, uint64_t& barrier,
                                                       uint16_t blocks, int c0, int c1, int c2) {
     asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], "
         "[%1, {%4, %5, %6}], [%2], %3;" ::"r"(smem_address(smem)),
         "l"(&map), "r"(smem_address(&barrier)), "h"(blocks), "r"(c0), "r"(c1), "r"(c2)
         : "memory");
@@ -67,10 +68,17 @@ __device__ __forceinline__ void tma_prefetch_5d(const CUtensorMap& map, int c0, 
                  : "memory");
 }
 
-/// 16 bytes from global to shared memory in the background. Readers that are tensor cores need
+/// 16 bytes from global to shared memory in the background, if `wanted`. Readers that are tensor cores need
 /// `fence_async_proxy` between their wait and the read.
-__device__ __forceinline__ void copy_async_16(uint32_t smem_address, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_address), "l"(from) : "memory");
+__device__ __forceinline__ void copy_async_16(uint32_t smem_address, const void* from, bool wanted = true) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %2, 0;\n"
+        "@p cp.async.cg.shared.global [%0], [%1], 16;\n"
+        "}" ::"r"(smem_address),
+        "l"(from), "r"(static_cast<int>(wanted))
+        : "memory");
 }
 
 /// One arrival, counted among those of the barrier's init, once this thread's copies so far have landed.

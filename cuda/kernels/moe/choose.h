@@ -26,13 +26,68 @@ constexpr RowTiles split_rows(int rows, int max_height) {
     return {count, ((rows + count - 1) / count + 7) / 8 * 8};
 }
 
-/// Weight rows (of the interleaved gate and up) x rows of x of one tile, and how many thread blocks share a
-/// weight tile.
-enum class MoeTile {
-    k64x32,           // one or a few tokens: small enough to spread over every multiprocessor
+/// Tiles of the bf16 grouped GEMMs: weight rows (gate and up counted) x rows of x.
+enum class MoeBf16Tile {
+    k64x32,           // a few tokens: small enough to keep every multiprocessor reading
     k128x64,          // bound by reading the weights
-    k256x160,         // bound by reading the weights, rows many enough to matter
-    k256x160Cluster,  // bound by the tensor cores: two blocks share each weight tile
+    k256x160,         // bound by reading the weights, but rows are many enough to weigh on the L2
+    k256x160Cluster,  // bound by the tensor cores: two thread blocks share each weight tile
 };
+
+inline MoeBf16Tile choose_bf16_tile(int64_t num_rows, int64_t num_experts) {
+    if (num_rows <= 16) return MoeBf16Tile::k64x32;
+    if (num_rows <= 32 * num_experts) return MoeBf16Tile::k128x64;
+    return num_rows <= 128 * num_experts ? MoeBf16Tile::k256x160 : MoeBf16Tile::k256x160Cluster;
+}
+
+inline bool sm90_bf16_fits(DType dtype, DType weight_dtype, int64_t num_experts, int64_t k, int64_t x_rows,
+                           int64_t x_stride) {
+    return dtype == DType::kBF16 && weight_dtype == DType::kBF16 && num_experts <= kMoeMaxExperts &&
+           k % 64 == 0 && x_stride % 8 == 0 && x_rows * x_stride < int64_t{1} << 35;
+}
+
+/// Sizes and strides only: the launchers check that pointers are 16-byte aligned.
+inline bool sm90_bf16_fits(const MoeGateUpParams& p) {
+    return sm90_bf16_fits(p.dtype, p.weight_dtype, p.num_local_experts, p.hidden, p.num_tokens, p.x_stride) &&
+           p.inter % 16 == 0;
+}
+inline bool sm90_bf16_fits(const MoeDownParams& p) {
+    return sm90_bf16_fits(p.dtype, p.weight_dtype, p.num_local_experts, p.inter, p.num_rows, p.inter) &&
+           p.hidden % 32 == 0;
+}
+
+/// The Hopper router: its sums over k are cut into kRouterSplits parts whatever the number of tokens, so that
+/// a token's scores do not depend on its batch. Thread blocks take one, two or four of them and write each,
+/// or half of them and write their sum.
+inline constexpr int kRouterSplits = 16;
+inline constexpr int64_t kRouterExperts = 128;  // of one thread block
+inline constexpr int64_t kRouterMaxExperts = 256;
+
+struct RouterPlan {
+    int columns;    // tokens of one thread block: 8, 16, 32, 64 or 128
+    int blocks;     // that share the sums over k: kRouterSplits, or half as many and so on down to 2
+    int num_sums;   // of each token and expert in the workspace: kRouterSplits or 2
+    int cluster;    // blocks that share each weight tile
+    int64_t sums;   // bytes in the workspace before the sums
+    int64_t total;  // bytes
+};
+
+inline bool sm90_router_fits(const MoeRouterParams& p) {
+    return p.dtype == DType::kBF16 && p.hidden % 64 == 0 && p.x_stride % 8 == 0 &&
+           p.num_experts <= kRouterMaxExperts;
+}
+
+inline RouterPlan make_router_plan(const MoeRouterParams& p) {
+    constexpr int64_t kWantedBlocks = 120;
+    RouterPlan plan{8, kRouterSplits, kRouterSplits, 1, 0, 0};
+    while (plan.columns < 128 && plan.columns < p.num_tokens) plan.columns *= 2;
+    const int64_t tiles = ceil_div(p.num_tokens, plan.columns) * ceil_div(p.num_experts, kRouterExperts);
+    while (plan.blocks > 2 && tiles * plan.blocks / 2 >= kWantedBlocks) plan.blocks /= 2;
+    if (plan.blocks == 2) plan.num_sums = 2;
+    if (p.num_tokens > 4 * 128) plan.cluster = 2;
+    plan.sums = align_up(3 * p.num_experts * p.hidden * 2, 256);
+    plan.total = plan.sums + plan.num_sums * p.num_tokens * p.num_experts * 4;
+    return plan;
+}
 
 }  // namespace mmx::cuda

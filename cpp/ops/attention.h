@@ -69,9 +69,10 @@ int64_t paged_attention_workspace(const Tensor& out, const Tensor& q, const Tens
                                   double scale, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
                                   bool fixed_split) {
     Matcher m("paged_attention");
-    return B::paged_attention_workspace(paged_attention_params(m, out, q, k_cache, v_cache, block_table,
-                                                               cu_seqlens_q, seq_lens, max_seqlen_q, scale,
-                                                               k_scale, v_scale, fixed_split));
+    const PagedAttentionParams p =
+        paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, max_seqlen_q,
+                               scale, k_scale, v_scale, fixed_split);
+    return p.num_tokens == 0 ? 0 : B::paged_attention_workspace(p);
 }
 
 template <class B>
@@ -83,8 +84,8 @@ void paged_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache, 
     PagedAttentionParams p =
         paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, max_seqlen_q,
                                scale, k_scale, v_scale, fixed_split);
-    set_workspace(m, p, workspace, B::paged_attention_workspace(p));
     if (p.num_tokens == 0) return;
+    set_workspace(m, p, workspace, B::paged_attention_workspace(p));
     B::enqueue(m.device_index(), &B::paged_attention, p);
 }
 
@@ -110,9 +111,10 @@ int64_t sparse_attention_workspace(const Tensor& out, const Tensor& q, const Ten
                                    double scale, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
                                    bool fixed_split) {
     Matcher m("sparse_attention");
-    return B::sparse_attention_workspace(
+    const SparseAttentionParams p =
         sparse_attention_params(m, out, q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens,
-                                max_seqlen_q, scale, k_scale, v_scale, fixed_split));
+                                max_seqlen_q, scale, k_scale, v_scale, fixed_split);
+    return p.base.num_tokens == 0 ? 0 : B::sparse_attention_workspace(p);
 }
 
 template <class B>
@@ -124,8 +126,8 @@ void sparse_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache,
     SparseAttentionParams p =
         sparse_attention_params(m, out, q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens,
                                 max_seqlen_q, scale, k_scale, v_scale, fixed_split);
-    set_workspace(m, p.base, workspace, B::sparse_attention_workspace(p));
     if (p.base.num_tokens == 0) return;
+    set_workspace(m, p.base, workspace, B::sparse_attention_workspace(p));
     B::enqueue(m.device_index(), &B::sparse_attention, p);
 }
 

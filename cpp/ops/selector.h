@@ -60,9 +60,10 @@ int64_t select_blocks_workspace(const Tensor& block_ids, const Tensor& index_q, 
                                 int64_t max_seqlen_q, int64_t init_blocks, int64_t local_blocks,
                                 bool fixed_split) {
     Matcher m("select_blocks");
-    return B::select_blocks_workspace(select_blocks_params(m, block_ids, index_q, index_k_cache, block_table,
-                                                           cu_seqlens_q, seq_lens, max_seqlen_q, init_blocks,
-                                                           local_blocks, fixed_split));
+    const SelectBlocksParams p =
+        select_blocks_params(m, block_ids, index_q, index_k_cache, block_table, cu_seqlens_q, seq_lens,
+                             max_seqlen_q, init_blocks, local_blocks, fixed_split);
+    return p.num_tokens == 0 ? 0 : B::select_blocks_workspace(p);
 }
 
 template <class B>
@@ -74,8 +75,8 @@ void select_blocks(const Tensor& block_ids, const Tensor& index_q, const Tensor&
     SelectBlocksParams p =
         select_blocks_params(m, block_ids, index_q, index_k_cache, block_table, cu_seqlens_q, seq_lens,
                              max_seqlen_q, init_blocks, local_blocks, fixed_split);
-    set_workspace(m, p, workspace, B::select_blocks_workspace(p));
     if (p.num_tokens == 0) return;
+    set_workspace(m, p, workspace, B::select_blocks_workspace(p));
     B::enqueue(m.device_index(), &B::select_blocks, p);
 }
 

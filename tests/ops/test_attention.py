@@ -191,3 +191,16 @@ def test_opcheck(sparse, device, rng):
     scratch = ops._lib.workspace(name, device, *tensors, max_seqlen_q, 0.2)
     op = getattr(torch.ops.mmx, name).default
     torch.library.opcheck(op, (*tensors, scratch, max_seqlen_q, 0.2))
+
+
+def test_no_tokens(device):
+    """A rank that only takes part in the experts has none; sizes of real models, which take other kernels."""
+    q, pages = torch.empty(0, 64, 128, device=device), torch.zeros(4, 4, 128, 128, device=device)
+    for dtype in (torch.float32, torch.bfloat16):
+        table = torch.zeros(0, 1, dtype=torch.int32, device=device)
+        where = (table, torch.zeros(1, dtype=torch.int32, device=device), table[:, 0], 0)
+        parts = q.to(dtype), pages.to(dtype), pages.to(dtype)
+        blocks = ops.select_blocks(q[:, :4].to(dtype), pages[:, 0].to(dtype), *where, 16, 0, 1)
+        assert blocks.shape == (0, 4, 16)
+        assert ops.sparse_attention(*parts, blocks, *where, 0.1).shape == (0, 64, 128)
+        assert ops.paged_attention(*parts, *where, 0.1).shape == (0, 64, 128)

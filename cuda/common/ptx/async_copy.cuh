@@ -44,7 +44,19 @@ __device__ __forceinline__ void store_at(float& place, float value, int rank) {
         : "memory");
 }
 
-/// Sees what other blocks of the cluster wrote before they arrived.
+/// Arrives on the barrier at the same place in block `rank`, which then sees what this thread wrote there.
+__device__ __forceinline__ void barrier_publish_at(uint64_t& barrier, int rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+        "}" ::"r"(smem_address(&barrier)),
+        "r"(rank)
+        : "memory");
+}
+
+/// Sees what other blocks of the cluster published before they arrived.
 __device__ __forceinline__ void barrier_wait_cluster(uint64_t& barrier, int parity) {
     asm volatile(
         "{\n"

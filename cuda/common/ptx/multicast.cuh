@@ -17,13 +17,15 @@ __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-/// Arrives on the barrier that lies at the same place in block `rank` of the cluster.
+/// Arrives on the barrier that lies at the same place in block `rank` of the cluster, to give back what this
+/// thread has read. Publishes nothing there: a release that reaches the cluster waits for all of memory, a
+/// microsecond.
 __device__ __forceinline__ void barrier_arrive_at(uint64_t& barrier, int rank) {
     asm volatile(
         "{\n"
         ".reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
         "}" ::"r"(smem_address(&barrier)),
         "r"(rank)
         : "memory");

@@ -56,13 +56,18 @@ struct Fp8Config {
     static constexpr int kStagedRow = (kGateUp ? kChannels : 2 * 128) + 16;
     static constexpr int kStagedRows = kGateUp ? kMaxHeight : kGroups * 32;
     static constexpr int kListCluster = kMulticast ? 2 : 1;
+    // Scales of rows lie as a thread of the products wants them: those of its columns 8j + 2t, + 1 in a run.
+    static constexpr int kScaleRun = kMaxHeight / 4 + (kMaxHeight == 8 ? 6 : 4);
+    __host__ __device__ static constexpr int scale_place(int row) {
+        return row % 8 / 2 * kScaleRun + row / 8 * 2 + row % 2;
+    }
 };
 
 template <class C>
 struct Fp8Shared {
     alignas(1024) uint8_t weights[C::kStages][2 * C::kBoxBytes];
     alignas(1024) uint8_t rows[C::kStages][C::kMaxHeight * kFp8Block];
-    alignas(16) float x_scale[C::kStages][C::kMaxHeight];
+    alignas(16) float x_scale[C::kStages][4 * C::kScaleRun];
     alignas(16) float weight_scale[C::kStages][4];
     alignas(16) uint8_t staged[C::kStagedRows * C::kStagedRow];
     float amax[C::kGateUp ? 4 * C::kGroups : 1][C::kMaxHeight];
@@ -141,10 +146,7 @@ __device__ __forceinline__ void fp8_produce(const Fp8Job& job, const CUtensorMap
                            (static_cast<int64_t>(unit.expert) * job.scale_rows + block) * job.num_steps;
         }
         for (int step = 0; step < job.num_steps; ++step) {
-            if (C::kMulticast)
-                ptx::barrier_wait_cluster(shared.empty[at.stage], at.phase ^ 1);
-            else
-                ptx::barrier_wait(shared.empty[at.stage], at.phase ^ 1);
+            ptx::barrier_wait(shared.empty[at.stage], at.phase ^ 1);
             if (tid == 0 && ahead <= 0) load_weights(unit, at.stage, step);
             --ahead;
             const uint32_t to = ptx::smem_address(shared.rows[at.stage]);
@@ -156,7 +158,8 @@ __device__ __forceinline__ void fp8_produce(const Fp8Job& job, const CUtensorMap
                                        from[i] + step * kFp8Block);
             }
             if (tid < unit.height)
-                ptx::copy_async_4(ptx::smem_address(&shared.x_scale[at.stage][tid]), x_scale + step);
+                ptx::copy_async_4(ptx::smem_address(&shared.x_scale[at.stage][C::scale_place(tid)]),
+                                  x_scale + step);
             if (tid < 2)
                 ptx::copy_async_4(ptx::smem_address(&shared.weight_scale[at.stage][tid]),
                                   weight_scale + step);
@@ -167,19 +170,27 @@ __device__ __forceinline__ void fp8_produce(const Fp8Job& job, const CUtensorMap
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/// acc += part * scale of the column * scale of the block.
+/// acc += part * scale of the column * scale of the block; `x_scale`: this thread's run.
 template <int kN>
 __device__ __forceinline__ void fp8_promote(float (&acc)[kN / 2], const float (&part)[kN / 2],
                                             const float* x_scale, float weight_scale) {
-    const int t = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-    for (int j = 0; j < kN / 8; ++j) {
-        const float2 s = *reinterpret_cast<const float2*>(x_scale + 8 * j + 2 * t);
-        const float left = s.x * weight_scale, right = s.y * weight_scale;
+    const auto promote = [&](int j, float left, float right) {
+        left *= weight_scale;
+        right *= weight_scale;
         acc[4 * j] = fmaf(part[4 * j], left, acc[4 * j]);
         acc[4 * j + 1] = fmaf(part[4 * j + 1], right, acc[4 * j + 1]);
         acc[4 * j + 2] = fmaf(part[4 * j + 2], left, acc[4 * j + 2]);
         acc[4 * j + 3] = fmaf(part[4 * j + 3], right, acc[4 * j + 3]);
+    };
+#pragma unroll
+    for (int j = 0; j + 1 < kN / 8; j += 2) {
+        const float4 s = *reinterpret_cast<const float4*>(x_scale + 2 * j);
+        promote(j, s.x, s.y);
+        promote(j + 1, s.z, s.w);
+    }
+    if constexpr (kN / 8 % 2 == 1) {
+        const float2 s = *reinterpret_cast<const float2*>(x_scale + kN / 4 - 2);
+        promote(kN / 8 - 1, s.x, s.y);
     }
 }
 
@@ -208,7 +219,7 @@ __device__ __forceinline__ void fp8_multiply(float (&acc)[2][kN / 2], Fp8Shared<
         ptx::fence_async_proxy();
         // Half a beat apart: one group scales its sums while the other multiplies.
         if (kStagger && step == 0 && group == 1) ptx::named_barrier(4, 256);
-        const float* x_scale = shared.x_scale[at.stage];
+        const float* x_scale = shared.x_scale[at.stage] + lane_idx % 4 * C::kScaleRun;
         const float* weight_scale = shared.weight_scale[at.stage] + (C::kGateUp ? 0 : group);
         if constexpr (kBothHalves) {
             float part[2][kN / 2];
@@ -304,10 +315,14 @@ __device__ __forceinline__ void fp8_store_gate_up(const Fp8Job& job, float (&acc
         for (int i = 0; i < 4 * C::kGroups; ++i) most = fmaxf(most, shared.amax[i][tid]);
     }
     if constexpr (C::kExchange) {
-        if (tid < kN) ptx::store_at(shared.peer_amax[turn & 1][tid], most, rank ^ 1);
-        ptx::barrier_arrive_at(shared.peer_ready, rank ^ 1);
-        ptx::barrier_wait_cluster(shared.peer_ready, turn & 1);
-        if (tid < kN) most = fmaxf(most, shared.peer_amax[turn & 1][tid]);
+        static_assert(C::kMaxHeight <= 32, "one warp has all rows");
+        if (warp_idx == 0) {
+            if (tid < kN) ptx::store_at(shared.peer_amax[turn & 1][tid], most, rank ^ 1);
+            __syncwarp();
+            if (tid == 0) ptx::barrier_publish_at(shared.peer_ready, rank ^ 1);
+            ptx::barrier_wait_cluster(shared.peer_ready, turn & 1);
+            if (tid < kN) most = fmaxf(most, shared.peer_amax[turn & 1][tid]);
+        }
     }
     if (tid < kN) {
         most = fmaxf(most, kFp8LeastAmax);
@@ -421,7 +436,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
             ptx::barrier_init(shared.full[i], 128 + 1);
             ptx::barrier_init(shared.empty[i], 4 * C::kGroups * (C::kMulticast ? 2 : 1));
         }
-        ptx::barrier_init(shared.peer_ready, 128);
+        ptx::barrier_init(shared.peer_ready, 1);
         ptx::barrier_init_done();
     }
     // Who writes the offsets is never the direct predecessor of the down projection, and its end was awaited

@@ -22,6 +22,7 @@ from mmx.config import EngineConfig
 from mmx.engine.channel import SocketChannel
 from mmx.engine.engine import Engine
 from mmx.engine.process import bind_to_parent, exit_code_of, parse_arguments
+from mmx.errors import DeviceLostError
 from mmx.protocol import EngineDead, Loading
 
 log = logging.getLogger("mmx.engine")
@@ -44,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code == 1:
             log.exception("the engine ends")
         _tell(channel, error, code)
+        if isinstance(error, DeviceLostError):
+            # Why at once: torch frees memory as the interpreter ends, and aborts if the device refuses that.
+            logging.shutdown()
+            os._exit(code)
         return code
 
 

@@ -1,0 +1,114 @@
+"""With ``deterministic`` the engine's invariants hold on a GPU in bf16, on the kernels of the real shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.test_invariants import random_prompt
+from mmx import LLM, SamplingParams
+from mmx.model_config import load_model_config
+from mmx.runner.kv_pool import page_bytes
+from models.tiny import write_tiny_checkpoint
+
+pytestmark = pytest.mark.cuda
+
+# Heads and pages of the models; M3's prompts reach beyond 16 blocks of 128 tokens.
+SHAPE: dict[str, Any] = {
+    "hidden_size": 512,
+    "head_dim": 128,
+    "rotary_dim": 64,
+    "intermediate_size": 256,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 4,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "m2": SHAPE | {"num_attention_heads": 12, "num_key_value_heads": 2},
+    "m3": SHAPE
+    | {"num_attention_heads": 32, "num_key_value_heads": 2, "dense_intermediate_size": 512}
+    | {"shared_intermediate_size": 256, "sparse": {"sparse_topk_blocks": 16, "sparse_block_size": 128}},
+}
+LENGTHS = [1, 7, 127, 129, 300, 1000, 2500]
+NUM_TOKENS = 12
+
+
+@pytest.fixture(scope="module", params=["m2", "m3"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("model") / request.param
+    return write_tiny_checkpoint(
+        target, request.param, torch.bfloat16, seed=5, variant=FAMILIES[request.param]
+    )
+
+
+def make_llm(folder: Path, num_blocks: int = 200, **config: Any) -> LLM:
+    pool = num_blocks * page_bytes(load_model_config(folder), torch.bfloat16)
+    settings = {"max_num_seqs": 40, "deterministic": True, "kv_cache_bytes": pool} | config
+    return LLM(str(folder), device="cuda", skip_tokenizer_init=True, **settings)
+
+
+def tokens(llm: LLM, prompts: list[list[int]]) -> list[list[int]]:
+    params = [
+        SamplingParams(temperature=float(i % 2), seed=i, max_tokens=NUM_TOKENS, ignore_eos=True, top_p=0.95)
+        for i in range(len(prompts))
+    ]
+    results = llm.generate(prompts, params, use_tqdm=False)
+    assert llm.stats().num_free_blocks == llm.stats().num_blocks
+    return [result.token_ids for result in results]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    return [random_prompt(length, seed=length) for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+    llm = make_llm(folder, enable_prefix_caching=False, max_num_batched_tokens=4096)
+    found = []
+    for i in range(len(prompts)):
+        params = SamplingParams(
+            temperature=float(i % 2), seed=i, max_tokens=NUM_TOKENS, ignore_eos=True, top_p=0.95
+        )
+        found.append(llm.generate([prompts[i]], params, use_tqdm=False)[0].token_ids)
+    return found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"enable_prefix_caching": False},
+        {"enable_prefix_caching": False, "max_num_batched_tokens": 100},
+        {"enable_prefix_caching": False, "enforce_eager": True, "async_scheduling": False},
+        {},
+    ],
+    ids=["batched", "chunked", "plain", "cached"],
+)
+def test_no_token_depends_on_chunks_hits_or_mates(
+    folder: Path, prompts: list[list[int]], alone: list[list[int]], config: dict[str, Any]
+) -> None:
+    llm = make_llm(folder, **config)
+    assert tokens(llm, prompts) == alone
+    assert tokens(llm, prompts) == alone
+
+
+def test_no_token_depends_on_a_preemption(folder: Path) -> None:
+    prompts = [random_prompt(128 - 2 - i, seed=i) for i in range(4)]
+    expected = tokens(make_llm(folder), prompts)
+    tight = make_llm(folder, num_blocks=5, max_model_len=256)
+    assert tokens(tight, prompts) == expected
+    assert tight.stats().num_preemptions > 0
+
+
+def test_no_token_depends_on_a_batch_of_40(folder: Path) -> None:
+    prompts = [random_prompt(1 + (37 * i) % 300, seed=100 + i) for i in range(40)]
+    llm = make_llm(folder, enable_prefix_caching=False)
+    single = []
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(
+            temperature=float(i % 2), seed=i, max_tokens=NUM_TOKENS, ignore_eos=True, top_p=0.95
+        )
+        single.append(llm.generate([prompt], params, use_tqdm=False)[0].token_ids)
+    assert tokens(llm, prompts) == single

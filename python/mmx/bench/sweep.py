@@ -1,4 +1,4 @@
-"""``mmx bench sweep``: the same load at growing concurrency, for several shapes, as a table."""
+"""``mmx bench sweep``: the same load at growing concurrency, for several shapes, as table and picture."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import msgspec
 
 from mmx.bench.client import Clock
 from mmx.bench.options import parse
+from mmx.bench.plot import draw
 from mmx.bench.serve import BenchError, run
 
 # Column of the tables -> key of the result.
@@ -133,6 +134,10 @@ async def sweep(plan: Plan, clock: Clock = time.perf_counter) -> list[Point]:
             if reason := _reason_to_stop(plan, points[-1]):
                 print(f"shape {_name(shape)} ends at concurrency {concurrency}: {reason}", file=sys.stderr)
                 break
+    try:
+        draw(rows(points), plan.folder / "summary.png")
+    except ImportError:
+        print("mmx bench: summary.png needs matplotlib: pip install 'mmx[plot]'", file=sys.stderr)
     print(markdown(points), end="")
     return points
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from mmx.batch import ScheduledBatch, ScheduledSeq
 from mmx.config import ParallelConfig, SamplingParams
+from mmx.distributed import CallLog, Ranks
 from mmx.errors import ConfigError
 from mmx.layout import make_layout, share_of
 from mmx.model_config import ModelConfig, parse_model_config
+from mmx.models import build_model
+from mmx.runner.kv_pool import page_bytes
 from mmx.runner.parts import part_of
+from mmx.server.settings import load_config
 from unit.test_model_config import M2, M3
 
+ROOT = Path(__file__).resolve().parents[2]
 MODELS = {"m2": parse_model_config(M2), "m3": parse_model_config(M3)}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp8": {"tensor_parallel_size": 8},
@@ -134,3 +141,25 @@ def test_groups_have_their_own_sequences() -> None:
     assert not part_of(batch, layout, 2).idle
     replicas = make_layout(ParallelConfig(data_parallel_size=3), config)
     assert [part_of(batch, replicas, rank).idle for rank in range(3)] == [False, True, False]
+
+
+PLANS = [line for line in (ROOT / "docs" / "parallel.md").read_text().splitlines() if " B |" in line]
+
+
+@pytest.mark.parametrize("line", PLANS, ids=lambda line: line.split("|")[2].strip())
+def test_plans_on_paper(line: str) -> None:
+    _, _, flags, num_ranks, weights, experts, kv, _ = (cell.strip() for cell in line.split("|"))
+    layout = make_layout(load_config(flags.strip("`").split(), {}).parallel, MODELS["m3"])
+    ranks = Ranks(MODELS["m3"], layout, layout.world_size - 1, CallLog())
+    sizes = {
+        name: p.numel() * p.element_size()
+        for name, p in build_model(MODELS["m3"], torch.bfloat16, ranks).named_parameters()
+    }
+    assert layout.world_size == int(num_ranks)
+    assert weights == f"{sum(sizes.values()) / 2**30:.2f} GiB"
+    assert experts == f"{sum(size for name, size in sizes.items() if '.experts.' in name) / 2**30:.2f} GiB"
+    assert kv == f"{page_bytes(ranks.share.config, torch.bfloat16) // 128:,} B"
+
+
+def test_every_plan_is_held() -> None:
+    assert len(PLANS) == 6

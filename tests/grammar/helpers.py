@@ -69,7 +69,9 @@ def draw(model: Model, constraint: Constraint, limit: int, seed: int, prototype:
 
 
 def document(model: Model, schema: Any, start: Start) -> Constraint:
-    built = build(Document("json_schema", schema, "response_format.json_schema.schema"), None)
+    built = build(
+        Document("json_schema", schema, "response_format.json_schema.schema"), None, family=model.family
+    )
     return make_constraint(model.tokenizer, model.family, built, start)
 
 

@@ -15,6 +15,11 @@ COMPLETIONS = "/v1/completions"
 NOTHING: dict[str, Any] = {}
 
 
+def strict(parameters: dict[str, Any]) -> dict[str, Any]:
+    """A strict tool."""
+    return {"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}
+
+
 CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"messages": None}, (400, "invalid_type", "messages")),
     ({"messages": []}, (400, "empty_array", "messages")),
@@ -72,12 +77,31 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"stream_options": {"include_usage": True}}, (400, "invalid_value", "stream_options")),
     ({"stream": True, "stream_interval": 0}, (400, "invalid_value", "stream_interval")),
     ({"prompt_logprobs": 1}, (400, "unsupported_parameter", "prompt_logprobs")),
-    ({"response_format": {"type": "json_object"}}, (400, "unsupported_parameter", "response_format")),
+    ({"response_format": {"type": "structural_tag"}}, (400, "unsupported_parameter", "response_format")),
+    (
+        {"response_format": {"type": "json_schema"}},
+        (400, "missing_required_parameter", "response_format.json_schema"),
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+        (400, "unsupported_schema", "response_format.json_schema.schema.not"),
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "text"}}}},
+        (400, "invalid_schema", "response_format.json_schema.schema.type"),
+    ),
     ({"response_format": {"type": "poem"}}, (400, "invalid_value", "response_format.type")),
-    ({"structured_outputs": {"regex": "a"}}, (400, "unsupported_parameter", "structured_outputs")),
-    ({"guided_json": {}}, (400, "unsupported_parameter", "guided_json")),
-    ({"allowed_token_ids": [1]}, (400, "unsupported_parameter", "allowed_token_ids")),
-    ({"bad_words": ["x"]}, (400, "unsupported_parameter", "bad_words")),
+    ({"structured_outputs": {"regex": "(?=a)b"}}, (400, "unsupported_schema", "structured_outputs.regex")),
+    ({"structured_outputs": {"tree": "a"}}, (400, "unsupported_parameter", "structured_outputs.tree")),
+    ({"structured_outputs": {"choice": []}}, (400, "invalid_type", "structured_outputs.choice")),
+    ({"guided_json": "{"}, (400, "invalid_schema", "guided_json")),
+    ({"guided_grammar": "start: ("}, (400, "invalid_grammar", "guided_grammar")),
+    ({"guided_regex": "a", "guided_choice": ["b"]}, (400, "unsupported_combination", "guided_choice")),
+    ({"guided_regex": "a", "ignore_eos": True}, (400, "unsupported_combination", "ignore_eos")),
+    ({"guided_regex": "a", "min_tokens": 3}, (400, "unsupported_combination", "min_tokens")),
+    ({"allowed_token_ids": []}, (400, "invalid_value", "allowed_token_ids")),
+    ({"allowed_token_ids": [10**9]}, (400, "invalid_value", "allowed_token_ids")),
+    ({"bad_words": [""]}, (400, "invalid_value", "bad_words")),
     ({"tools": [TOOL, TOOL]}, (400, "invalid_value", "tools[1].function.name")),
     (
         {"tools": [{"type": "function", "function": {"name": "a b"}}]},
@@ -87,14 +111,22 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
         {"tools": [{"type": "web", "function": {"name": "a"}}]},
         (400, "unsupported_tool_type", "tools[0].type"),
     ),
-    ({"tools": [TOOL], "tool_choice": "required"}, (400, "unsupported_parameter", "tool_choice")),
+    (
+        {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}},
+        (400, "unsupported_combination", "response_format"),
+    ),
+    (
+        {"tools": [strict({"type": "object", "properties": {"a": {"not": {}}}})]},
+        (400, "unsupported_schema", "tools[0].function.parameters.properties.a.not"),
+    ),
+    ({"tools": [strict({"type": "array"})]}, (400, "invalid_schema", "tools[0].function.parameters")),
+    ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, (400, "invalid_value", "tool_choice")),
     ({"tool_choice": "required"}, (400, "missing_required_parameter", "tools")),
     ({"tool_choice": "sometimes"}, (400, "invalid_value", "tool_choice")),
     (
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
         (400, "unknown_tool", "tool_choice"),
     ),
-    ({"tools": [TOOL], "parallel_tool_calls": False}, (400, "unsupported_parameter", "parallel_tool_calls")),
     (
         {"add_generation_prompt": True, "continue_final_message": True},
         (400, "unsupported_combination", "continue_final_message"),
@@ -102,9 +134,10 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"continue_final_message": True}, (400, "invalid_value", "continue_final_message")),
     ({"chat_template": "{{ x }}"}, (400, "chat_template_not_allowed", "chat_template")),
     ({"thinking": {"type": "deep"}}, (400, "invalid_value", "thinking.type")),
-    ({"thinking": {"budget_tokens": 5}}, (400, "unsupported_parameter", "thinking.budget_tokens")),
+    ({"thinking": {"budget_tokens": 0}}, (400, "invalid_value", "thinking.budget_tokens")),
+    ({"thinking": {"budget_tokens": 5}, "max_tokens": 5}, (400, "invalid_value", "thinking.budget_tokens")),
     ({"reasoning_effort": "heroic"}, (400, "invalid_value", "reasoning_effort")),
-    ({"thinking_token_budget": 7}, (400, "unsupported_parameter", "thinking_token_budget")),
+    ({"thinking_token_budget": -1}, (400, "invalid_value", "thinking_token_budget")),
     ({"cache_salt": ""}, (400, "invalid_value", "cache_salt")),
     ({"cache_salt": "x" * 129}, (400, "invalid_value", "cache_salt")),
     ({"request_id": "a\nb"}, (400, "invalid_value", "request_id")),

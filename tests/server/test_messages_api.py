@@ -259,7 +259,7 @@ async def test_forms_of_messages() -> None:
         ({}, "adaptive", 0),
         ({"thinking": {"type": "adaptive"}}, "adaptive", 0),
         ({"thinking": {"type": "disabled"}}, "disabled", 0),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "enabled", 1),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "enabled", 0),
         ({"output_config": {"effort": "high"}}, "enabled", 0),
     ],
 )

@@ -56,17 +56,19 @@ ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"tools": [{"type": "web_search"}]}, (400, "unsupported_tool_type", "tools[0].type")),
     ({"tools": [{"type": "function"}]}, (400, "missing_required_parameter", "tools[0].name")),
     ({"tools": [{**TOOLS[0], "name": "a b"}]}, (400, "invalid_value", "tools[0].name")),
-    ({"tools": [{**TOOLS[0], "strict": True}]}, (400, "unsupported_parameter", "tools[0].strict")),
-    ({"tools": TOOLS, "tool_choice": "required"}, (400, "unsupported_parameter", "tool_choice")),
+    (
+        {"tools": [{**TOOLS[0], "strict": True, "parameters": {"type": "object", "not": {}}}]},
+        (400, "unsupported_schema", "tools[0].parameters.not"),
+    ),
+    ({"tool_choice": "required"}, (400, "missing_required_parameter", "tools")),
     (
         {"tools": TOOLS, "tool_choice": {"type": "function", "name": "g"}},
         (400, "unknown_tool", "tool_choice"),
     ),
-    ({"tools": TOOLS, "parallel_tool_calls": False}, (400, "unsupported_parameter", "parallel_tool_calls")),
-    ({"text": {"format": {"type": "json_object"}}}, (400, "unsupported_parameter", "text.format")),
+    ({"text": {"format": {"type": "structural_tag"}}}, (400, "unsupported_parameter", "text.format")),
     (
-        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}},
-        (400, "unsupported_parameter", "text.format"),
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "odd"}}}},
+        (400, "invalid_schema", "text.format.schema.type"),
     ),
     ({"include": ["file_search_call.results"]}, (400, "unsupported_parameter", "include")),
     ({"top_logprobs": 2}, (400, "invalid_value", "top_logprobs")),
@@ -78,7 +80,7 @@ ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"prompt": {"id": "p"}}, (400, "unsupported_parameter", "prompt")),
     ({"priority": 3}, (400, "unsupported_parameter", "priority")),
     ({"reasoning": {"effort": "huge"}}, (400, "invalid_value", "reasoning.effort")),
-    ({"thinking": {"budget_tokens": 50}}, (400, "unsupported_parameter", "thinking.budget_tokens")),
+    ({"thinking": {"budget_tokens": 0}}, (400, "invalid_value", "thinking.budget_tokens")),
     ({"previous_response_id": "resp_0"}, (404, "not_found", "previous_response_id")),
 ]
 

@@ -80,8 +80,15 @@ class Built:
 _JSON_CLOSERS = ("}", "]", '"')
 
 
-def build(document: Document | None, calls: Calls | None, *, after_trigger: bool = False) -> Built:
-    """The grammar of one of the two. ``after_trigger``: of a block whose opening token has been written.
+def build(
+    document: Document | None,
+    calls: Calls | None,
+    *,
+    family: Family | None = None,
+    after_trigger: bool = False,
+) -> Built:
+    """The grammar of one of the two, or of either. ``family``: the notation of calls that a reader of the
+    answer looks for, asked for or not. ``after_trigger``: of a block whose opening token has been written.
 
     Raises SchemaError.
     """
@@ -94,7 +101,7 @@ def build(document: Document | None, calls: Calls | None, *, after_trigger: bool
     closers: tuple[str, ...] = ()
     closing, open_keys = "", False
     if document is not None:
-        start, cost = _document(grammar, document, calls)
+        start, cost = _document(grammar, document, (SEPARATOR,) if family == "m3" else ())
         starts.append(start)
         costs.append(cost)
         closers = (*_JSON_CLOSERS, ",") if document.kind.startswith("json") else ()
@@ -141,13 +148,12 @@ def _call(writer: CallsM2 | CallsM3, tool: CallTool, node: Node | None) -> str:
         raise SchemaError(tool.path, f"{tool.path}: {error}", error.code) from None
 
 
-def _document(grammar: Grammar, document: Document, calls: Calls | None) -> tuple[str, int]:
+def _document(grammar: Grammar, document: Document, forbidden: Sequence[str]) -> tuple[str, int]:
     """(start symbol, characters to close it)"""
     value, path = document.value, document.path
     match document.kind:
         case "json_object" | "json_schema":
             node = free_object() if document.kind == "json_object" else read_schema(value, path)
-            forbidden = (SEPARATOR,) if calls is not None and calls.family == "m3" else ()
             try:
                 return JsonText(grammar, forbidden).value(node), node.closing
             except SchemaError as error:

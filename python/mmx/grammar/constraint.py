@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmx.grammar.build import MARKERS, TRIGGER, Built, Family
+from mmx.grammar.build import TRIGGER, Built, Family
 from mmx.protocol import Constraint
 from mmx.tokenizer import Tokenizer
 
@@ -16,11 +16,6 @@ THOUGHT_TAGS: dict[Family, tuple[str, str]] = {
 _LAST_WORDS = "\n\nThat is enough thinking; I answer now."
 
 Start = Literal["thought", "choice", "grammar", "free"]
-
-
-def markers_missing(tokenizer: Tokenizer, family: Family) -> list[str]:
-    """Markers of calls that the tokenizer does not have as control tokens."""
-    return [text for text in MARKERS[family] if text not in tokenizer.control_ids]
 
 
 def make_constraint(

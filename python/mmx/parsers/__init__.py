@@ -47,6 +47,7 @@ __all__ = [
     "ParsedCall",
     "ParsedMessage",
     "Reasoning",
+    "answer_start",
     "collect",
     "make_parser",
     "parse",
@@ -142,6 +143,17 @@ def parse(parser: Machine, text: str, token_ids: Sequence[int] | None = None) ->
 
 def _family_of(name: str) -> _Family:
     return "m3" if name.startswith("minimax_m3") else "m2"
+
+
+def answer_start(
+    family: _Family, prompt: str, thinking_mode: str | None
+) -> Literal["thought", "choice", "text"]:
+    """Where an answer to ``prompt`` (or to its end) begins: inside a thought, before one that the model may
+    open (M3), or in its text."""
+    opened = prompt.rpartition(_TURN_OPENER)[2] if _TURN_OPENER in prompt else None
+    if _in_thought(family, opened, thinking_mode):
+        return "thought"
+    return "choice" if family == "m3" and opened in (None, "") else "text"
 
 
 def _in_thought(family: _Family, opened: str | None, thinking_mode: str | None) -> bool:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.constrain import chat_constraint
+from mmx.server.errors import ApiError, unsupported
 from mmx.server.generation import Job
 from mmx.server.output import prompt_tail
 from mmx.server.prepare import Incoming, build_job
-from mmx.server.prompts import Prompt, chat_prompt, check_ids, check_tools, render_options
+from mmx.server.prompts import Prompt, chat_prompt, check_ids, check_tools, in_pool, render_options
 from mmx.server.schemas import ChatRequest
 from mmx.server.thinking import ThinkingChoice, choose
 
@@ -38,7 +39,10 @@ async def chat_job(request: web.Request, incoming: Incoming, chat: ChatRequest) 
         tool_choice=chat.tool_choice if isinstance(chat.tool_choice, str) else "auto",
         inline_thoughts=chat.reasoning_split is False or chat.separate_reasoning is False,
     )
-    return ChatJob(build_job(request, incoming, chat, [prompt], field, make_reader), prompt, thinking)
+    make = chat_constraint(front, chat, thinking, tail, incoming.state.serving()[1].vocab_size)
+    constraint = await in_pool(incoming.state, make)
+    job = build_job(request, incoming, chat, [prompt], field, make_reader, constraint)
+    return ChatJob(job, prompt, thinking)
 
 
 async def render_chat(incoming: Incoming, chat: ChatRequest) -> tuple[Prompt, ThinkingChoice, str]:
@@ -66,25 +70,4 @@ def _check(chat: ChatRequest) -> None:
         raise ApiError("empty_array", "messages must hold at least one message", "messages")
     if chat.modalities is not None and chat.modalities != ["text"]:
         raise unsupported("modalities", 'only ["text"]')
-    if chat.parallel_tool_calls is False and chat.tools:
-        raise unsupported("parallel_tool_calls", "calls are not constrained by a grammar")
     check_tools(chat.tools)
-    choice = chat.tool_choice
-    if isinstance(choice, dict) or choice == "required":
-        if not chat.tools:
-            raise ApiError("missing_required_parameter", "tool_choice needs tools", "tools")
-        if isinstance(choice, dict):
-            named = (
-                (choice.get("function") or {}).get("name")
-                if isinstance(choice.get("function"), dict)
-                else None
-            )
-            if named is not None and named not in [tool.function.name for tool in chat.tools]:
-                raise ApiError(
-                    "unknown_tool", f"tool_choice names {clip(named)!r}, which is not in tools", "tool_choice"
-                )
-        raise unsupported("tool_choice", "only auto and none; calls are not constrained by a grammar")
-    if choice not in (None, "auto", "none"):
-        raise ApiError(
-            "invalid_value", "tool_choice must be auto, none, required or a function", "tool_choice"
-        )

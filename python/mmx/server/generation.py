@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mmx.config import SamplingParams
-from mmx.protocol import Failed, Submit
+from mmx.protocol import Constraint, Failed, Submit
 from mmx.server.choice import Choice, Delta
 from mmx.server.errors import ApiError
 from mmx.server.model_front import ModelFront
@@ -39,6 +39,7 @@ class Job:
     keep_token_ids: bool
     interval: int
     make_reader: MakeReader
+    constraint: Constraint | None = None
 
 
 class Generation:
@@ -113,6 +114,7 @@ class Generation:
                 params=choice.params,
                 deadline_s=self.job.deadline_s,
                 cache_salt=self.job.cache_salt,
+                constraint=self.job.constraint,
             )
         )
         while choice.finish_reason is None:

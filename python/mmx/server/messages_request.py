@@ -17,16 +17,18 @@ REFUSED_IN_MESSAGES = {
     "container": _NOT_BUILT,
     "context_management": _NOT_BUILT,
     "mcp_servers": _NOT_BUILT,
-    "output_format": "output constrained by a grammar is not available",
 }
 # The client's words for fields of the chat request.
 _NAMES = {
     "stop": "stop_sequences",
+    "response_format.json_schema.schema": "output_config.format.schema",
+    "response_format.json_schema": "output_config.format.schema",
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "function.name": "name",
     "function.strict": "strict",
+    "function.parameters": "input_schema",
 }
 
 
@@ -72,6 +74,7 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    output_format: dict[str, Any] | None = None
     # Accepted for their senders' sake: nothing in one server depends on them.
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
@@ -94,10 +97,12 @@ def to_chat(request: MessagesRequest, signer: Signer) -> ChatForm:
     if request.tool_choice is not None:
         body.update(_tool_choice(request.tool_choice))
     if request.thinking is not None:
-        body["thinking"] = _thinking(request.thinking, request.max_tokens, form.warnings)
+        body["thinking"] = _thinking(request.thinking, request.max_tokens)
     if request.output_config is not None:
         body["reasoning_effort"] = request.output_config.effort
-        body["response_format"] = request.output_config.format
+        body["response_format"] = _format(request.output_config.format)
+    if request.output_format is not None:
+        body["response_format"] = _format(request.output_format)
     if request.system is not None:
         form.add("system", {"role": "system", "content": plain(request.system, "system")})
     add_turns(form, request.messages, signer)
@@ -140,7 +145,7 @@ def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
     return {**fields, "tool_choice": words[choice.type]}
 
 
-def _thinking(thinking: ThinkingConfig, max_tokens: int | None, warnings: list[str]) -> dict[str, Any]:
+def _thinking(thinking: ThinkingConfig, max_tokens: int | None) -> dict[str, Any]:
     budget = thinking.budget_tokens
     if budget is not None:
         limit = max_tokens if max_tokens is not None else budget + 1
@@ -151,7 +156,12 @@ def _thinking(thinking: ThinkingConfig, max_tokens: int | None, warnings: list[s
                 f"got {clip(budget)}",
                 "thinking.budget_tokens",
             )
-        warnings.append("thinking.budget_tokens is not enforced; only max_tokens limits the answer")
     if thinking.display not in (None, "summarized"):
         raise unsupported("thinking.display", "thinking is returned in full")
-    return {"type": thinking.type}
+    return {"type": thinking.type, "budget_tokens": budget}
+
+
+def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    if given is None or given.get("type") != "json_schema":
+        return given
+    return {"type": "json_schema", "json_schema": {"schema": given.get("schema")}}

@@ -67,6 +67,11 @@ class OutputFormat:
         spoken: Family = "m3" if "m3" in used else "m2"
         return cls(reasoning, tool, spoken, tokenizer.ids_of(MARKERS[spoken]))
 
+    @property
+    def called_family(self) -> Family | None:
+        """The family whose calls are read; None if none are."""
+        return None if self.tool_parser == "none" else self.family
+
     def reader(
         self,
         *,

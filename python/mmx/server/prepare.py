@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from mmx.protocol import Constraint
 from mmx.server.body import read_body
 from mmx.server.decode import decode_object, decode_request
 from mmx.server.errors import ApiError, clip
@@ -123,6 +124,7 @@ def build_job(
     prompts: list[Prompt],
     prompt_field: str,
     make_reader: MakeReader,
+    constraint: Constraint | None,
 ) -> Job:
     """Check prompts and sampling against the engine's limits."""
     state = incoming.state
@@ -164,4 +166,5 @@ def build_job(
         keep_token_ids=bool(parsed.return_token_ids),
         interval=(interval or state.config.answer.stream_interval) if parsed.stream else 1 << 30,
         make_reader=make_reader,
+        constraint=constraint,
     )

@@ -133,12 +133,6 @@ def check_tools(tools: list[Tool] | None) -> None:
         if name in seen:
             raise ApiError("invalid_value", f"{path} {clip(name)!r} is given twice", path)
         seen.add(name)
-        if tool.function.strict:
-            raise ApiError(
-                "unsupported_parameter",
-                "strict is not supported: calls are not constrained by a grammar",
-                f"tools[{i}].function.strict",
-            )
 
 
 # ---- plain text --------------------------------------------------------------------------------------

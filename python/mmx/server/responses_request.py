@@ -25,6 +25,7 @@ REFUSED_IN_RESPONSES = {
 _NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "function.name": "name",
     "function.strict": "strict",

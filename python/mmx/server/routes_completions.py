@@ -9,11 +9,12 @@ from aiohttp import web
 
 from mmx.server.answer import Collected, CompletionWriter
 from mmx.server.choice import Choice, Delta
+from mmx.server.constrain import completion_constraint
 from mmx.server.errors import unsupported
 from mmx.server.generation import Generation
 from mmx.server.logprobs import LogprobFormat
 from mmx.server.prepare import Incoming, build_job, new_id, receive
-from mmx.server.prompts import completion_prompts
+from mmx.server.prompts import completion_prompts, in_pool
 from mmx.server.schemas import REFUSED_IN_COMPLETIONS, CompletionRequest
 from mmx.server.serve import answer_json, answer_stream, final_usage, stream_tail
 
@@ -26,7 +27,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
     if parsed.echo and parsed.logprobs is not None:
         raise unsupported("echo", "not together with logprobs, which prompt tokens do not have")
     prompts = await completion_prompts(state, front, parsed)
-    job = build_job(request, incoming, parsed, prompts, "prompt", lambda: None)
+    make = completion_constraint(front, parsed, state.serving()[1].vocab_size)
+    constraint = await in_pool(state, make)
+    job = build_job(request, incoming, parsed, prompts, "prompt", lambda: None, constraint)
     logprobs = None
     if parsed.logprobs is not None:
         as_ids = parsed.return_tokens_as_token_ids or state.config.answer.tokens_as_ids

@@ -41,11 +41,6 @@ def _refuse_unsupported(request: Generate) -> None:
         raise unsupported("use_beam_search", "answers are sampled")
     if request.priority:
         raise unsupported("priority", "the scheduling policy is first come, first served")
-    kind = (request.response_format or {"type": "text"}).get("type")
-    if kind != "text":
-        if kind not in ("json_object", "json_schema", "structural_tag", "regex", "ebnf"):
-            raise ApiError("invalid_value", "response_format.type must be text", "response_format.type")
-        raise unsupported("response_format", "output constrained by a grammar is not available")
 
 
 def _stop(request: Generate) -> tuple[str, ...]:

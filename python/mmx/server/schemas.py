@@ -77,6 +77,7 @@ class ReasoningOptions(msgspec.Struct, frozen=True):
     effort: str | float | None = None
     enabled: bool | None = None
     summary: str | None = None
+    max_tokens: int | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +115,15 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     priority: float | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     use_beam_search: bool | None = None
@@ -140,6 +150,7 @@ class ChatRequest(Generate, frozen=True, kw_only=True):
     reasoning_effort: str | float | None = None
     reasoning: ReasoningOptions | None = None
     thinking: Thinking | bool | None = None
+    thinking_token_budget: int | None = None
     enable_thinking: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -188,20 +199,9 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Documented fields whose feature is not part of this server, with the reason a client is told.
-_NO_GRAMMAR = "output constrained by a grammar is not available"
 _NOT_BUILT = "this server does not offer it"
 REFUSED: dict[str, str] = {
-    "structured_outputs": _NO_GRAMMAR,
-    "guided_json": _NO_GRAMMAR,
-    "guided_regex": _NO_GRAMMAR,
-    "guided_choice": _NO_GRAMMAR,
-    "guided_grammar": _NO_GRAMMAR,
-    "regex": _NO_GRAMMAR,
-    "ebnf": _NO_GRAMMAR,
-    "allowed_token_ids": _NOT_BUILT,
-    "bad_words": _NOT_BUILT,
     "prompt_logprobs": _NOT_BUILT,
-    "thinking_token_budget": _NOT_BUILT,
     "stream_reasoning": _NOT_BUILT,
     "mm_processor_kwargs": "the model reads text only",
     "media_io_kwargs": "the model reads text only",
@@ -230,6 +230,5 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (False,),
     "return_token_times": (False,),
     "suffix": ("",),
-    "bad_words": ([],),
     "mm_processor_kwargs": ({},),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.errors import ApiError, clip
 from mmx.server.schemas import ChatRequest, Thinking, TokenizeRequest
 
 MODES = ("disabled", "adaptive", "enabled")
@@ -21,11 +21,13 @@ _DEFAULTS = {"m3": "adaptive", "m2": "enabled"}
 
 
 class ThinkingChoice(NamedTuple):
-    """The effective ``mode``, the variables for the template and what the client should know."""
+    """The effective ``mode``, the variables for the template, what the client should know, and how many
+    tokens a thought may have."""
 
     mode: str
     template_kwargs: dict[str, Any]
     warnings: list[str]
+    budget: int | None = None
 
 
 def _mode(value: Any, path: str) -> str:
@@ -67,8 +69,6 @@ def _from_kwargs(kwargs: dict[str, Any], path: str) -> list[tuple[str, str]]:
 def _from_thinking(thinking: Thinking | bool) -> list[tuple[str, str]]:
     if isinstance(thinking, bool):
         return [("thinking", _switch(thinking, "thinking"))]
-    if thinking.budget_tokens is not None:
-        raise unsupported("thinking.budget_tokens", "thinking can not be cut at a number of tokens")
     if thinking.type is not None:
         return [("thinking.type", _mode(thinking.type, "thinking.type"))]
     if thinking.effort is not None:
@@ -107,10 +107,31 @@ def choose(
     if family == "m2" and mode == "adaptive":
         mode = "enabled"
     merged = {**default_kwargs, **kwargs}
-    for name in ("thinking_mode", "enable_thinking", "thinking"):
+    for name in ("thinking_mode", "enable_thinking", "thinking", "thinking_budget"):
         merged.pop(name, None)
     if family is not None:
         merged["thinking_mode"] = mode
     elif found or defaults:
         merged["enable_thinking"] = mode != "disabled"
-    return ThinkingChoice(mode, merged, warnings)
+    return ThinkingChoice(mode, merged, warnings, _budget(request, kwargs))
+
+
+def _budget(request: ChatRequest | TokenizeRequest, kwargs: dict[str, Any]) -> int | None:
+    """The smallest of the budgets that the request gives; below 1 is an error."""
+    found: dict[str, Any] = {"chat_template_kwargs.thinking_budget": kwargs.get("thinking_budget")}
+    if isinstance(request.thinking, Thinking):
+        found["thinking.budget_tokens"] = request.thinking.budget_tokens
+    if request.reasoning is not None:
+        found["reasoning.max_tokens"] = request.reasoning.max_tokens
+    if isinstance(request, ChatRequest):
+        found["thinking_token_budget"] = request.thinking_token_budget
+    given = {path: value for path, value in found.items() if value is not None}
+    for path, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ApiError("invalid_value", f"{path} must be at least 1, got {clip(value)}", path)
+    limit = request.max_completion_tokens or request.max_tokens if isinstance(request, ChatRequest) else None
+    for path, value in given.items():
+        if limit is not None and value >= limit:
+            text = f"{path} must be less than the {limit} tokens of the answer, got {clip(value)}"
+            raise ApiError("invalid_value", text, path)
+    return min(given.values(), default=None)

@@ -1,5 +1,5 @@
 #include "cpp/core/math.h"
-#include "cuda/common/chain.h"
+#include "cuda/common/launch.h"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/stream_rows.cuh"
@@ -32,7 +32,6 @@ constexpr int kWarps = 8;        // split k between them; their sums are added i
 constexpr int kUnroll = 2;       // chunks in flight: 8 loads of 16 bytes per lane
 constexpr int kWeightRows = 16;  // per block: the m of mma.m16n8k16
 constexpr int kGroup = 16;       // row tiles that share a pass over the weights, their x in the L2
-constexpr int kAhead = 1;        // rounds of chunks that go into the L2 while x is not ready
 
 /// Blocks per multiprocessor that the registers of so many tiles allow.
 constexpr int blocks_of(int token_tiles) { return token_tiles == 1 ? 4 : token_tiles == 2 ? 3 : 2; }
@@ -59,15 +58,9 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_of(kTokenTiles)) linear_sk
     float acc[kTokenTiles][4] = {};
     const bf16* high = weight + 8 * p.k;
     const int num_chunks = static_cast<int>(p.k / kStreamChunk<bf16>);
-    // Weights do not depend on what runs before: memory stays busy while small kernels prepare x.
-    const auto ready = [&] {
-        ptx::let_successors_start();
-        for (int i = 1; i <= kAhead; ++i)
-            prefetch_rows<bf16, kUnroll>(weight, high, num_chunks, warp_idx + i * kUnroll * kWarps, kWarps);
-        ptx::wait_for_predecessors();
-    };
+    ptx::let_successors_start();
     stream_rows<bf16, kTokenTiles, kUnroll>(acc, weight, high, x, nullptr, nullptr, num_chunks, warp_idx,
-                                            kWarps, ready);
+                                            kWarps);
 
     __shared__ float partial[kWarps][kTokens][kWeightRows];
 #pragma unroll
@@ -101,7 +94,7 @@ void launch_linear(const LinearParams& p, Stream stream) {
         if (is_skinny(p)) {
             const auto launch = [&](auto kernel, int64_t tokens) {
                 const int64_t blocks = ceil_div(p.m, tokens) * (p.n / kWeightRows);
-                LaunchChain{"linear", dim3(static_cast<unsigned>(blocks)), kWarps * 32, 0, stream}(kernel, p);
+                Launch{"linear", dim3(static_cast<unsigned>(blocks)), kWarps * 32, 0, stream}(kernel, p);
             };
             if (p.m <= 8) return launch(linear_skinny_kernel<1, TOut>, 8);
             if (p.m <= 16) return launch(linear_skinny_kernel<2, TOut>, 16);

@@ -21,6 +21,7 @@ STARTED = time.perf_counter()
 import argparse  # noqa: E402
 import gc  # noqa: E402
 import json  # noqa: E402
+import logging  # noqa: E402
 import statistics  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     longest_prompt = max([*args.prefill, *args.long, args.prompt])
     extra = args.tokens + 2 * max(args.batches, default=1) + 256
     most = max([longest_prompt + extra, *(batch * (args.prompt + extra) for batch in args.batches)])

@@ -112,3 +112,19 @@ def test_no_token_depends_on_a_batch_of_40(folder: Path) -> None:
         )
         single.append(llm.generate([prompt], params, use_tqdm=False)[0].token_ids)
     assert tokens(llm, prompts) == single
+
+
+def test_a_prompt_that_is_nan_from_its_first_layer_on_fails_alone(
+    folder: Path, prompts: list[list[int]], alone: list[list[int]]
+) -> None:
+    """No kernel trips over it: routers, selectors and attention see nothing but NaN in its rows."""
+    llm = make_llm(folder)
+    runner = llm._engine.runner
+    used = {*prompts[2], *prompts[3], *alone[2], *alone[3]}
+    poison = next(i for i in range(256) if i not in used)
+    runner.model.embed.weight[poison] = float("nan")  # type: ignore[attr-defined]
+    mates = [prompts[2], prompts[3]]
+    with pytest.raises(RuntimeError, match="logits are not finite"):
+        tokens(llm, [*mates, [poison] * 2500])
+    params = [SamplingParams(temperature=0.0, seed=2, max_tokens=NUM_TOKENS, ignore_eos=True, top_p=0.95)]
+    assert llm.generate(mates[:1], params, use_tqdm=False)[0].token_ids == alone[2]

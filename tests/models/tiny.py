@@ -86,7 +86,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all_blocks": {"sparse": {"sparse_topk_blocks": 64}},
     "local_two": {"sparse": {"sparse_topk_blocks": 6, "sparse_local_block": 2}},
     "multimodal": {"multimodal": True},
-    "fp8": {"hidden_size": 128, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
+    "fp8": {"hidden_size": 128, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
     | {"intermediate_size": 128, "fp8": True},
     "page128": {"sparse": {"sparse_topk_blocks": 2, "sparse_block_size": 128}},
 }

@@ -20,6 +20,7 @@ class Case(NamedTuple):
     sizes: tuple[int, int, int, int, int]
     coupled: bool = False
     variant: str = "base"
+    dcp: int = 1
 
     @property
     def world(self) -> int:
@@ -43,6 +44,7 @@ def _pcp(size: int, tp: int = 1, **more: Any) -> dict[str, Any]:
 
 
 EP = {"expert_parallel": True}
+DCP = {"decode_context_parallel_size": 2}
 SP = {"sequence_parallel_norm": True}
 CASES: dict[str, Case] = {
     "m2-tp2": Case("m2", _tp(2), (2, 1, 1, 1, 2)),
@@ -72,6 +74,11 @@ CASES: dict[str, Case] = {
     "m2-prefill-cp2": Case("m2", _pcp(2), (1, 1, 2, 1, 2)),
     "m3-prefill-cp2-ep": Case("m3", _pcp(2, **EP), (1, 1, 2, 2, 1)),
     "m3-prefill-cp2-tp2": Case("m3", _pcp(2, 2, **EP), (2, 1, 2, 4, 1)),
+    "m2-decode-cp2": Case("m2", _tp(2, **DCP), (2, 1, 1, 1, 2), dcp=2),
+    "m3-decode-cp2": Case("m3", _tp(2, **DCP), (2, 1, 1, 1, 2), dcp=2),
+    "m3-tp4-decode-cp2": Case("m3", _tp(4, **DCP), (4, 1, 1, 1, 4), dcp=2),
+    "m3-decode-cp4-ep": Case("m3", _tp(4, decode_context_parallel_size=4, **EP), (4, 1, 1, 4, 1), dcp=4),
+    "m3-dp2-tp2-decode-cp2-ep4": Case("m3", _dp(2, 2, **EP, **DCP), (2, 2, 1, 4, 1), True, dcp=2),
     "m2-tp2-sp": Case("m2", _tp(2, **SP), (2, 1, 1, 1, 2)),
     "m3-tp4-sp": Case("m3", _tp(4, **SP), (4, 1, 1, 1, 4)),
     "m3-dp2-tp2-ep4-sp": Case("m3", _dp(2, 2, **EP, **SP), (2, 2, 1, 4, 1), True),
@@ -124,9 +131,9 @@ def shape_of(case: Case) -> Shape:
 
 
 def weight_bytes(case: Case) -> int:
-    """fp32 bytes of the parameters on each rank."""
+    """Bytes of the parameters on each rank, fp32 but for fp8 matrices."""
     s, (tp, _, _, ep, moe_tp) = shape_of(case), case.sizes
-    kv = max(s.kv // tp, 1)
+    kv = max(s.kv // (tp // case.dcp), 1)
     rows = s.heads // tp + 2 * kv
     attention = s.layers * (rows + s.heads // tp) * s.dim * s.hidden
     attention += s.sparse * (kv + 1) * s.dim * s.hidden
@@ -138,13 +145,16 @@ def weight_bytes(case: Case) -> int:
     experts = s.moe * (s.experts // ep) * 3 * (s.inter // moe_tp) * s.hidden
     router = s.moe * (s.hidden + 1) * s.experts
     mlp = 3 * s.hidden * (s.moe * s.shared + (s.layers - s.moe) * s.dense) // tp
-    return 4 * (attention + norms + experts + router + mlp + 2 * s.vocab // tp * s.hidden)
+    matrices, rest = attention + experts, norms + router + mlp + 2 * s.vocab // tp * s.hidden
+    if case.variant == "fp8":  # a byte each, and a scale per 128 x 128 of them
+        return 4 * rest + matrices + 4 * matrices // 128**2
+    return 4 * (rest + matrices)
 
 
 def page_bytes(case: Case) -> int:
     """fp32 bytes of one page over all layers on each rank."""
     s = shape_of(case)
-    kv = max(s.kv // case.sizes[0], 1)
+    kv = max(s.kv // (case.sizes[0] // case.dcp), 1)
     return 4 * s.page * s.dim * (2 * kv * s.layers + s.sparse)
 
 
@@ -168,6 +178,10 @@ def collectives(case: Case, num_forwards: int, num_busy: int, num_samplings: int
     if pcp > 1 or case.coupled:
         calls["all_gather", "spread"] += num_forwards * s.moe
         calls["reduce_scatter", "spread"] += num_forwards * s.moe
+    if case.dcp > 1:
+        # Queries, sums of exponentials, on sparse layers the proposed blocks.
+        calls["all_gather", "decode"] += num_busy * (2 * s.layers + s.sparse)
+        calls["reduce_scatter", "decode"] += num_busy * s.layers
     if case.world > 1:
         calls["all_gather", "world"] += 1
     return +calls

@@ -93,9 +93,12 @@ def test_multimodal_checkpoint_loads_as_its_text_part(folder: Path, tmp_path: Pa
     assert all(torch.equal(loaded[name], parameter) for name, parameter in load(folder).items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fp8_blocks_load_as_their_dequantised_values(dtype: torch.dtype, tmp_path: Path) -> None:
-    quantised = tiny.write_tiny_checkpoint(tmp_path / "fp8", "m2", torch.bfloat16, variant="fp8")
+# Parts that cut through scale blocks when they are merged: the parameters are not e4m3.
+CUT_BLOCKS: dict[str, Any] = {"num_key_value_heads": 1, "intermediate_size": 64}
+
+
+def dequantised(quantised: Path, folder: Path) -> Path:
+    """The checkpoint with every matrix multiplied out, in ``folder``."""
     stored = all_tensors(quantised)
     plain: dict[str, torch.Tensor] = {}
     for name, tensor in stored.items():
@@ -109,14 +112,53 @@ def test_fp8_blocks_load_as_their_dequantised_values(dtype: torch.dtype, tmp_pat
         plain[name] = tensor
     config = json.loads((quantised / "config.json").read_text())
     del config["quantization_config"]
-    dequantised = tmp_path / "plain"
-    dequantised.mkdir()
-    tiny.write_json(dequantised / "config.json", config)
-    tiny.write_shards(dequantised, plain)
+    folder.mkdir()
+    tiny.write_json(folder / "config.json", config)
+    tiny.write_shards(folder, plain)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_blocks_load_as_their_dequantised_values(dtype: torch.dtype, tmp_path: Path) -> None:
+    variant = tiny.VARIANTS["fp8"] | CUT_BLOCKS
+    quantised = tiny.write_tiny_checkpoint(tmp_path / "fp8", "m2", torch.bfloat16, variant=variant)
+    stored = all_tensors(quantised)
     assert sum(tensor.dtype == torch.float8_e4m3fn for tensor in stored.values()) == 3 * (4 + 8 * 3)
-    expected = load(dequantised, dtype)
+    expected = load(dequantised(quantised, tmp_path / "plain"), dtype)
     for name, parameter in load(quantised, dtype).items():
         assert torch.equal(parameter, expected[name]), name
+
+
+def test_fp8_blocks_stay_codes_and_scales(tmp_path: Path) -> None:
+    quantised = tiny.write_tiny_checkpoint(tmp_path / "fp8", "m2", torch.bfloat16, variant="fp8")
+    parameters, stored = load(quantised, torch.bfloat16), all_tensors(quantised)
+
+    def same(ours: torch.Tensor, theirs: list[str]) -> bool:
+        return torch.equal(ours.view(torch.uint8), torch.cat([stored[n].view(torch.uint8) for n in theirs]))
+
+    heads = [f"model.layers.1.self_attn.{part}_proj.weight" for part in ("q", "k", "v")]
+    assert same(parameters["layers.1.attention.qkv.weight"], heads)
+    scales = [f"{name}_scale_inv" for name in heads]
+    assert same(parameters["layers.1.attention.qkv.weight_scale"], scales)
+    expert = "model.layers.2.block_sparse_moe.experts.3."
+    gate_up = [f"{expert}{part}.weight" for part in ("w1", "w3")]
+    assert same(parameters["layers.2.mlp.experts.gate_up"][3], gate_up)
+    assert same(parameters["layers.2.mlp.experts.gate_up_scale"][3], [f"{n}_scale_inv" for n in gate_up])
+    assert same(parameters["layers.2.mlp.experts.down_scale"][3], [f"{expert}w2.weight_scale_inv"])
+    wide = {p.dtype for name, p in parameters.items() if "experts" not in name and "attention" not in name}
+    assert wide == {torch.bfloat16, torch.float32}
+
+
+def test_matrix_that_is_not_fp8_although_the_config_says_so(tmp_path: Path) -> None:
+    folder = tiny.write_tiny_checkpoint(tmp_path, "m2", variant="fp8")
+    name = "model.layers.0.self_attn.o_proj.weight"
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = tensors[name].bfloat16()
+        del tensors[name + "_scale_inv"]
+
+    edit_tensors(folder, widen)
+    refused(folder, f"tensor {name} in .* must be F8_E4M3 with {name}_scale_inv, as quantization_config says")
 
 
 def test_progress_rises_to_one(folder: Path) -> None:
@@ -210,7 +252,7 @@ def test_fp8_scale_of_wrong_shape(tmp_path: Path) -> None:
     folder = tiny.write_tiny_checkpoint(tmp_path, "m2", variant="fp8")
     name = "model.layers.0.self_attn.o_proj.weight_scale_inv"
     edit_tensors(folder, lambda tensors: tensors.update({name: torch.ones(2, 2)}))
-    refused(folder, rf"tensor {name} in .* must be F32 of shape \[1, 1\], got torch.float32 of \[2, 2\]")
+    refused(folder, rf"tensor {name} in .* must be F32 of shape \[1, 2\], got torch.float32 of \[2, 2\]")
 
 
 def test_folder_without_weights(folder: Path) -> None:
@@ -298,3 +340,13 @@ def test_random_weights(family: str, neutral: float, tmp_path: Path) -> None:
             assert not torch.equal(parameter, other[name])
             assert abs(float(parameter.std()) - 0.02) < 0.003
     assert not torch.equal(first["layers.0.attention.o.weight"], first["layers.1.attention.o.weight"])
+
+
+def test_random_fp8_weights(tmp_path: Path) -> None:
+    config = load_model_config(tiny.write_tiny_checkpoint(tmp_path, "m2", variant="fp8"))
+    parameters = dict(build_model(config, torch.bfloat16).to_empty(device="cpu").named_parameters())
+    fill_random(parameters, 1, config.gemma)
+    for name in ("layers.0.attention.qkv.weight", "layers.1.mlp.experts.gate_up"):
+        codes, scale = parameters[name].float(), parameters[f"{name}_scale"]
+        assert codes.isfinite().all()
+        assert abs(float(codes.std() * scale.flatten()[0]) - 0.02) < 0.001

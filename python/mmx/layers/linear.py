@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmx import ops
+from mmx.model_config import FP8_BLOCK, ModelConfig
 
 # bf16 rows per device type from which the library's GEMM is faster than ``ops.linear`` (bench/NOTES.md).
 MANY_ROWS = {"cuda": 17}
@@ -17,18 +18,41 @@ def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
 
+def keeps_fp8(config: ModelConfig, *widths: int) -> bool:
+    """Whether matrices that are merged from, or cut into, parts of ``widths`` stay e4m3: their scale blocks
+    must not be cut. Else they are dequantised when they are loaded."""
+    return config.fp8_blocks and all(width % FP8_BLOCK == 0 for width in widths)
+
+
+def fp8_parameters(*shape: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Codes [.., rows, cols] and their scales, one per block of 128 x 128."""
+    blocks = (-(-size // FP8_BLOCK) for size in shape[-2:])
+    scale = parameter(*shape[:-2], *blocks, dtype=torch.float32)
+    return parameter(*shape, dtype=torch.float8_e4m3fn), scale
+
+
 class Linear(nn.Module):
     """``x @ weight.T``; weight [out, in].
 
     A row's result does not depend on its batch, which keeps tokens exact under any batching; but many rows of
-    bf16 on a GPU go to the library's GEMM.
+    bf16 on a GPU go to the library's GEMM, unless ``fixed_order``. With ``fp8`` weight and rows are e4m3:
+    exact under batching as well.
     """
 
-    def __init__(self, in_width: int, out_width: int, dtype: torch.dtype) -> None:
+    fixed_order = False
+
+    def __init__(self, in_width: int, out_width: int, dtype: torch.dtype, fp8: bool = False) -> None:
         super().__init__()
-        self.weight = parameter(out_width, in_width, dtype=dtype)
+        self.weight_scale: nn.Parameter | None = None
+        if fp8:
+            self.weight, self.weight_scale = fp8_parameters(out_width, in_width)
+        else:
+            self.weight = parameter(out_width, in_width, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dtype == torch.bfloat16 and x.shape[0] >= MANY_ROWS.get(x.device.type, 1 << 62):
+        if self.weight_scale is not None:
+            return ops.fp8_linear(*ops.fp8_quantize(x), self.weight, self.weight_scale, x.dtype)
+        many = x.shape[0] >= MANY_ROWS.get(x.device.type, 1 << 62)
+        if x.dtype == torch.bfloat16 and many and not self.fixed_order:
             return F.linear(x, self.weight)
         return ops.linear(x, self.weight)

@@ -8,7 +8,7 @@ from torch import nn
 from mmx import ops
 from mmx.distributed import Ranks
 from mmx.layers.batch import ForwardBatch
-from mmx.layers.linear import parameter
+from mmx.layers.linear import fp8_parameters, keeps_fp8, parameter
 from mmx.layers.mlp import Gate, GatedMlp
 from mmx.model_config import ModelConfig
 
@@ -35,8 +35,14 @@ class Experts(nn.Module):
         super().__init__()
         config, (begin, end) = ranks.share.config, ranks.share.experts
         self.first_expert = begin
-        self.gate_up = parameter(end - begin, 2 * config.inter, config.hidden, dtype=dtype)
-        self.down = parameter(end - begin, config.hidden, config.inter, dtype=dtype)
+        shapes = (end - begin, 2 * config.inter, config.hidden), (end - begin, config.hidden, config.inter)
+        self.gate_up_scale: nn.Parameter | None = None
+        self.down_scale: nn.Parameter | None = None
+        if keeps_fp8(config, config.inter):
+            self.gate_up, self.gate_up_scale = fp8_parameters(*shapes[0])
+            self.down, self.down_scale = fp8_parameters(*shapes[1])
+        else:
+            self.gate_up, self.down = (parameter(*shape, dtype=dtype) for shape in shapes)
         self.gate = gate
 
     def forward(
@@ -44,8 +50,15 @@ class Experts(nn.Module):
     ) -> torch.Tensor:
         """Weighted sum of those chosen experts that are here plus ``shared``: [num_tokens, hidden]."""
         offsets, sorted_rows, row_positions = ops.moe_plan(topk_ids, self.first_expert, self.down.shape[0])
-        inner = ops.moe_gate_up(x, self.gate_up, None, offsets, sorted_rows, *self.gate)
-        rows = ops.moe_down(inner, self.down, None, offsets)
+        if self.gate_up_scale is not None and self.down_scale is not None:
+            codes, scale = ops.fp8_quantize(x)
+            inner, inner_scale = ops.fp8_moe_gate_up(
+                codes, scale, self.gate_up, self.gate_up_scale, offsets, sorted_rows, *self.gate
+            )
+            rows = ops.fp8_moe_down(inner, inner_scale, self.down, self.down_scale, offsets, x.dtype)
+        else:
+            inner = ops.moe_gate_up(x, self.gate_up, None, offsets, sorted_rows, *self.gate)
+            rows = ops.moe_down(inner, self.down, None, offsets)
         return ops.moe_combine(rows, row_positions, topk_weights, shared)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from mmx import ops
 from mmx.distributed import Ranks
 from mmx.layers import Attention, ForwardBatch, Linear, Moe, RmsNorm
+from mmx.layers.linear import keeps_fp8
 from mmx.layers.mlp import Gate
 from mmx.layers.norm import norm_over_ranks
 from mmx.models.causal_lm import DecoderLayer
@@ -24,10 +25,11 @@ class M2Attention(nn.Module):
         self.paged = Attention(ranks, sparse=False)
         self.q_width = config.num_heads * config.head_dim
         self.kv_width = config.num_kv_heads * config.head_dim
-        self.qkv = Linear(config.hidden, self.paged.width, dtype)
+        fp8 = keeps_fp8(config, self.q_width, self.kv_width)
+        self.qkv = Linear(config.hidden, self.paged.width, dtype, fp8)
         self.q_norm = RmsNorm(self.q_width, config.norm_eps, config.gemma, dtype)
         self.k_norm = RmsNorm(self.kv_width, config.norm_eps, config.gemma, dtype)
-        self.o = Linear(self.q_width, config.hidden, dtype)
+        self.o = Linear(self.q_width, config.hidden, dtype, fp8)
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         qkv: torch.Tensor = self.qkv(x)

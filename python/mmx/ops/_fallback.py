@@ -63,6 +63,13 @@ def _logprobs(lp: Any, ranks: Any, ids: Any, top: Any, logits: Any, token_ids: A
     _copy((lp, ranks, ids, top), reference.logprobs(logits, token_ids, ids.shape[1]))
 
 
+def _fp8_rows(name: str) -> Callable[..., None]:
+    def run(out: Any, *args: Any) -> None:
+        out.copy_(getattr(reference, name)(*args, out.dtype))
+
+    return run
+
+
 FALLBACKS: dict[str, Callable[..., None]] = {
     "rms_norm": _outputs("rms_norm", 1),
     "add_rms_norm": lambda out, residual, *args: out.copy_(reference.add_rms_norm(residual, *args)),
@@ -83,11 +90,11 @@ FALLBACKS: dict[str, Callable[..., None]] = {
     "embedding": _outputs("embedding", 1),
     "fp8_block_dequant": lambda out, x, scale: out.copy_(reference.fp8_block_dequant(x, scale, out.dtype)),
     "fp8_quantize": _outputs("fp8_quantize", 2),
-    "fp8_linear": lambda out, *args: out.copy_(reference.fp8_linear(*args, out.dtype)),
+    "fp8_linear": _fp8_rows("fp8_linear"),
     "fp8_moe_gate_up": lambda out, scale, *args: _copy(
         (out, scale), reference.fp8_moe_gate_up(*args[:6], *args[7:])
     ),
-    "fp8_moe_down": lambda out, *args: out.copy_(reference.fp8_moe_down(*args, out.dtype)),
+    "fp8_moe_down": _fp8_rows("fp8_moe_down"),
     "mxfp8_dequant": lambda out, x, scale: out.copy_(reference.mxfp8_dequant(x, scale, out.dtype)),
     "adjust_logits": lambda *args: reference.adjust_logits(*args[:-1]),
     "sample": _sample,

@@ -31,7 +31,9 @@ def load_weights(
     """Fill ``parameters`` (name -> tensor of the model, any device) from the checkpoint in ``folder``: the
     whole model, or the ``share`` of one rank, which reads its slices only.
 
-    Values are converted to the parameter's dtype; fp8-block matrices are dequantised. ``progress`` gets
+    Values are converted to the parameter's dtype. fp8-block matrices stay what they are where the parameter
+    is e4m3, with its scales in the parameter of the same name and ``_scale``; else they are dequantised.
+    ``progress`` gets
     the share of loaded bytes, up to 1, once per percent. Raises WeightsError naming the first tensor that
     is missing, unexpected, mis-shaped or of a wrong type.
     """
@@ -57,9 +59,15 @@ def load_weights(
     jobs: list[Job] = []
     # Why sorted: files are read from front to back.
     for name in sorted(table, key=lambda name: (sizes[name].file, sizes[name].begin)):
-        target = _target(parameters, table[name])
-        read = partial(_read, checkpoint, found, name, table[name], target.dtype)
+        piece = table[name]
+        target = _target(parameters, piece)
+        read = partial(_read, checkpoint, found, name, piece, target.dtype)
         jobs.append((target, read, sizes[name].end - sizes[name].begin))
+        if target.dtype == torch.float8_e4m3fn:
+            blocks = _blocks_of(piece)
+            jobs.append(
+                (_target(parameters, blocks), partial(_read_scale, checkpoint, found, name, piece), 0)
+            )
     done = 0
     for num_bytes in copy_all(jobs, next(iter(parameters.values())).device):
         before, done = done, done + num_bytes
@@ -84,6 +92,11 @@ def _read(
     scale_name = found.get(name + SCALE_SUFFIX)
     fp8 = entry.dtype == torch.float8_e4m3fn
     if scale_name is None:
+        if dtype == torch.float8_e4m3fn:
+            raise WeightsError(
+                f"{where} must be F8_E4M3 with {name + SCALE_SUFFIX}, as quantization_config says, "
+                f"got {entry.dtype} without"
+            )
         if fp8:
             raise WeightsError(
                 f"{where} is fp8 and needs {name + SCALE_SUFFIX} and fp8 in quantization_config"
@@ -93,7 +106,20 @@ def _read(
         return _cut(checkpoint.read(found[name]), piece)
     if not fp8:
         raise WeightsError(f"{where} has a scale and must be F8_E4M3, got {entry.dtype}")
-    scale = checkpoint.entry(scale_name)
+    if dtype == torch.float8_e4m3fn:
+        return _cut(checkpoint.read(found[name]), piece)
+    rows, cols = (
+        _blocks(span, size) for span, size in zip((piece.rows, piece.cols), piece.shape, strict=True)
+    )
+    quantised = checkpoint.read(found[name])[rows.begin : rows.end, cols.begin : cols.end]
+    scales = _read_scale(checkpoint, found, name, piece)
+    values = ops.fp8_block_dequant(quantised.contiguous(), scales.contiguous(), dtype)
+    return values[rows.inside, cols.inside]
+
+
+def _read_scale(checkpoint: Checkpoint, found: dict[str, str], name: str, piece: Piece) -> torch.Tensor:
+    """Scales of the blocks that cover what is taken."""
+    scale = checkpoint.entry(found[name + SCALE_SUFFIX])
     expected = tuple(-(-size // FP8_BLOCK) for size in piece.shape)
     if scale.shape != expected or scale.dtype != torch.float32:
         raise WeightsError(
@@ -103,10 +129,20 @@ def _read(
     rows, cols = (
         _blocks(span, size) for span, size in zip((piece.rows, piece.cols), piece.shape, strict=True)
     )
-    quantised = checkpoint.read(found[name])[rows.begin : rows.end, cols.begin : cols.end]
-    scales = checkpoint.read(scale_name)[rows.first : rows.last, cols.first : cols.last]
-    values = ops.fp8_block_dequant(quantised.contiguous(), scales.contiguous(), dtype)
-    return values[rows.inside, cols.inside]
+    return checkpoint.read(found[name + SCALE_SUFFIX])[rows.first : rows.last, cols.first : cols.last]
+
+
+def _blocks_of(piece: Piece) -> Piece:
+    """The piece whose elements are the scale blocks of ``piece``; a parameter that is e4m3 cuts none."""
+    rows, cols = (
+        _blocks(span, size) for span, size in zip((piece.rows, piece.cols), piece.shape, strict=True)
+    )
+    return Piece(
+        piece.parameter + "_scale",
+        (rows.last - rows.first, cols.last - cols.first),
+        piece.first_row // FP8_BLOCK,
+        piece.expert,
+    )
 
 
 def _cut(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
@@ -140,6 +176,9 @@ def _check_filled(table: dict[str, Piece], parameters: Mapping[str, torch.Tensor
     filled = dict.fromkeys(parameters, 0)
     for piece in table.values():
         filled[piece.parameter] += math.prod(piece.part_shape)
+        if parameters[piece.parameter].dtype == torch.float8_e4m3fn:
+            blocks = _blocks_of(piece)
+            filled[blocks.parameter] += math.prod(blocks.part_shape)
     for name, parameter in parameters.items():
         if filled[name] != parameter.numel():
             raise AssertionError(f"rules fill {filled[name]} of {parameter.numel()} elements of {name}")

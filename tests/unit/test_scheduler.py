@@ -52,6 +52,35 @@ def test_priority_beats_arrival_and_equal_priority_is_first_come() -> None:
     assert [shape(scheduler)[0][0] for _ in range(4)] == ["urgent", "first", "second", "late"]
 
 
+def test_a_long_prompt_leaves_half_of_its_steps_to_short_ones() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=8, num_blocks=64)
+    submit(scheduler, "long", [1] * 60)
+    assert shape(scheduler) == [("long", 0, 8, False)]
+    submit(scheduler, "also long", [2] * 30)
+    submit(scheduler, "short", [3] * 3)
+    submit(scheduler, "one", [4])
+    submit(scheduler, "too much", [5, 6])
+    # Behind another long one, the short ones start at once; the long one goes on.
+    assert shape(scheduler) == [("one", 0, 1, True), ("short", 0, 3, True), ("long", 8, 4, False)]
+    # Two decodes leave six tokens, of which half is for short prompts.
+    assert shape(scheduler) == [
+        ("short", 3, 1, True),
+        ("one", 1, 1, True),
+        ("too much", 0, 2, True),
+        ("long", 12, 4, False),
+    ]
+
+
+def test_prompts_of_equal_length_are_not_interleaved() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=8)
+    for i, name in enumerate("abc"):
+        submit(scheduler, name, [1 + i] * 12)
+    assert [shape(scheduler) for _ in range(2)] == [
+        [("a", 0, 8, False)],
+        [("a", 8, 4, True), ("b", 0, 4, False)],
+    ]
+
+
 def test_max_num_seqs_and_token_budget_hold() -> None:
     scheduler = make_scheduler(max_num_seqs=2, max_num_batched_tokens=5)
     for i in range(3):

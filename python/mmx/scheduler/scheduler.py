@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from heapq import heappop, heappush
 from operator import attrgetter
@@ -25,6 +25,9 @@ from mmx.scheduler.prefix_cache import page_hash, root_hash
 from mmx.scheduler.request import Request
 
 _order = attrgetter("order")
+
+# Waiting requests among which short ones are looked for behind long ones.
+MAX_LOOKAHEAD = 256
 
 
 class Scheduler:
@@ -178,7 +181,9 @@ class Scheduler:
         """Plan the next step; None when there is nothing to do.
 
         Decodes go first, then chunks of running prompts, then new requests, each in order of priority
-        and arrival, until ``max_num_batched_tokens`` are planned. At most one step may be in flight.
+        and arrival, until ``max_num_batched_tokens`` are planned. A prompt that needs more steps than this
+        one leaves up to half of it to prompts that fit into that half whole, running or new. At most one step
+        may be in flight.
         """
         budget = self.max_num_batched_tokens
         decodes: list[tuple[ScheduledSeq, Request]] = []
@@ -191,7 +196,13 @@ class Scheduler:
                 decodes.append((self._plan(req, 1), req))
                 budget -= 1
             i += 1
-        for req in self._running:
+        prompts = [req for req in self._running if req.num_unplanned > 1]
+        if any(req.num_unplanned > self.max_num_batched_tokens for req in prompts):
+            for req in self._short_prompts(prompts, budget // 2):
+                is_decode = req.num_unplanned == 1
+                budget -= req.num_unplanned
+                (decodes if is_decode else chunks).append((self._plan(req, req.num_unplanned), req))
+        for req in prompts:
             if req.num_unplanned > 1 and budget > 0:
                 num_tokens = min(budget, req.num_unplanned)
                 chunks.append((self._plan(req, num_tokens), req))
@@ -373,6 +384,22 @@ class Scheduler:
             masked=req.masked,
         )
 
+    def _short_prompts(self, prompts: Iterable[Request], budget: int) -> Iterator[Request]:
+        """Prompts of which ``budget`` holds all that is left, started if they are new. Each must be planned
+        before the next one is asked for."""
+        for req in prompts:
+            if req.num_unplanned <= budget:
+                budget -= req.num_unplanned
+                yield req
+        for req in self._waiting[:MAX_LOOKAHEAD]:
+            if budget <= 0 or len(self._running) >= self.max_num_seqs:
+                return
+            if len(req.tokens) <= budget:
+                if not self._admit(req):
+                    return
+                budget -= req.num_unplanned
+                yield req
+
     def _grow(self, req: Request) -> bool:
         """Give a decoding request the page of its next position; false if it was itself preempted.
 
@@ -395,7 +422,7 @@ class Scheduler:
         self._enqueue(req)
 
     def _admit(self, req: Request) -> bool:
-        """Start the first waiting request if all pages of its known tokens are available and nothing of it
+        """Start a waiting request if all pages of its known tokens are available and nothing of it
         is in flight.
 
         Why all at once: prompts that grow chunk by chunk could fill the pool with none complete.
@@ -418,7 +445,7 @@ class Scheduler:
             if self._caching:
                 self._num_cache_queries += req.num_prompt_tokens
                 self._num_cache_hits += req.num_planned
-        del self._waiting[0]
+        self._remove(self._waiting, req)
         self._num_waiting_tokens -= len(req.tokens)
         insort(self._running, req, key=_order)
         return True

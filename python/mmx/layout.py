@@ -17,11 +17,13 @@ from mmx.model_config import FP8_BLOCK, ModelConfig
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes: tensor group, data-parallel groups, context groups of a prompt, experts' ranges and slices."""
+    """Sizes: tensor group, data-parallel groups, ranks of a prompt, ranks of a sequence's pages, experts'
+    ranges and slices."""
 
     tp: int = 1
     dp: int = 1
     pcp: int = 1
+    dcp: int = 1
     ep: int = 1
     moe_tp: int = 1
     coupled: bool = False
@@ -43,6 +45,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         """Ranks that compute parts of the same prompts with the same heads."""
         d, _, t = self.place(rank)
         return tuple((d * self.pcp + p) * self.tp + t for p in range(self.pcp))
+
+    def decode_group(self, rank: int) -> tuple[int, ...]:
+        """Neighbours in a tensor group that hold the same KV heads, each for other blocks of a sequence."""
+        first = rank - rank % self.dcp
+        return tuple(range(first, first + self.dcp))
 
     def spread_group(self, rank: int) -> tuple[int, ...]:
         if not self.coupled:
@@ -85,6 +92,7 @@ def make_layout(parallel: ParallelConfig, config: ModelConfig) -> Layout:
         tp=tp,
         dp=dp,
         pcp=pcp,
+        dcp=parallel.decode_context_parallel_size,
         ep=ep,
         moe_tp=moe_tp,
         coupled=coupled,
@@ -98,8 +106,8 @@ def share_of(config: ModelConfig, layout: Layout, rank: int) -> Share:
     """Ranges of ``rank``; a checked layout divides everything."""
     d, p, t = layout.place(rank)
     heads = _part(config.num_heads, layout.tp, t)
-    # Why: with more ranks than KV heads, neighbours hold the same head.
-    kv_parts = min(layout.tp, config.num_kv_heads)
+    # Why: with more ranks than KV heads, and where they share pages, neighbours hold the same heads.
+    kv_parts = min(layout.tp // layout.dcp, config.num_kv_heads)
     kv_heads = _part(config.num_kv_heads, kv_parts, t * kv_parts // layout.tp)
     in_experts = (d * layout.pcp + p if layout.coupled else p) * layout.tp + t
     inter = _part(config.inter, layout.moe_tp, in_experts % layout.moe_tp)
@@ -164,6 +172,14 @@ def _check(layout: Layout, config: ModelConfig) -> None:
     for key, value in whole.items():
         if value % tp:
             raise ConfigError(f"{name} {tp} must divide {key} {value}")
+    if tp % layout.dcp:
+        raise ConfigError(f"decode_context_parallel_size {layout.dcp} must divide {name} {tp}")
+    if layout.dcp > 1 and layout.pcp > 1:
+        raise ConfigError(
+            f"decode_context_parallel_size {layout.dcp} can not be combined with "
+            f"prefill_context_parallel_size {layout.pcp}"
+        )
+    tp //= layout.dcp
     if kv % tp and tp % kv:
         raise ConfigError(f"{name} {tp} must divide num_key_value_heads {kv} or be a multiple of it")
     if config.num_experts % layout.ep:

@@ -135,7 +135,6 @@ def test_null_means_default_and_no_graphs(tmp_path: Path) -> None:
         (["-pp=2"], "--pipeline-parallel-size 2"),
         (["-pp", "0"], "--pipeline-parallel-size 0"),
         (["--pp_size", "8"], "--pipeline-parallel-size 8"),
-        (["-dcp", "2"], "--decode-context-parallel-size 2"),
         (["--enable-eplb"], "--enable-eplb true"),
         (["--api-server-count", "2"], "--api-server-count 2"),
         (["--kv-cache-dtype", "fp8_e5m2"], "--kv-cache-dtype fp8_e5m2"),

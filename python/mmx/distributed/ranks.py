@@ -19,8 +19,8 @@ Handles = dict[tuple[int, ...], dist.ProcessGroup | None]
 
 class Ranks:
     """``share`` is what this rank holds. ``tensor`` ranks see the same tokens, ``spread`` ranks exchange
-    tokens around the experts, ``context`` ranks the K and V of prompts they compute together (see
-    ``mmx.layout``)."""
+    tokens around the experts, ``context`` ranks the K and V of prompts they compute together, ``decode``
+    ranks share the pages of a sequence (see ``mmx.layout``)."""
 
     def __init__(
         self, config: ModelConfig, layout: Layout, rank: int, log: CallLog, handles: Handles | None = None
@@ -38,6 +38,7 @@ class Ranks:
         self.tensor = group("tensor", layout.tensor_group(rank))
         self.spread = group("spread", layout.spread_group(rank))
         self.context = group("context", layout.context_group(rank))
+        self.decode = group("decode", layout.decode_group(rank))
         self.world = group("world", tuple(range(layout.world_size)))
 
     @classmethod
@@ -104,7 +105,12 @@ def connect(layout: Layout, made: Handles) -> Handles:
     groups = {
         group(rank)
         for rank in world
-        for group in (layout.tensor_group, layout.spread_group, layout.context_group)
+        for group in (
+            layout.tensor_group,
+            layout.spread_group,
+            layout.context_group,
+            layout.decode_group,
+        )
     }
     for ranks in sorted({*groups, world}):
         if len(ranks) > 1 and ranks not in made:

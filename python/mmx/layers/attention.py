@@ -9,6 +9,7 @@ import torch
 from mmx import ops
 from mmx.distributed import Ranks
 from mmx.layers.batch import ForwardBatch, LayerCache
+from mmx.layers.context import spread_attention
 from mmx.layers.norm import RmsNorm
 
 
@@ -25,6 +26,7 @@ class Attention:
     def __init__(self, ranks: Ranks, sparse: bool) -> None:
         config = ranks.share.config
         self.context = ranks.context
+        self.decode = ranks.decode
         index = [config.num_index_heads, 1] if sparse else []
         self.parts = [config.num_heads, config.num_kv_heads, *index, config.num_kv_heads]
         self.total_heads = sum(self.parts)
@@ -77,6 +79,8 @@ class Attention:
 
     def dense(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
         """Causal attention of a prepared ``qkv`` to the whole context: [num_tokens, num_heads * head_dim]."""
+        if self.decode.size > 1:
+            return self._spread(self.split(qkv)[0], cache, batch, None)
         return ops.paged_attention(
             self.split(qkv)[0],
             cache.k,
@@ -92,6 +96,8 @@ class Attention:
     def sparse(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
         """The same restricted to the blocks that the indexer selects per token and KV head."""
         q, _, index_q, *_ = self.split(qkv)
+        if self.decode.size > 1:
+            return self._spread(q, cache, batch, index_q)
         where = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q)
         assert cache.index_k is not None, "a block-sparse layer has index-K pages"
         fixed = self.fixed_split
@@ -100,6 +106,11 @@ class Attention:
             q, cache.k, cache.v, block_ids, *where, self.scale, fixed_split=self.fixed_split
         )
         return heads.flatten(1)
+
+    def _spread(
+        self, q: torch.Tensor, cache: LayerCache, batch: ForwardBatch, index_q: torch.Tensor | None
+    ) -> torch.Tensor:
+        return spread_attention(self.decode, q, cache, batch, self.scale, index_q, self.selection).flatten(1)
 
     def _store(self, cache: LayerCache, batch: ForwardBatch, *parts: torch.Tensor) -> None:
         """k, v and, on block-sparse layers, index_k into the pages, with those of the context group's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,21 @@ from mmx.runner.parts import Part
 from mmx.runner.upload import upload
 
 
+class Holder(NamedTuple):
+    """Of every page of ``size * block_size`` tokens this rank holds the part ``number``, ``block_size``
+    long."""
+
+    number: int
+    size: int
+    block_size: int
+
+    def own(self, slots: np.ndarray) -> np.ndarray:
+        """Places in this rank's pages, -1 for tokens of other ranks."""
+        pages, offsets = np.divmod(slots, self.size * self.block_size)
+        blocks, offsets = np.divmod(offsets, self.block_size)
+        return np.where(blocks == self.number, pages * self.block_size + offsets, -1)
+
+
 def make_inputs(
     batch: ScheduledBatch,
     *,
@@ -22,12 +38,14 @@ def make_inputs(
     cos_sin: torch.Tensor,
     caches: list[LayerCache],
     part: Part | None = None,
+    holder: Holder | None = None,
     sampled: torch.Tensor | None = None,
     sampled_rows: Mapping[str, int] = {},
 ) -> ForwardBatch:
     """Tensors of one step on ``device``; ``logit_rows`` are the last tokens of the sequences that sample.
 
-    ``part`` is how ``batch`` stands among those of the other ranks, None for the only rank. ``sampled`` [n]
+    ``part`` is how ``batch`` stands among those of the other ranks, None for the only rank; ``holder`` says
+    which tokens of a page this rank holds, None for all. ``sampled`` [n]
     int64 on ``device`` is what the step before sampled, ``sampled_rows`` whose tokens they are: from there
     come ``PENDING`` tokens."""
     seqs = batch.seqs
@@ -47,6 +65,10 @@ def make_inputs(
     slots = (
         block_table[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
     )
+    if part is not None:
+        slots = _stored_slots(part, block_size, slots)
+    if holder is not None:
+        slots = holder.own(slots)
     token_ids = np.fromiter(chain.from_iterable(seq.token_ids for seq in seqs), np.int64, num_tokens)
     samples = np.array([seq.samples for seq in seqs], bool)
     all_sample = num_tokens == len(seqs) and bool(samples.all())
@@ -57,7 +79,7 @@ def make_inputs(
         [
             token_ids,
             positions,
-            slots if part is None else _stored_slots(part, block_size, slots),
+            slots,
             block_table,
             cu_seqlens,
             (starts + num_new).astype(np.int32),

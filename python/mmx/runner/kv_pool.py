@@ -53,8 +53,10 @@ def plan_pool(
     budget: int,
     budget_rule: str,
     max_model_len: int | None,
+    num_holders: int = 1,
 ) -> PoolPlan:
-    """Fit pages into ``budget`` bytes. ``max_model_len`` None: the longest that config and pool allow.
+    """Fit pages into ``budget`` bytes. ``max_model_len`` None: the longest that config and pool allow. Each
+    of ``num_holders`` ranks holds a part of a page's tokens as long as the model's page.
 
     Raises ConfigError if more positions are asked for than the model has, MemoryPlanError if one sequence
     of the length asked for (or one page) does not fit.
@@ -66,10 +68,11 @@ def plan_pool(
         )
     size = page_bytes(config, types)
     num_blocks = budget // size
-    capacity = num_blocks * config.block_size
+    page_tokens = num_holders * config.block_size
+    capacity = num_blocks * page_tokens
     pool = (
         f"the page pool of {budget / MIB:.1f} MiB ({budget_rule}) holds {num_blocks} pages of "
-        f"{config.block_size} tokens, {size / MIB:.2f} MiB each"
+        f"{page_tokens} tokens, {size / MIB:.2f} MiB each"
     )
     if num_blocks == 0 or (max_model_len or 0) > capacity:
         raise MemoryPlanError(f"max_model_len={max_model_len or 'auto'} does not fit: {pool}")

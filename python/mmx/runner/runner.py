@@ -20,7 +20,7 @@ from mmx.layers import ForwardBatch
 from mmx.model_config import ModelConfig, load_eos_token_ids, load_model_config
 from mmx.models import CausalLM, build_model
 from mmx.runner.graphs import DecodeGraphs, graph_sizes, state_size
-from mmx.runner.inputs import make_inputs
+from mmx.runner.inputs import Holder, make_inputs
 from mmx.runner.kv_pool import PageTypes, PoolPlan, allocate_pool, page_types, plan_pool
 from mmx.runner.memory import Limit, Needs, check_weights, memory_limit, pool_budget, size
 from mmx.runner.parts import Part, part_of
@@ -52,7 +52,9 @@ class ModelRunner:
         first_id, end_id = self.ranks.share.vocab
         here = [i - first_id for i in never_sampled if first_id <= i < end_id]
         self.num_blocks, self.max_model_len, self.max_model_len_reason = plan
-        self.block_size = config.block_size
+        decode = self.ranks.decode
+        self.block_size = decode.size * config.block_size
+        self._holder = Holder(decode.rank, decode.size, config.block_size) if decode.size > 1 else None
         self.vocab_size = config.vocab_size
         self.eos_token_ids = eos_token_ids
         self.family = config.family
@@ -133,6 +135,7 @@ class ModelRunner:
             cos_sin=self._cos_sin,
             caches=self._caches,
             part=part,
+            holder=self._holder,
             sampled=self._state,
             sampled_rows=self._sampled_rows,
         )
@@ -166,6 +169,7 @@ class ModelRunner:
             cos_sin=self._cos_sin,
             caches=self._caches,
             part=part,
+            holder=self._holder,
         )
         tables = inputs.block_table.new_zeros((inputs.block_table.shape[0], max_blocks))
         logits = self.model(dataclasses.replace(inputs, block_table=tables))
@@ -233,8 +237,9 @@ def build_runner(
             folder, model_config, parameters, lambda done: progress("load weights", done), ranks.share
         )
     progress("load weights", 1.0)
-    # Why not with a spread group: its ranks have different numbers of tokens in a step.
-    if backend.has_graphs and not config.enforce_eager and ranks.spread.size == 1:
+    # Why not with a spread group: its ranks have different numbers of tokens in a step; nor with a decode
+    # group, whose attention goes sequence by sequence.
+    if backend.has_graphs and not config.enforce_eager and ranks.spread.size == ranks.decode.size == 1:
         runner.capture_graphs(lambda done: progress("capture graphs", done))
     return runner
 
@@ -281,7 +286,7 @@ def _plan(
     """The page pool within the limit, and a line about all of it."""
     budget, rule = pool_budget(config, backend, limit, needs)
     budget = ranks.world.least(budget, backend.device)
-    plan = plan_pool(ranks.share.config, types, budget, rule, config.max_model_len)
+    plan = plan_pool(ranks.share.config, types, budget, rule, config.max_model_len, ranks.decode.size)
     log.info(
         "memory of %s: %s may be used (%s); %s, pages %s (%d pages of %d tokens, %s); %s are free",
         *(backend.name, size(limit.num_bytes), limit.rule, needs, size(budget), plan.num_blocks),

@@ -109,13 +109,12 @@ def layout() -> list[Flag]:
         ),
         row(
             s, "decode_context_parallel_size", INT, 1, "parallel.decode_context_parallel_size",
-            "only 1: spreading one sequence's pages over ranks is not built yet",
-            short=("dcp",), refuse=other_number(1, "context parallelism of decode"),
+            "of the tensor-parallel ranks so many hold the pages of a sequence by turns", short=("dcp",),
         ),
         row(
             s, "cp_kv_cache_interleave_size", INT, None, None,
-            "accepted; all ranks of a prompt keep all of its pages",
-            note=always("all ranks of a prompt keep all of its pages"),
+            "accepted; pages are dealt out one by one (--decode-context-parallel-size)",
+            note=always("pages are dealt out one by one"),
         ),
         row(
             s, "enable_eplb", BOOL, False, None, "only false: expert load balancing is not built yet",

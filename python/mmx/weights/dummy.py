@@ -27,7 +27,7 @@ def fill_random(parameters: Mapping[str, torch.Tensor], seed: int, gemma: bool) 
         elif parameter.dtype == torch.float8_e4m3fn:
             generator = torch.Generator(parameter.device).manual_seed(seed ^ zlib.crc32(name.encode()))
             # Why in parts: the codes are drawn in a wider type.
-            for part in parameter.unbind(0):
+            for part in parameter.unbind(0) if parameter.dim() > 2 else [parameter]:
                 wide = torch.empty(part.shape, dtype=torch.bfloat16, device=part.device)
                 part.copy_(wide.normal_(0.0, FP8_STD, generator=generator).clamp_(-FP8_MAX, FP8_MAX))
         else:

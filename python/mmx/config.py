@@ -73,7 +73,8 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     The world is ``data_parallel_size`` x ``prefill_context_parallel_size`` x ``tensor_parallel_size`` ranks.
     ``attention_dp`` turns the tensor-parallel ranks into data-parallel ones for attention.
     ``expert_parallel`` None: experts are cut by rows where that is legal, else dealt out whole;
-    ``expert_parallel_size`` and ``moe_tensor_parallel_size`` fix both numbers. ``rendezvous_timeout`` and
+    ``expert_parallel_size`` and ``moe_tensor_parallel_size`` fix both numbers. ``all2all_backend`` "alltoall"
+    sends tokens to the ranks of their experts only, the others send them to all. ``rendezvous_timeout`` and
     ``step_timeout`` are seconds until a missing rank, or a step that does not end, stops the engine.
     """
 
@@ -86,13 +87,18 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prefill_context_parallel_size: int = 1
     decode_context_parallel_size: int = 1
     sequence_parallel_norm: bool = False
+    all2all_backend: str = "auto"
     rendezvous_timeout: float = 600.0
     step_timeout: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.all2all_backend not in ("auto", "allgather", "alltoall"):
+            raise ValueError(
+                f"all2all_backend must be one of auto, allgather, alltoall, got {self.all2all_backend!r}"
+            )
         for field in self.__struct_fields__:
             value = getattr(self, field)
-            if not isinstance(value, bool) and value is not None and value <= 0:
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
                 raise ValueError(f"{field} must be more than 0, got {value}")
 
     @property

@@ -28,6 +28,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     moe_tp: int = 1
     coupled: bool = False
     sequence_parallel: bool = False
+    all_to_all: bool = False
 
     @property
     def world_size(self) -> int:
@@ -97,6 +98,7 @@ def make_layout(parallel: ParallelConfig, config: ModelConfig) -> Layout:
         moe_tp=moe_tp,
         coupled=coupled,
         sequence_parallel=parallel.sequence_parallel_norm and tp > 1,
+        all_to_all=parallel.all2all_backend == "alltoall",
     )
     _check(layout, config)
     return layout
@@ -104,13 +106,12 @@ def make_layout(parallel: ParallelConfig, config: ModelConfig) -> Layout:
 
 def share_of(config: ModelConfig, layout: Layout, rank: int) -> Share:
     """Ranges of ``rank``; a checked layout divides everything."""
-    d, p, t = layout.place(rank)
+    _, _, t = layout.place(rank)
     heads = _part(config.num_heads, layout.tp, t)
     # Why: with more ranks than KV heads, and where they share pages, neighbours hold the same heads.
     kv_parts = min(layout.tp // layout.dcp, config.num_kv_heads)
     kv_heads = _part(config.num_kv_heads, kv_parts, t * kv_parts // layout.tp)
-    in_experts = (d * layout.pcp + p if layout.coupled else p) * layout.tp + t
-    inter = _part(config.inter, layout.moe_tp, in_experts % layout.moe_tp)
+    inter = _part(config.inter, layout.moe_tp, _place_in_experts(layout, rank) % layout.moe_tp)
     shared_inter, dense_inter = (_part(w, layout.tp, t) for w in (config.shared_inter, config.dense_inter))
     local = msgspec.structs.replace(
         config,
@@ -126,11 +127,22 @@ def share_of(config: ModelConfig, layout: Layout, rank: int) -> Share:
         heads=heads,
         kv_heads=kv_heads,
         vocab=_part(config.vocab_size, layout.tp, t),
-        experts=_part(config.num_experts, layout.ep, in_experts // layout.moe_tp),
+        experts=experts_of(config.num_experts, layout, rank),
         inter=inter,
         shared_inter=shared_inter,
         dense_inter=dense_inter,
     )
+
+
+def experts_of(num_experts: int, layout: Layout, rank: int) -> tuple[int, int]:
+    """The range of experts of which ``rank`` holds a slice, or all."""
+    return _part(num_experts, layout.ep, _place_in_experts(layout, rank) // layout.moe_tp)
+
+
+def _place_in_experts(layout: Layout, rank: int) -> int:
+    """Number of a rank among those that share the experts."""
+    d, p, t = layout.place(rank)
+    return (d * layout.pcp + p if layout.coupled else p) * layout.tp + t
 
 
 def _part(count: int, num_parts: int, index: int) -> tuple[int, int]:

@@ -45,6 +45,7 @@ def _pcp(size: int, tp: int = 1, **more: Any) -> dict[str, Any]:
 
 EP = {"expert_parallel": True}
 DCP = {"decode_context_parallel_size": 2}
+A2A = {"all2all_backend": "alltoall"}
 SP = {"sequence_parallel_norm": True}
 CASES: dict[str, Case] = {
     "m2-tp2": Case("m2", _tp(2), (2, 1, 1, 1, 2)),
@@ -69,6 +70,9 @@ CASES: dict[str, Case] = {
     "m3-attention-dp2-sliced-experts": Case("m3", _tp(2, attention_dp=True), (1, 2, 1, 1, 2), True),
     "m2-dp2-tp2-ep4": Case("m2", _dp(2, 2, **EP), (2, 2, 1, 4, 1), True),
     "m3-dp2-tp2-ep2x2": Case("m3", _dp(2, 2, expert_parallel_size=2), (2, 2, 1, 2, 2), True),
+    "m3-dep2-all-to-all": Case("m3", _dp(2, **EP, **A2A), (1, 2, 1, 2, 1), True),
+    "m2-dp2-tp2-ep4-all-to-all": Case("m2", _dp(2, 2, **EP, **A2A), (2, 2, 1, 4, 1), True),
+    "m3-dep4-2x2-all-to-all": Case("m3", _dp(4, expert_parallel_size=2, **A2A), (1, 4, 1, 2, 2), True),
     "m2-dp2-replicas": Case("m2", _dp(2), (1, 2, 1, 1, 1)),
     "m3-dp2-tp2-replicas": Case("m3", _dp(2, 2), (2, 2, 1, 1, 2)),
     "m2-prefill-cp2": Case("m2", _pcp(2), (1, 1, 2, 1, 2)),
@@ -175,7 +179,10 @@ def collectives(case: Case, num_forwards: int, num_busy: int, num_samplings: int
         calls["all_gather", "tensor"] += num_samplings
     if pcp > 1:
         calls["all_gather", "context"] += num_forwards * s.layers
-    if pcp > 1 or case.coupled:
+    if "all2all_backend" in case.flags:
+        # Counts, tokens, routes, and the sums back.
+        calls["all_to_all", "spread"] += 4 * num_forwards * s.moe
+    elif pcp > 1 or case.coupled:
         calls["all_gather", "spread"] += num_forwards * s.moe
         calls["reduce_scatter", "spread"] += num_forwards * s.moe
     if case.dcp > 1:

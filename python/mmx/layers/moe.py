@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from mmx import ops
 from mmx.distributed import Ranks
 from mmx.layers.batch import ForwardBatch
+from mmx.layers.exchange import Exchange
 from mmx.layers.linear import fp8_parameters, keeps_fp8, parameter
 from mmx.layers.mlp import Gate, GatedMlp
 from mmx.model_config import ModelConfig
@@ -69,6 +72,7 @@ class Moe(nn.Module):
         super().__init__()
         config = ranks.share.config
         self.spread = ranks.spread
+        self.exchange = Exchange.of(ranks) if ranks.layout.all_to_all and ranks.spread.size > 1 else None
         self.gate = Router(config)
         self.experts = Experts(ranks, gate, dtype)
         self.shared: GatedMlp | None = None
@@ -77,11 +81,16 @@ class Moe(nn.Module):
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """[num_tokens, hidden], the part that this rank's experts and columns give. Where ranks hold
-        different tokens, each computes its experts for the tokens of all of them."""
+        different tokens, each computes its experts for the tokens of all of them, or of those that ask for
+        them."""
         shared = None if self.shared is None else self.shared(x)
         if self.spread.size == 1:
             return self.experts(x, *self.gate(x), shared)
-        tokens = self.spread.gather_tokens(x, batch.token_counts)
-        routed = self.experts(tokens, *self.gate(tokens), None)
-        output = self.spread.scatter_tokens(routed, batch.token_counts)
+        if self.exchange is not None:
+            ids, weights = self.gate(x)
+            output = self.exchange(x, ids, weights, partial(self.experts, shared=None))
+        else:
+            tokens = self.spread.gather_tokens(x, batch.token_counts)
+            routed = self.experts(tokens, *self.gate(tokens), None)
+            output = self.spread.scatter_tokens(routed, batch.token_counts)
         return output if shared is None else output + shared

@@ -117,6 +117,11 @@ def layout() -> list[Flag]:
             note=always("pages are dealt out one by one"),
         ),
         row(
+            s, "all2all_backend", TEXT, "auto", "parallel.all2all_backend",
+            "alltoall sends tokens to the ranks of their experts only; auto and allgather send them to all",
+            choices=("auto", "allgather", "alltoall"), aliases=("moe_a2a_backend",),
+        ),
+        row(
             s, "enable_eplb", BOOL, False, None, "only false: expert load balancing is not built yet",
             refuse=switched_on("expert load balancing"),
         ),

@@ -69,6 +69,7 @@ class AttentionCube {
         ring_ = (ring_ + 1) % static_cast<int32_t>(kPages);
     }
 
+    /// The flag of the next page, copied after it, says that it is there.
     __aicore__ inline void load_q(const AttentionTask& task) {
         const uint32_t rows = task.tokens * t_.group, padded = round_up(rows, kFractal);
         const GlobalTensor<bfloat16_t> q = global<bfloat16_t>(t_.p.q);
@@ -81,8 +82,6 @@ class AttentionCube {
             load_matrix(dst[i * t_.group * kFractal], q[offset], t_.group,
                         last ? padded - i * t_.group : t_.group, dim_, t_.p.q_head_stride, padded);
         }
-        SetFlag<HardEvent::MTE2_MTE1>(kQ);
-        WaitFlag<HardEvent::MTE2_MTE1>(kQ);
     }
 
     __aicore__ inline void scores(const AttentionChunk& chunk, int64_t core) {
@@ -132,8 +131,6 @@ class AttentionCube {
         WaitFlag<HardEvent::MTE1_MTE2>(kWeights);
         load_matrix(weights, exchange<bfloat16_t>(t_, t_.weight_offset, kWeightBytes, core, chunk.number),
                     rows, padded, (chunk.end - chunk.begin) * block_, kChunk, padded);
-        SetFlag<HardEvent::MTE2_MTE1>(kWeights);
-        WaitFlag<HardEvent::MTE2_MTE1>(kWeights);
         WaitFlag<HardEvent::FIX_M>(kSum);
         for (uint32_t index = chunk.begin; index < chunk.end; ++index) {
             const int64_t block = logical_block(t_, task, index);

@@ -205,7 +205,6 @@ class AttentionVector {
         const LocalTensor<float> sum = sum_.Get<float>(), factors = factors_.Get<float>();
         const LocalTensor<float> decay = decay_.Get<float>()[static_cast<uint32_t>(chunk.number % 2) * kMine];
         if (chunk.first) Duplicate(sum, 0.0f, static_cast<int32_t>(kMine * kMaxHeadDim));
-        PipeBarrier<PIPE_V>();
         for (int64_t row = rows.begin; row < rows.end; row += kSlice) {
             const uint32_t mine = static_cast<uint32_t>(row - rows.begin);
             const uint32_t count = static_cast<uint32_t>(least<int64_t>(kSlice, rows.end - row));
@@ -225,7 +224,6 @@ class AttentionVector {
             SetFlag<HardEvent::V_MTE2>(id);
             product_slot_ ^= 1;
         }
-        PipeBarrier<PIPE_V>();
         if (!chunk.last || rows.begin == rows.end) return;
         const uint32_t state = static_cast<uint32_t>(chunk.task_number % 2) * kMine;
         if (t_.num_splits > 1)
@@ -353,7 +351,6 @@ class AttentionVector {
             apply_per_row<ByMul>(product, weight, count, kMaxHeadDim, used_);
             PipeBarrier<PIPE_V>();
             Add(sum, sum, product, static_cast<int32_t>(count * kMaxHeadDim));
-            PipeBarrier<PIPE_V>();
             ++parts;
         }
         Duplicate(best, 1.0f, blocks);

@@ -145,7 +145,6 @@ class Norm {
             PipeBarrier<PIPE_V>();
             Adds(gain, gain, 1.0f, static_cast<int32_t>(t_.hidden));
         }
-        PipeBarrier<PIPE_V>();
     }
 
     template <class Tensor>

@@ -61,11 +61,9 @@ class NormRopeStore {
         if (tokens.begin == tokens.end) return;
         load_gains();
         for (int32_t id = 0; id < 2; ++id) SetFlag<HardEvent::MTE3_MTE2>(id);
-        for (int32_t id = 0; id < 2; ++id) SetFlag<HardEvent::V_MTE2>(id);
         int32_t slot = 0;
         for (int64_t token = tokens.begin; token < tokens.end; ++token, slot ^= 1) prepare(token, slot);
         for (int32_t id = 0; id < 2; ++id) WaitFlag<HardEvent::MTE3_MTE2>(id);
-        for (int32_t id = 0; id < 2; ++id) WaitFlag<HardEvent::V_MTE2>(id);
     }
 
   private:
@@ -93,7 +91,8 @@ class NormRopeStore {
         Cast(gains, narrow, RoundMode::CAST_NONE, at);
         PipeBarrier<PIPE_V>();
         if (t_.p.gemma) Adds(gains, gains, 1.0f, static_cast<int32_t>(at));
-        PipeBarrier<PIPE_V>();
+        SetFlag<HardEvent::V_MTE2>(EVENT_ID0);
+        WaitFlag<HardEvent::V_MTE2>(EVENT_ID0);
     }
 
     __aicore__ inline void prepare(int64_t token, int32_t slot) {
@@ -102,7 +101,6 @@ class NormRopeStore {
         const LocalTensor<float> angles = angles_.Get<float>()[slot * t_.rotary],
                                  values = values_.Get<float>();
         WaitFlag<HardEvent::MTE3_MTE2>(slot);
-        WaitFlag<HardEvent::V_MTE2>(slot);
         load_rows(heads, global<bfloat16_t>(t_.p.qkv)[token * t_.p.qkv_stride], 1, tile, tile, tile);
         const int64_t position = global<int64_t>(t_.p.positions).GetValue(token);
         load_rows(angles, global<float>(t_.p.cos_sin)[position * t_.rotary], 1, t_.rotary, t_.rotary,
@@ -119,7 +117,6 @@ class NormRopeStore {
         PipeBarrier<PIPE_V>();
         rotate(values, angles);
         Cast(heads, values, RoundMode::CAST_RINT, normed);
-        SetFlag<HardEvent::V_MTE2>(slot);
         SetFlag<HardEvent::V_MTE3>(slot);
         WaitFlag<HardEvent::V_MTE3>(slot);
         store(token, heads);
@@ -178,7 +175,6 @@ class NormRopeStore {
         for (uint32_t lane = 0; lane < t_.dim; lane += kLanes)
             Mul(section[lane], section[lane], factors, static_cast<uint64_t>(kLanes),
                 static_cast<uint8_t>(heads), BinaryRepeatParams{1, 1, 0, pitch, pitch, 0});
-        PipeBarrier<PIPE_V>();
     }
 
     /// ones = 1 / sqrt(sums / size + eps).
@@ -211,7 +207,6 @@ class NormRopeStore {
         Mul(work[3 * part], values, sine, lanes, heads, in);
         PipeBarrier<PIPE_V>();
         Sub(values, work, work[part], lanes, heads, out);
-        PipeBarrier<PIPE_V>();
         Add(second, work[2 * part], work[3 * part], lanes, heads, out);
         PipeBarrier<PIPE_V>();
     }

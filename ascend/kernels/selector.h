@@ -82,6 +82,7 @@ class SelectorCube {
     static constexpr uint32_t kPages = 4, kPageElements = 128 * 128;
     static constexpr int32_t kQ = 4;
 
+    /// The flag of the next page, copied after it, says that it is there.
     __aicore__ inline void load_q(const ScoreChunk& chunk, uint32_t padded) {
         const GlobalTensor<bfloat16_t> q = global<bfloat16_t>(t_.p.index_q);
         WaitFlag<HardEvent::MTE1_MTE2>(kQ);
@@ -91,8 +92,6 @@ class SelectorCube {
                         q[(chunk.token + i) * t_.p.index_q_token_stride], t_.heads,
                         last ? padded - i * t_.heads : t_.heads, dim_, t_.p.index_q_head_stride, padded);
         }
-        SetFlag<HardEvent::MTE2_MTE1>(kQ);
-        WaitFlag<HardEvent::MTE2_MTE1>(kQ);
     }
 
     __aicore__ inline void scores(const ScoreChunk& chunk, const GlobalTensor<float>& out) {

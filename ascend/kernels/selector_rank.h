@@ -77,6 +77,7 @@ class SelectorRank {
         SetFlag<HardEvent::V_MTE2>(EVENT_ID0);
         SetFlag<HardEvent::MTE3_V>(EVENT_ID0);
         CreateVecIndex(ids_.Get<int32_t>(), 0, kSorted);
+        PipeBarrier<PIPE_V>();
         for (int64_t seq = 0; seq < t_.p.num_seqs; ++seq) {
             const int64_t first = bounds.GetValue(seq), end = bounds.GetValue(seq + 1);
             const int64_t position = lens.GetValue(seq) - (end - first);

@@ -58,8 +58,9 @@ std::string to_json(const emu::Report& r, int num_blocks) {
     std::ostringstream out;
     out << "{\"violation\": " << quoted(r.violation) << ", \"check\": " << r.check
         << ", \"blocks\": " << num_blocks << ", \"microseconds\": " << r.microseconds
-        << ", \"hbm_bytes\": " << r.hbm_bytes << ", \"binding\": " << quoted(r.binding)
-        << ", \"instructions\": " << r.instructions << ", \"warnings\": " << r.warnings << ", \"busy\": {";
+        << ", \"cycles\": " << r.cycles << ", \"hbm_bytes\": " << r.hbm_bytes
+        << ", \"binding\": " << quoted(r.binding) << ", \"instructions\": " << r.instructions
+        << ", \"warnings\": " << r.warnings << ", \"busy\": {";
     const char* comma = "";
     for (int aic = 0; aic < 2; ++aic)
         for (int p = 0; p < emu::kNumPipes; ++p) {
@@ -103,7 +104,11 @@ struct MmxEmulatedOptions {
 __attribute__((visibility("default"))) int64_t mmx_emulated_workspace(const char* op, const void* params,
                                                                       int num_aic) {
     const Entry& entry = entries().at(op);
-    return entry.workspace ? entry.workspace(params, {num_aic, 2 * num_aic}) : 0;
+    try {
+        return entry.workspace ? entry.workspace(params, {num_aic, 2 * num_aic}) : 0;
+    } catch (const mmx::Error&) {
+        return 0;  // the run says why
+    }
 }
 
 /// Runs one op; the answer is JSON: the report, or {"refused": why} when the op does not take these Params.
@@ -138,8 +143,12 @@ __attribute__((visibility("default"))) const char* mmx_emulated_run(const char* 
     o.schedule = options->schedule;
     o.dry = options->dry != 0;
     o.mutant = options->mutant ? options->mutant : "";
-    return keep(to_json(emu::launch(prepared.body, prepared.kind, prepared.num_blocks, std::move(gm), o),
-                        prepared.num_blocks));
+    emu::Report report = emu::launch(prepared.body, prepared.kind, prepared.num_blocks, gm, o);
+    if (o.dry) {
+        o.lines_counted = true;
+        report = emu::launch(prepared.body, prepared.kind, prepared.num_blocks, gm, o);
+    }
+    return keep(to_json(report, prepared.num_blocks));
 }
 
 /// Names of the ops, separated by spaces.

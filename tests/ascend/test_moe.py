@@ -26,19 +26,38 @@ def plan(dims, rng):
 
 def gate_up_values(out, x, weight, offsets, rows, activation):
     return {
-        "out": out, "x": x, "weight": weight, "expert_offsets": offsets, "sorted_rows": rows,
-        "num_tokens": x.shape[0], "topk": rows.numel() // x.shape[0], "num_local_experts": weight.shape[0],
-        "hidden": weight.shape[2], "inter": weight.shape[1] // 2, "x_stride": x.stride(0),
-        "activation": int(activation), "alpha": ALPHA, "limit": LIMIT, "dtype": BF16, "weight_dtype": weight.dtype,
-    }  # fmt: skip
+        "out": out,
+        "x": x,
+        "weight": weight,
+        "expert_offsets": offsets,
+        "sorted_rows": rows,
+        "num_tokens": x.shape[0],
+        "topk": rows.numel() // x.shape[0],
+        "num_local_experts": weight.shape[0],
+        "hidden": weight.shape[2],
+        "inter": weight.shape[1] // 2,
+        "x_stride": x.stride(0),
+        "activation": int(activation),
+        "alpha": ALPHA,
+        "limit": LIMIT,
+        "dtype": BF16,
+        "weight_dtype": weight.dtype,
+    }
 
 
 def down_values(out, x, weight, offsets):
     return {
-        "out": out, "x": x, "weight": weight, "expert_offsets": offsets, "num_rows": x.shape[0],
-        "num_local_experts": weight.shape[0], "hidden": weight.shape[1], "inter": weight.shape[2],
-        "dtype": BF16, "weight_dtype": weight.dtype,
-    }  # fmt: skip
+        "out": out,
+        "x": x,
+        "weight": weight,
+        "expert_offsets": offsets,
+        "num_rows": x.shape[0],
+        "num_local_experts": weight.shape[0],
+        "hidden": weight.shape[1],
+        "inter": weight.shape[2],
+        "dtype": BF16,
+        "weight_dtype": weight.dtype,
+    }
 
 
 def check_gate_up(x, weight, offsets, rows, activation, run_all):

@@ -18,10 +18,21 @@ WEIGHTS = [pytest.param(BF16, id="bf16-weight"), pytest.param(torch.float32, id=
 def rms_norm_values(out, x, weight, gemma):
     tokens, heads, hidden = x.shape
     return {
-        "out": out, "x": x, "weight": weight, "num_tokens": tokens, "num_heads": heads, "hidden": hidden,
-        "out_token_stride": out.stride(0), "out_head_stride": out.stride(1), "x_token_stride": x.stride(0),
-        "x_head_stride": x.stride(1), "eps": EPS, "gemma": gemma, "dtype": BF16, "weight_dtype": weight.dtype,
-    }  # fmt: skip
+        "out": out,
+        "x": x,
+        "weight": weight,
+        "num_tokens": tokens,
+        "num_heads": heads,
+        "hidden": hidden,
+        "out_token_stride": out.stride(0),
+        "out_head_stride": out.stride(1),
+        "x_token_stride": x.stride(0),
+        "x_head_stride": x.stride(1),
+        "eps": EPS,
+        "gemma": gemma,
+        "dtype": BF16,
+        "weight_dtype": weight.dtype,
+    }
 
 
 @pytest.mark.parametrize("gemma", [False, True])
@@ -55,10 +66,20 @@ def test_add_rms_norm(dims, gemma, run_all, rng):
     def make():
         out, residual = torch.zeros_like(x), strided(before)
         values = {
-            "out": out, "residual": residual, "x": strided(x), "weight": weight, "num_tokens": shape[0],
-            "hidden": shape[1], "out_stride": out.stride(0), "residual_stride": residual.stride(0),
-            "x_stride": shape[1] + 3, "eps": EPS, "gemma": gemma, "dtype": BF16, "weight_dtype": BF16,
-        }  # fmt: skip
+            "out": out,
+            "residual": residual,
+            "x": strided(x),
+            "weight": weight,
+            "num_tokens": shape[0],
+            "hidden": shape[1],
+            "out_stride": out.stride(0),
+            "residual_stride": residual.stride(0),
+            "x_stride": shape[1] + 3,
+            "eps": EPS,
+            "gemma": gemma,
+            "dtype": BF16,
+            "weight_dtype": BF16,
+        }
         return values, [out, residual]
 
     out, residual = run_all("add_rms_norm", "AddRmsNormParams", make)

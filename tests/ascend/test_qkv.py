@@ -17,19 +17,40 @@ CPU = torch.device("cpu")
 def values(args, dims, gemma):
     qkv, k, v, index_k, q_w, k_w, iq_w, ik_w, cos_sin, positions, slots = args[:11]
     tensors = {
-        "qkv": qkv, "k_cache": k, "v_cache": v, "index_k_cache": index_k, "q_weight": q_w, "k_weight": k_w,
-        "index_q_weight": iq_w, "index_k_weight": ik_w, "cos_sin": cos_sin, "positions": positions,
+        "qkv": qkv,
+        "k_cache": k,
+        "v_cache": v,
+        "index_k_cache": index_k,
+        "q_weight": q_w,
+        "k_weight": k_w,
+        "index_q_weight": iq_w,
+        "index_k_weight": ik_w,
+        "cos_sin": cos_sin,
+        "positions": positions,
         "slot_mapping": slots,
-    }  # fmt: skip
+    }
     numbers = {
-        "num_tokens": qkv.shape[0], "num_heads": dims["num_heads"], "num_kv_heads": dims["num_kv_heads"],
-        "num_index_heads": dims["num_index_heads"], "head_dim": dims["head_dim"], "rotary_dim": dims["rotary_dim"],
-        "max_positions": MAX_POSITIONS, "num_blocks": k.shape[0], "block_size": k.shape[2],
-        "qkv_stride": qkv.stride(0), "k_cache_block_stride": k.stride(0), "v_cache_block_stride": v.stride(0),
-        "index_k_cache_block_stride": 0 if index_k is None else index_k.stride(0), "eps": EPS, "gemma": gemma,
-        "norm_whole_projection": bool(dims["whole"]), "dtype": BF16, "weight_dtype": BF16, "cache_dtype": BF16,
+        "num_tokens": qkv.shape[0],
+        "num_heads": dims["num_heads"],
+        "num_kv_heads": dims["num_kv_heads"],
+        "num_index_heads": dims["num_index_heads"],
+        "head_dim": dims["head_dim"],
+        "rotary_dim": dims["rotary_dim"],
+        "max_positions": MAX_POSITIONS,
+        "num_blocks": k.shape[0],
+        "block_size": k.shape[2],
+        "qkv_stride": qkv.stride(0),
+        "k_cache_block_stride": k.stride(0),
+        "v_cache_block_stride": v.stride(0),
+        "index_k_cache_block_stride": 0 if index_k is None else index_k.stride(0),
+        "eps": EPS,
+        "gemma": gemma,
+        "norm_whole_projection": bool(dims["whole"]),
+        "dtype": BF16,
+        "weight_dtype": BF16,
+        "cache_dtype": BF16,
         "index_cache_dtype": BF16,
-    }  # fmt: skip
+    }
     return {name: t for name, t in tensors.items() if t is not None} | numbers
 
 

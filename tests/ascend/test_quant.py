@@ -19,9 +19,16 @@ def expand(run_all, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     def make():
         out = strided(torch.zeros(rows, cols, dtype=BF16))
         values = {
-            "out": out, "x": x, "scale": scale, "rows": rows, "cols": cols, "out_stride": out.stride(0),
-            "x_stride": x.stride(0), "scale_stride": scale.stride(0), "dtype": BF16,
-        }  # fmt: skip
+            "out": out,
+            "x": x,
+            "scale": scale,
+            "rows": rows,
+            "cols": cols,
+            "out_stride": out.stride(0),
+            "x_stride": x.stride(0),
+            "scale_stride": scale.stride(0),
+            "dtype": BF16,
+        }
         return values, [out]
 
     (out,) = run_all("fp8_block_dequant", "Fp8BlockDequantParams", make)
@@ -70,9 +77,14 @@ def test_dynamic_quant(shape, run_all, rng):
         out, scale = torch.full(shape, 99, dtype=torch.int8), torch.full((shape[0],), 7.0)
         source = strided(x)
         values = {
-            "out": out, "scale": scale, "x": source, "rows": shape[0], "cols": shape[1],
-            "x_stride": source.stride(0), "dtype": BF16,
-        }  # fmt: skip
+            "out": out,
+            "scale": scale,
+            "x": source,
+            "rows": shape[0],
+            "cols": shape[1],
+            "x_stride": source.stride(0),
+            "dtype": BF16,
+        }
         return values, [out, scale]
 
     out, scale = run_all("dynamic_quant", "DynamicQuantParams", make)
@@ -94,9 +106,17 @@ def test_w8a8_linear(shape, run_all, rng):
     def make():
         out = strided(torch.zeros(m, n, dtype=BF16))
         values = {
-            "out": out, "x": x, "weight": weight, "x_scale": x_scale, "weight_scale": weight_scale, "m": m,
-            "n": n, "k": k, "out_stride": out.stride(0), "dtype": BF16,
-        }  # fmt: skip
+            "out": out,
+            "x": x,
+            "weight": weight,
+            "x_scale": x_scale,
+            "weight_scale": weight_scale,
+            "m": m,
+            "n": n,
+            "k": k,
+            "out_stride": out.stride(0),
+            "dtype": BF16,
+        }
         return values, [out]
 
     (out,) = run_all("w8a8_linear", "W8A8LinearParams", make)

@@ -11,14 +11,15 @@ namespace emu {
 struct Options {
     Chip chip{};
     int schedule = 0;
-    bool dry = false;  // addresses, clocks and times only: tensors need no memory
+    bool dry = false;            // addresses, clocks and times only: tensors need no memory
+    bool lines_counted = false;  // of a second dry run: the first has counted who reads what
     std::string mutant{};
 };
 
 struct Report {
     std::string violation;  // empty: every check held
     int check = 0;
-    double microseconds = 0;  // modelled
+    double microseconds = 0, cycles = 0;  // modelled
     double hbm_bytes = 0;
     std::string binding;             // busiest pipe and its share of the time
     double busy[2][kNumPipes] = {};  // longest per kind of core, AIV and AIC, in cycles
@@ -115,14 +116,15 @@ inline void check_at_exit(const Core& c) {
 }
 
 /// Runs `kernel` on `num_blocks` blocks over the tensors `gm`.
-inline Report launch(const std::function<void()>& kernel, Kind kind, int num_blocks, std::vector<GmBuffer> gm,
-                     const Options& options) {
+inline Report launch(const std::function<void()>& kernel, Kind kind, int num_blocks,
+                     std::vector<GmBuffer>& gm, const Options& options) {
     Machine m;
     m.chip = options.chip;
     m.kind = kind;
     m.num_blocks = num_blocks;
     m.dry = options.dry;
     m.gm = std::move(gm);
+    m.lines_counted = options.lines_counted;
     m.mutants.active = options.mutant;
     machine = &m;
     const bool vector_only = kind == Kind::kAivOnly || kind == Kind::kMixAiv;
@@ -176,6 +178,8 @@ inline Report launch(const std::function<void()>& kernel, Kind kind, int num_blo
     report.hbm_bytes = hbm;
     report.warnings = m.warnings;
     report.sites = std::move(m.mutants.sites);
+    report.cycles = cycles;
+    gm = std::move(m.gm);
     machine = nullptr;
     core = nullptr;
     return report;

@@ -77,7 +77,7 @@ struct Machine {
     Chip chip;
     Kind kind = Kind::kAivOnly;
     int num_blocks = 0;
-    bool dry = false, yield_often = false;
+    bool dry = false, yield_often = false, lines_counted = false;
     std::vector<std::unique_ptr<Core>> cores;
     std::vector<GmBuffer> gm;
     std::vector<At> sites;
@@ -126,9 +126,11 @@ inline bool deleted(const At& at, const char* what) {
     return machine->mutants.hits(std::string("delete ") + what + " " + place(at) + ":" +
                                  std::to_string(at.column()));
 }
-inline bool pair_deleted(const char* what, int event, int id) {
+/// A flag pair is known by the file that uses it: Set and Wait of one buffer stand together.
+inline bool pair_deleted(const At& at, const char* what, int event, int id) {
+    const std::string file = place(at);
     return machine->mutants.hits(std::string("pair ") + what + " " + std::to_string(event) + " id " +
-                                 std::to_string(id));
+                                 std::to_string(id) + " " + file.substr(0, file.find(':')));
 }
 /// A stride as the kernel gave it, or one more where this run mutates it. `used`: more than one step is
 /// taken.
@@ -207,22 +209,24 @@ class Instruction {
         c_.gm_write_bytes += bytes;
         if (!b.scratch) machine->hbm_write_bytes += bytes;
     }
-    /// Cycles of a copy from global memory by the rates of HBM (first touch) and L2.
+    /// Cycles of a copy from global memory. A line's way from HBM is shared by all its readers, of whom a
+    /// first walk without rates took the count; the rest of their reads comes from L2.
     double gm_read_cycles(const void* p, size_t bytes) {
         if (bytes == 0) return 0;
         GmBuffer& b = machine->find(p, bytes, at_);
-        constexpr size_t kPage = 4096;
-        if (b.in_l2.empty()) b.in_l2.assign(b.bytes / kPage + 1, false);
+        constexpr size_t kLine = 512;
+        if (b.line_reads.empty()) b.line_reads.assign(b.bytes / kLine + 1, 0);
         const size_t offset = reinterpret_cast<uintptr_t>(p) - b.base;
+        const double hbm = c_.is_aic ? Chip::kHbmAic : Chip::kHbmAiv;
         double cycles = 0;
         for (size_t at = offset; at < offset + bytes;) {
-            const size_t end = std::min(offset + bytes, (at / kPage + 1) * kPage);
-            const bool hit = b.scratch || b.in_l2[at / kPage];
-            // A page counts as loaded once its last byte was.
-            if (end % kPage == 0 || end == b.bytes) b.in_l2[at / kPage] = true;
-            const double rate = hit ? Chip::kL2Read : c_.is_aic ? Chip::kHbmAic : Chip::kHbmAiv;
-            cycles += (end - at) / rate;
-            if (!hit) c_.hbm_read_bytes += end - at;
+            const size_t end = std::min(offset + bytes, (at / kLine + 1) * kLine);
+            uint32_t& reads = b.line_reads[at / kLine];
+            if (!machine->lines_counted) reads += static_cast<uint32_t>(end - at);
+            const double missed =
+                b.scratch ? 0 : std::min(1.0, static_cast<double>(kLine) / std::max<uint32_t>(reads, 1));
+            cycles += (end - at) * (missed / hbm + (1 - missed) / Chip::kL2Read);
+            c_.hbm_read_bytes += (end - at) * missed;
             at = end;
         }
         c_.gm_read_bytes += bytes;

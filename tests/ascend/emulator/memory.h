@@ -104,7 +104,7 @@ struct GmBuffer {
     bool writable = false, fake = false, scratch = false;
     std::vector<uint8_t> valid;  // of scratch and outputs; empty: all bytes hold data
     std::vector<std::vector<GmAccess>> log = {};
-    std::vector<bool> in_l2 = {};
+    std::vector<uint32_t> line_reads = {};  // bytes read of each 512-byte line
 };
 
 }  // namespace emu

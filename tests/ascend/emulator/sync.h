@@ -47,7 +47,7 @@ void SetFlag(int32_t id, emu::At at = emu::At::current()) {
     emu::require(emu::core->is_aic ? pipes.on_aic : pipes.on_aiv, 12, at,
                  "SetFlag: this core has no such event");
     emu::require(id >= 0 && id <= 5, 12, at, "SetFlag: id ", id, " must be 0 to 5");
-    if (emu::deleted(at, "SetFlag") || emu::pair_deleted("flag", static_cast<int>(event), id)) return;
+    if (emu::deleted(at, "SetFlag") || emu::pair_deleted(at, "flag", static_cast<int>(event), id)) return;
     const auto [it, fresh] = emu::core->flags.try_emplace({static_cast<int>(event), id},
                                                           emu::snapshot(*emu::core, pipes.from, at));
     emu::require(fresh, 12, at, "SetFlag: id ", id, " is already set, at ", emu::place(it->second.at));
@@ -60,7 +60,7 @@ void WaitFlag(int32_t id, emu::At at = emu::At::current()) {
     static_assert(pipes.on_aic || pipes.on_aiv, "no core has this event");
     emu::require(emu::core->is_aic ? pipes.on_aic : pipes.on_aiv, 12, at,
                  "WaitFlag: this core has no such event");
-    if (emu::deleted(at, "WaitFlag") || emu::pair_deleted("flag", static_cast<int>(event), id)) return;
+    if (emu::deleted(at, "WaitFlag") || emu::pair_deleted(at, "flag", static_cast<int>(event), id)) return;
     const auto it = emu::core->flags.find({static_cast<int>(event), id});
     emu::require(it != emu::core->flags.end(), 12, at, "WaitFlag: id ", id, " was not set");
     emu::receive(*emu::core, pipes.to, it->second);
@@ -87,7 +87,7 @@ void CrossCoreSetFlag(uint16_t id, emu::At at = emu::At::current()) {
                  "CrossCoreSetFlag: the pipe must be a concrete one");
     emu::require(id < 16, 13, at, "CrossCoreSetFlag: id ", id, " must be below 16");
     if (id >= 11 && id <= 14) emu::machine->high_ids_used = true;
-    if (emu::deleted(at, "CrossCoreSetFlag") || emu::pair_deleted("cross", mode, id)) return;
+    if (emu::deleted(at, "CrossCoreSetFlag") || emu::pair_deleted(at, "cross", 0, id)) return;
     const emu::Signal signal = emu::snapshot(*emu::core, pipe, at);
     for (auto& to : emu::machine->cores) {
         const std::vector<int> from = emu::sources(*to, mode);
@@ -106,10 +106,7 @@ inline void CrossCoreWaitFlag(uint16_t id, emu::At at = emu::At::current()) {
     emu::require_cross_core(at);
     emu::require(id < 16, 13, at, "CrossCoreWaitFlag: id ", id, " must be below 16");
     if (emu::deleted(at, "CrossCoreWaitFlag")) return;
-    for (int mode = 0; mode <= 2; ++mode)
-        if (emu::machine->mutants.active ==
-            "pair cross " + std::to_string(mode) + " id " + std::to_string(id))
-            return;
+    if (emu::pair_deleted(at, "cross", 0, id)) return;
     emu::Core& c = *emu::core;
     auto ready = [&c, id] {
         const auto mode = c.cross_mode.find(id);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import threading
@@ -35,7 +36,7 @@ class Process:
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for(r"listening on (http://\S+),")[1]
+        self.url = self.wait_for(r"listening on (https?://\S+),")[1]
 
     def _read(self) -> None:
         assert self.child.stderr is not None
@@ -55,9 +56,9 @@ class Process:
         self.wait_for("Application startup complete.")
         return self
 
-    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+    def get(self, path: str, context: ssl.SSLContext | None = None) -> tuple[int, dict[str, Any]]:
         try:
-            with urllib.request.urlopen(self.url + path, timeout=10) as response:
+            with urllib.request.urlopen(self.url + path, timeout=10, context=context) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)

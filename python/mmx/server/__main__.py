@@ -33,6 +33,7 @@ from mmx.server.lifecycle import SUPERVISOR, Supervisor
 from mmx.server.logs import configure_logging
 from mmx.server.settings import describe, load_config, with_place
 from mmx.server.state import ServerState
+from mmx.server.tls import Certificate
 
 log = logging.getLogger("mmx.server")
 
@@ -73,10 +74,11 @@ def main(argv: Sequence[str] | None = None, runner: str = "model") -> int:
         check_agreement(config.checkpoint, folder)
         check_layout(config.parallel, folder)
         state = ServerState(config, folder)
+        certificate = Certificate(config.access)
     except (FlagError, ConfigError, LaunchError, PortError) as error:
         print(f"mmx serve: {error}", file=sys.stderr)
         return error.exit_code
-    return uvloop.run(serve(state, sock, runner))
+    return uvloop.run(serve(state, sock, runner, certificate))
 
 
 class PortError(OSError):
@@ -99,7 +101,7 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-async def serve(state: ServerState, sock: socket.socket, runner: str) -> int:
+async def serve(state: ServerState, sock: socket.socket, runner: str, certificate: Certificate) -> int:
     """Run the application on a listening socket until there is a reason to end."""
     config = state.config
     for note in config.notes:
@@ -124,15 +126,20 @@ async def serve(state: ServerState, sock: socket.socket, runner: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, partial(_asked_to_stop, supervisor, signal.Signals(number).name))
     loop.add_signal_handler(signal.SIGHUP, partial(_reload_keys, state))
+    refresh = asyncio.create_task(certificate.refresh()) if config.access.ssl_refresh else None
     try:
-        await web.SockSite(app_runner, sock, backlog=BACKLOG).start()
+        await web.SockSite(app_runner, sock, backlog=BACKLOG, ssl_context=certificate.context).start()
         host, port = sock.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         log.info(
-            "listening on http://%s:%d, model in %s, seed %d", host, port, state.folder, config.engine.seed
+            "listening on %s://%s:%d, model in %s, seed %d",
+            *("http" if certificate.context is None else "https", host, port),
+            *(state.folder, config.engine.seed),
         )
         return await supervisor.finished
     finally:
+        if refresh is not None:
+            refresh.cancel()
         # Why first: handlers that wait for the engine can then tell their clients, and end.
         await supervisor.end()
         await app_runner.cleanup()

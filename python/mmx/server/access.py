@@ -14,10 +14,12 @@ from mmx.server.flag_kinds import EXIT_CONFIG, FlagError
 
 
 class Keys:
-    """The accepted API keys; without any, everybody is let in."""
+    """The accepted API keys; without any, everybody is let in. ``admin`` keys open the control endpoints too,
+    which the others then do not."""
 
-    def __init__(self, keys: tuple[str, ...], file: str | None) -> None:
+    def __init__(self, keys: tuple[str, ...], file: str | None, admin: tuple[str, ...] = ()) -> None:
         self._given = keys
+        self._admin = [key.encode() for key in admin]
         self._file = file
         self._keys: list[bytes] = []
         self.reload()
@@ -38,15 +40,20 @@ class Keys:
             keys += found
         self._keys = [key.encode() for key in keys]
 
-    def check(self, request: web.BaseRequest) -> None:
-        """Raise 401 unless the request brings one of the keys."""
-        if not self._keys:
+    def check(self, request: web.BaseRequest, *, admin: bool = False) -> None:
+        """Raise 401 unless the request brings one of the keys; 403 if it is the wrong one for a control
+        endpoint (``admin``)."""
+        if not self._keys and not (admin and self._admin):
             return
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         shown = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
         candidate = shown.encode("utf-8", "surrogateescape")
         # Why: every key is compared in constant time, so neither length of match nor position shows.
-        if sum(hmac.compare_digest(candidate, key) for key in self._keys) == 0:
+        is_admin = sum(hmac.compare_digest(candidate, key) for key in self._admin) > 0
+        is_known = sum(hmac.compare_digest(candidate, key) for key in self._keys) > 0
+        if admin and self._admin and is_known and not is_admin:
+            raise ApiError("permission_denied", "this endpoint needs the admin key", status=403)
+        if not is_admin and (not is_known or (admin and self._admin)):
             raise ApiError(
                 "invalid_api_key",
                 "a valid API key is required, as Authorization: Bearer KEY or x-api-key: KEY",

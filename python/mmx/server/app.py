@@ -36,6 +36,8 @@ def create_app(state: ServerState, start_engine: lifecycle.StartEngine) -> web.A
             )
             if route.method == hdrs.METH_GET:
                 app.router.add_route(hdrs.METH_HEAD, path, _keyed(route, state))
+    if state.cross_origin.enabled:
+        app.router.add_route(hdrs.METH_OPTIONS, "/{path:.*}", state.cross_origin.preflight)
     app.on_response_prepare.append(_common_headers)
 
     async def engine_context(app: web.Application) -> AsyncIterator[None]:
@@ -55,7 +57,7 @@ def _keyed(route: Route, state: ServerState) -> Handler:
         return route.handler
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        state.keys.check(request)
+        state.keys.check(request, admin=route.admin)
         return await route.handler(request)
 
     return handler
@@ -69,7 +71,7 @@ def _expectation(
     async def expect(request: web.Request) -> web.StreamResponse | None:
         try:
             if route.needs_key:
-                state.keys.check(request)
+                state.keys.check(request, admin=route.admin)
             check_headers(request, state.config.http.max_body_bytes)
         except ApiError as error:
             return error.response(request.path, REQUEST_ID.get())
@@ -133,4 +135,5 @@ async def _common_headers(request: web.Request, response: web.StreamResponse) ->
         response.headers["X-Request-Id"] = REQUEST_ID.get()
         if request.path.startswith(ANTHROPIC_PATH):
             response.headers["request-id"] = REQUEST_ID.get()
+    request.app[STATE].cross_origin.mark(request, response)
     response.headers.pop("Server", None)

@@ -8,6 +8,7 @@ from mmx.config import MAX_LOGPROBS, EngineConfig
 from mmx.server.flag_kinds import BOOL, FLOAT, INT, JSON, SIZE, TEXT, Flag, row
 from mmx.server.flag_parser import FlagTable
 from mmx.server.flag_yaml import preset_names
+from mmx.server.flags_access import access
 from mmx.server.flags_execution import execution
 from mmx.server.flags_layout import cache, layout
 
@@ -112,13 +113,6 @@ def _front_end() -> list[Flag]:
     return [
         row(s, "host", TEXT, "127.0.0.1", "http.host", "address to listen on"),
         row(s, "port", INT, 8000, "http.port", "port to listen on; 0 = any free one, printed"),
-        row(
-            s, "api_key", TEXT, (), "http.api_keys", "keys of which a request must bring one", many=True,
-            env=("VLLM_API_KEY",),
-        ),
-        row(
-            s, "api_key_file", TEXT, None, "http.api_key_file", "file with one key a line, reread on SIGHUP",
-        ),
         row(
             s, "max_body_bytes", SIZE, 256 << 20, "http.max_body_bytes", "larger request bodies get 413",
         ),
@@ -247,6 +241,7 @@ FLAGS = FlagTable(
         *cache(),
         *execution(),
         *_front_end(),
+        *access(),
         *_answers(),
         *_general(),
     ],

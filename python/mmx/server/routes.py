@@ -20,6 +20,7 @@ class Route(NamedTuple):
     path: str
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     needs_key: bool
+    admin: bool = False
 
 
 ROUTES = (
@@ -45,14 +46,14 @@ ROUTES = (
     Route("GET", "/health_generate", info.health_generate, True),
     Route("GET", "/version", info.version, False),
     Route("GET", "/load", info.load, False),
-    Route("GET", "/server_info", info.server_info, True),
+    Route("GET", "/server_info", info.server_info, True, admin=True),
     Route("GET", "/metrics", info.metrics, False),
     Route("GET", "/prometheus/metrics", info.metrics, False),
     Route("GET", "/openapi.json", info.openapi, False),
     Route("DELETE", "/v1/requests/{id}", info.abort_by_path, True),
     Route("POST", "/abort_request", info.abort_request, True),
-    Route("POST", "/reset_prefix_cache", info.reset_prefix_cache, True),
-    Route("POST", "/flush_cache", info.reset_prefix_cache, True),
+    Route("POST", "/reset_prefix_cache", info.reset_prefix_cache, True, admin=True),
+    Route("POST", "/flush_cache", info.reset_prefix_cache, True, admin=True),
     Route("POST", "/v1/embeddings", info.not_this_model, True),
     Route("POST", "/v1/rerank", info.not_this_model, True),
     Route("POST", "/v1/audio/{id}", info.not_this_model, True),

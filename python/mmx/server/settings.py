@@ -14,10 +14,11 @@ from mmx.launch import LaunchFlags
 from mmx.server.flag_kinds import EXIT_CONFIG, FlagError
 from mmx.server.flag_parser import Parsed
 from mmx.server.flags import FLAGS
+from mmx.server.flags_access import as_list
 from mmx.server.flags_execution import ADDITIONAL, EAGER
 from mmx.server.variables import variable_notes
 
-SECRETS = ("api_key", "thinking_signature_key")
+SECRETS = ("api_key", "admin_api_key", "thinking_signature_key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,22 @@ class HttpSettings:
     metrics_alias: str
     signature_key: str | None
     response_store_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessSettings:
+    """Who may ask what: control keys, other origins, certificates."""
+
+    admin_api_keys: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+    allowed_methods: tuple[str, ...]
+    allowed_headers: tuple[str, ...]
+    allow_credentials: bool
+    ssl_certfile: str | None
+    ssl_keyfile: str | None
+    ssl_ca_certs: str | None
+    ssl_cert_reqs: str
+    ssl_refresh: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +113,7 @@ class ServerConfig:
     launch: LaunchFlags
     model: ModelSettings
     http: HttpSettings
+    access: AccessSettings
     answer: AnswerSettings
     checkpoint: CheckpointSettings
     log: LogSettings
@@ -147,6 +165,8 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
         values["index_kv_dtype"] = sparse["indexer_kv_dtype"]
         parsed.origins["index_kv_dtype"] = parsed.origins["sparse_attention_config"]
 
+    for name in ("allowed_origins", "allowed_methods", "allowed_headers"):
+        values[name] = as_list(values[name])
     groups: dict[str, dict[str, Any]] = {}
     for name, flag in FLAGS.flags.items():
         if flag.target:
@@ -163,6 +183,7 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
         launch=LaunchFlags(**groups["launch"]),
         model=ModelSettings(**groups["model"]),
         http=HttpSettings(**groups["http"]),
+        access=AccessSettings(**groups["access"]),
         answer=AnswerSettings(**groups["answer"]),
         checkpoint=CheckpointSettings(**groups["checkpoint"]),
         log=LogSettings(**groups["log"]),

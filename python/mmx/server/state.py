@@ -16,6 +16,7 @@ from aiohttp import web
 import mmx
 from mmx.protocol import EngineDead, EngineStats, Failed, Loading, Ready, StepOutput, Submit, TokenOut
 from mmx.server.access import Keys, Signer
+from mmx.server.cross_origin import CrossOrigin
 from mmx.server.errors import ApiError, clip
 from mmx.server.metric_set import Metrics
 from mmx.server.model_front import ModelFront
@@ -59,7 +60,8 @@ class ServerState:
         self.config = config
         self.folder = folder
         self.created = int(time.time())
-        self.keys = Keys(config.http.api_keys, config.http.api_key_file)
+        self.keys = Keys(config.http.api_keys, config.http.api_key_file, config.access.admin_api_keys)
+        self.cross_origin = CrossOrigin(config.access)
         self.responses = ResponseStore(config.http.response_store_size)
         self.signer = Signer(config.http.signature_key)
         self.served_names = config.model.served_names or (_default_name(config, folder),)

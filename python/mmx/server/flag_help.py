@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmx.server.flag_kinds import BOOL
+from mmx.server.flag_kinds import BOOL, Flag
 from mmx.server.flags import FLAGS
 
 
@@ -15,7 +15,7 @@ def help_text() -> str:
             section = flag.section
             lines += ["", f"{section}:"]
         value = "" if flag.kind is BOOL else " " + ("|".join(flag.choices) or flag.kind.name.upper())
-        shown = "" if flag.default in (None, "", (), {}) else f" (default: {flag.default})"
+        shown = f" (default: {_default(flag)})" if _default(flag) else ""
         lines.append(f"  {flag.spelling}{value}{' ...' if flag.many else ''}")
         lines.append(f"      {flag.help}{shown}")
         if flag.aliases or flag.negations:
@@ -40,7 +40,14 @@ def help_markdown() -> str:
                 "| --- | --- | --- | --- |",
             ]
         also = ", ".join(f"`--{name.replace('_', '-')}`" for name in (*flag.aliases, *flag.negations))
-        default = "" if flag.default in (None, "", (), {}) else f"`{flag.default}`"
+        default = f"`{_default(flag)}`" if _default(flag) else ""
         choices = f" ({', '.join(flag.choices)})" if flag.choices else ""
         lines.append(f"| `{flag.spelling}` | {also} | {default} | {flag.help}{choices} |")
     return "\n".join(lines[1:]) + "\n"
+
+
+def _default(flag: Flag) -> str:
+    """The default as a user would write it, empty if there is none."""
+    if flag.default in (None, "", (), {}):
+        return ""
+    return " ".join(flag.default) if flag.many else str(flag.default)

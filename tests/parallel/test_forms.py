@@ -58,8 +58,12 @@ def url_of(log: Path, processes: Sequence[subprocess.Popen[bytes]]) -> str:
     raise AssertionError(log.read_text())
 
 
-def ask(url: str) -> str:
-    body = {"messages": [{"role": "user", "content": "What is 2+3?"}], "max_tokens": 8, "temperature": 0}
+def ask(url: str, **more: object) -> str:
+    body = {
+        "messages": [{"role": "user", "content": "What is 2+3?"}],
+        "max_tokens": 8,
+        "temperature": 0,
+    } | more
     request = urllib.request.Request(
         url + "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -73,7 +77,14 @@ def serves(commands: Commands, folder: Path) -> None:
     with started(commands, folder) as running:
         processes = [process for process, _ in running]
         log = running[0][1]
-        assert ask(url_of(log, processes))
+        url = url_of(log, processes)
+        assert ask(url)
+        # Masks of a grammar reach the ranks with the step.
+        schema = {"type": "object", "properties": {"n": {"enum": [3, 5]}}, "required": ["n"]}
+        answer = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+        thinking = {"thinking_mode": "disabled"}
+        text = ask(url, response_format=answer, max_tokens=60, chat_template_kwargs=thinking)
+        assert json.loads(text)["n"] in (3, 5)
         text = log.read_text()
         assert re.search(r"rank 0 waits for \d ranks at \S+ port \d+ \(incoming\), told by", text)
         assert re.search(r"collectives meet at port \d+", text)

@@ -146,6 +146,7 @@ def test_server_turns_unhealthy_ends_and_serves_again() -> None:
     flags = ("--device", "cpu", "-tp", "2", "--kv-cache-memory-bytes", "64M", "--shutdown-timeout", "2")
     with server("mmx.runner", *flags) as process:
         process.ready()
+        assert [rank["rank"] for rank in process.get("/health")[1]["ranks"]] == [0, 1]
         (engine,) = children(process.child.pid)
         ranks = ranks_of(engine)
         stream = process.stream(20000)

@@ -143,7 +143,9 @@ class ServerState:
             body["progress"] = round(progress, 3)
             body["eta_s"] = round(elapsed * (1 - progress) / progress, 1) if progress > 0 else None
         elif self.engine is not None and self.engine.ready is not None:
-            body["ranks"] = [{"rank": 0, "device": self.engine.ready.device, "alive": self.phase != "dead"}]
+            # Why alike: one rank that is lost ends all of them.
+            facts = {"device": self.engine.ready.device, "alive": self.phase != "dead"}
+            body["ranks"] = [{"rank": rank} | facts for rank in range(self.config.parallel.world_size)]
         return body
 
 

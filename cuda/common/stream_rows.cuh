@@ -44,18 +44,24 @@ struct StreamFragments<e4m3> {
     }
 };
 
+struct Nothing {
+    __device__ void operator()() const {}
+};
+
 /// acc[tile] += weights . x over the chunks first, first + step, ... of one warp.
 ///
 /// `low` and `high`: this lane's weight rows g and g + 8 of the 16 (g = lane / 4), at k = 0. `x[tile]`: this
 /// lane's row of x (row tile * 8 + g) at k = 0, or null. `scale_low`, `scale_high`: one factor per chunk for
 /// e4m3, else null. acc[tile] holds rows g and g + 8 of the columns 2t, 2t + 1 (t = lane % 4) as mma.m16n8k16
-/// does.
-template <class W, int kTiles, int kUnroll>
+/// does. `ready()` runs once, after the first loads of weights and before anything of x is read.
+template <class W, int kTiles, int kUnroll, class Ready = Nothing>
 __device__ __forceinline__ void stream_rows(float (&acc)[kTiles][4], const W* low, const W* high,
                                             const bf16* const (&x)[kTiles], const float* scale_low,
-                                            const float* scale_high, int num_chunks, int first, int step) {
+                                            const float* scale_high, int num_chunks, int first, int step,
+                                            Ready ready = {}) {
     constexpr int kRun = 16 / sizeof(W), kHalf = kStreamChunk<W> / 2, kSteps = StreamFragments<W>::kSteps;
     const int offset = static_cast<int>(threadIdx.x) % 4 * kRun;
+    if (first >= num_chunks) ready();
     for (int base = first; base < num_chunks; base += step * kUnroll) {
         uint4 rows[kUnroll][2][2];
 #pragma unroll
@@ -69,6 +75,7 @@ __device__ __forceinline__ void stream_rows(float (&acc)[kTiles][4], const W* lo
                 rows[u][half][1] = ptx::load_once(high + k);
             }
         }
+        if (base == first) ready();
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
             const int chunk = base + u * step;

@@ -1,5 +1,5 @@
 #include "cpp/core/math.h"
-#include "cuda/common/launch.h"
+#include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/stream_rows.cuh"
@@ -58,9 +58,12 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_of(kTokenTiles)) linear_sk
     float acc[kTokenTiles][4] = {};
     const bf16* high = weight + 8 * p.k;
     const int num_chunks = static_cast<int>(p.k / kStreamChunk<bf16>);
-    ptx::let_successors_start();
+    const auto ready = [] {
+        ptx::let_successors_start();
+        ptx::wait_for_predecessors();
+    };
     stream_rows<bf16, kTokenTiles, kUnroll>(acc, weight, high, x, nullptr, nullptr, num_chunks, warp_idx,
-                                            kWarps);
+                                            kWarps, ready);
 
     __shared__ float partial[kWarps][kTokens][kWeightRows];
 #pragma unroll
@@ -94,7 +97,13 @@ void launch_linear(const LinearParams& p, Stream stream) {
         if (is_skinny(p)) {
             const auto launch = [&](auto kernel, int64_t tokens) {
                 const int64_t blocks = ceil_div(p.m, tokens) * (p.n / kWeightRows);
-                Launch{"linear", dim3(static_cast<unsigned>(blocks)), kWarps * 32, 0, stream}(kernel, p);
+                const dim3 grid(static_cast<unsigned>(blocks));
+                // Blocks that start early crowd on the multiprocessors that are free first, which costs a
+                // grid of less than a wave more than the start that it hides.
+                if (blocks >= blocks_of(1) * num_multiprocessors())
+                    LaunchChain{"linear", grid, kWarps * 32, 0, stream}(kernel, p);
+                else
+                    Launch{"linear", grid, kWarps * 32, 0, stream}(kernel, p);
             };
             if (p.m <= 8) return launch(linear_skinny_kernel<1, TOut>, 8);
             if (p.m <= 16) return launch(linear_skinny_kernel<2, TOut>, 16);

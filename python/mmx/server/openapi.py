@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -44,15 +45,17 @@ def openapi_document() -> dict[str, Any]:
     bodies = dict(zip(_BODIES, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
+        # A route may say which characters a parameter takes; a path of the document only names it.
+        path = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)
         operation: dict[str, Any] = {"responses": _ANSWERS, "operationId": f"{route.method} {route.path}"}
         schema = bodies.get(route.path.removeprefix("/v1")) or bodies.get(route.path)
         if schema is not None:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-        if "{id}" in route.path:
+        if "{id}" in path:
             operation["parameters"] = [
                 {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
             ]
-        paths.setdefault(route.path, {})[route.method.lower()] = operation
+        paths.setdefault(path, {})[route.method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "mmx", "version": mmx.__version__},

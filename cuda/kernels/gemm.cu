@@ -40,12 +40,15 @@ template <int kTokenTiles, class TOut>
 __global__ void __launch_bounds__(kWarps * 32, blocks_of(kTokenTiles)) linear_skinny_kernel(LinearParams p) {
     constexpr int kTokens = kTokenTiles * 8;
     const int warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32, g = lane_idx / 4, t = lane_idx % 4;
-    // Blocks in order: groups of row tiles, in each the weights, of each the tiles of the group.
-    const unsigned num_tiles = static_cast<unsigned>((p.m + kTokens - 1) / kTokens);
-    const unsigned pass = static_cast<unsigned>(p.n / kWeightRows) * kGroup, group = blockIdx.x / pass;
-    const unsigned tiles = min(num_tiles - group * kGroup, kGroup), rest = blockIdx.x - group * pass;
-    const int64_t first_row = static_cast<int64_t>(rest / tiles) * kWeightRows;
-    const int64_t first_token = static_cast<int64_t>(group * kGroup + rest % tiles) * kTokens;
+    int64_t first_row = static_cast<int64_t>(blockIdx.x) * kWeightRows, first_token = 0;
+    if constexpr (kTokenTiles > 2) {
+        // Blocks in order: groups of row tiles, in each the weights, of each the tiles of the group.
+        const unsigned num_tiles = static_cast<unsigned>((p.m + kTokens - 1) / kTokens);
+        const unsigned pass = static_cast<unsigned>(p.n / kWeightRows) * kGroup, group = blockIdx.x / pass;
+        const unsigned tiles = min(num_tiles - group * kGroup, kGroup), rest = blockIdx.x - group * pass;
+        first_row = static_cast<int64_t>(rest / tiles) * kWeightRows;
+        first_token = static_cast<int64_t>(group * kGroup + rest % tiles) * kTokens;
+    }
     const int num_tokens = static_cast<int>(min(p.m - first_token, static_cast<int64_t>(kTokens)));
     const bf16* first_x = static_cast<const bf16*>(p.x) + first_token * p.x_stride;
     const bf16* weight = static_cast<const bf16*>(p.weight) + (first_row + g) * p.k;

@@ -218,6 +218,25 @@ def test_different_files(tmp_path: Path) -> None:
         )
 
 
+def test_strangers_at_the_port_do_no_harm(tmp_path: Path) -> None:
+    port = free_port()
+    words = ["--rendezvous-timeout", "40"]
+    with started([(nodes(0, port, *words), {})], tmp_path) as running:
+        log = running[0][1]
+        deadline = time.monotonic() + START_SECONDS
+        while "rank 0 waits for" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"\x03\x00\x00\x00abc")
+        (tmp_path / "other").mkdir()
+        with started([(nodes(1, port, *words), {})], tmp_path / "other"):
+            assert ask(url_of(log, [running[0][0]]))
+        assert log.read_text().count("connected that is no rank") == 2
+
+
 def test_port_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

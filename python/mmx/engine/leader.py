@@ -41,6 +41,8 @@ log = logging.getLogger("mmx.engine")
 # A rank that has said nothing for so long is lost: stopped, cut off, or its machine is gone.
 SILENCE_SECONDS = 8.0
 PROGRESS_SECONDS = 10.0
+# Within this time a connection must say that it is a rank.
+HELLO_SECONDS = 5.0
 # How long an exception of a collective waits for the news which rank was lost.
 REASON_SECONDS = SILENCE_SECONDS + 2 * BEAT_SECONDS
 STOP_SECONDS = 3.0
@@ -118,7 +120,7 @@ class Leader:
         self._listener.settimeout(0.2)
         while len(self._peers) < self.num_others:
             try:
-                self._accept(ours, deadline)
+                self._accept(ours)
             except TimeoutError:
                 self._check_children()
             now = time.monotonic()
@@ -137,13 +139,16 @@ class Leader:
         threading.Thread(target=self._watch, name="mmx-ranks", daemon=True).start()
         return port
 
-    def _accept(self, ours: dict[str, str], deadline: float) -> None:
+    def _accept(self, ours: dict[str, str]) -> None:
         sock, address = self._listener.accept()
-        sock.settimeout(max(deadline - time.monotonic(), 1.0))
+        sock.settimeout(HELLO_SECONDS)
         line = Line(sock)
-        words = line.receive()
-        while words == []:
+        try:
             words = line.receive()
+            while words == []:
+                words = line.receive()
+        except (TimeoutError, msgspec.DecodeError):
+            words = None
         if not words or not isinstance(words[0], Hello):
             log.warning("something at %s connected that is no rank", address[0])
             sock.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -40,14 +41,19 @@ class CudaBackend:
     def planning(self) -> Iterator[None]:
         """A lock per GPU among the processes of this machine."""
         uuid = torch.cuda.get_device_properties(self.device).uuid
-        path = Path(tempfile.gettempdir()) / f"mmx-{uuid}.lock"
-        with path.open("a") as file:
-            if not _lock(file.fileno()):
+        fd = _open_shared(Path(tempfile.gettempdir()) / f"mmx-{uuid}.lock")
+        try:
+            if not _lock(fd):
                 log.warning("another engine is planning its memory on this GPU; waiting for it")
                 deadline = time.monotonic() + PATIENCE_SECONDS
-                while not _lock(file.fileno()) and time.monotonic() < deadline:
+                while not _lock(fd):
+                    if time.monotonic() > deadline:
+                        log.warning("it still is after %.0f s; going on without it", PATIENCE_SECONDS)
+                        break
                     time.sleep(0.05)
             yield
+        finally:
+            os.close(fd)
 
     def peak_memory(self, run: Callable[[], object]) -> int:
         torch.cuda.synchronize(self.device)
@@ -83,6 +89,14 @@ class CudaBackend:
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0]
+
+
+def _open_shared(path: Path) -> int:
+    """Open for locking only. Why not to write: the file may be another user's."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
 
 
 def _lock(fd: int) -> bool:

@@ -65,7 +65,7 @@ inline int64_t sparse_attention_workspace_bytes(const SparseAttentionParams& p, 
 
 __aicore__ inline void attention_kernel(const AttentionTiling& t) {
     TPipe pipe;
-    if (ASCEND_IS_AIC) {
+    if ASCEND_IS_AIC {
         AttentionCube(pipe, t).process();
         if (t.num_splits > 1) SyncAll<false>();
     } else {

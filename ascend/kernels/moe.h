@@ -256,7 +256,7 @@ class MoeFinish {
 };
 
 __aicore__ inline void moe_gate_up_kernel(const MoeTiling& t) {
-    if (ASCEND_IS_AIV) {
+    if ASCEND_IS_AIV {
         TPipe pipe;
         MoeFinish<true> finish(pipe, t);
         finish.gather();
@@ -269,7 +269,7 @@ __aicore__ inline void moe_gate_up_kernel(const MoeTiling& t) {
 }
 
 __aicore__ inline void moe_down_kernel(const MoeTiling& t) {
-    if (ASCEND_IS_AIV) {
+    if ASCEND_IS_AIV {
         TPipe pipe;
         MoeFinish<false>(pipe, t).process();
     } else {

@@ -223,7 +223,7 @@ class SelectorBest {
 };
 
 __aicore__ inline void select_blocks_kernel(const SelectorTiling& t) {
-    if (ASCEND_IS_AIC) {
+    if ASCEND_IS_AIC {
         TPipe pipe;
         SelectorCube(pipe, t).process();
         SyncAll<false>();

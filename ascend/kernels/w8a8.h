@@ -142,7 +142,7 @@ class W8A8Finish {
 };
 
 __aicore__ inline void w8a8_linear_kernel(const W8A8Tiling& t) {
-    if (ASCEND_IS_AIC) {
+    if ASCEND_IS_AIC {
         w8a8_cube(t);
     } else {
         TPipe pipe;

@@ -60,7 +60,10 @@ std::string to_json(const emu::Report& r, int num_blocks) {
         << ", \"blocks\": " << num_blocks << ", \"microseconds\": " << r.microseconds
         << ", \"cycles\": " << r.cycles << ", \"hbm_bytes\": " << r.hbm_bytes
         << ", \"binding\": " << quoted(r.binding) << ", \"instructions\": " << r.instructions
-        << ", \"warnings\": " << r.warnings << ", \"busy\": {";
+        << ", \"repeats\": " << r.repeats << ", \"warnings\": " << r.warnings
+        << ", \"unaligned_copies\": " << r.unaligned_copies << ", \"bank_conflicts\": " << r.bank_conflicts
+        << ", \"gm_read_bytes\": " << r.gm_read_bytes << ", \"gm_write_bytes\": " << r.gm_write_bytes
+        << ", \"busy\": {";
     const char* comma = "";
     for (int aic = 0; aic < 2; ++aic)
         for (int p = 0; p < emu::kNumPipes; ++p) {

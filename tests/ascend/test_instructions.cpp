@@ -398,7 +398,7 @@ void cross_core() {
         EXPECT_CLEAN(run(
             [] {
                 for (int i = 0; i < 5; ++i) {
-                    if (ASCEND_IS_AIC) {
+                    if ASCEND_IS_AIC {
                         CrossCoreSetFlag<2, PIPE_FIX>(0);
                         CrossCoreWaitFlag(1);
                     } else {

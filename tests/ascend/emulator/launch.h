@@ -23,7 +23,8 @@ struct Report {
     double hbm_bytes = 0;
     std::string binding;             // busiest pipe and its share of the time
     double busy[2][kNumPipes] = {};  // longest per kind of core, AIV and AIC, in cycles
-    uint64_t instructions = 0, warnings = 0;
+    uint64_t instructions = 0, repeats = 0, warnings = 0, unaligned_copies = 0, bank_conflicts = 0;
+    double gm_read_bytes = 0, gm_write_bytes = 0;
     std::set<std::string> sites;
 };
 
@@ -163,11 +164,14 @@ inline Report launch(const std::function<void()>& kernel, Kind kind, int num_blo
     double cycles = 1, hbm = m.hbm_write_bytes, busiest = 0;
     for (const auto& c : m.cores) {
         hbm += c->hbm_read_bytes;
+        report.gm_read_bytes += c->gm_read_bytes;
+        report.gm_write_bytes += c->gm_write_bytes;
         for (int p = 0; p < kNumPipes; ++p) {
             cycles = std::max(cycles, c->time[p]);
             double& longest = report.busy[c->is_aic][p];
             longest = std::max(longest, c->stats[p].busy);
             report.instructions += c->stats[p].instructions;
+            report.repeats += c->stats[p].repeats;
             if (longest > busiest)
                 busiest = longest, report.binding = std::string(c->is_aic ? "AIC " : "AIV ") + pipe_name(p);
         }
@@ -177,6 +181,8 @@ inline Report launch(const std::function<void()>& kernel, Kind kind, int num_blo
     if (memory > compute) report.binding = "HBM";
     report.hbm_bytes = hbm;
     report.warnings = m.warnings;
+    report.unaligned_copies = m.unaligned_copies;
+    report.bank_conflicts = m.bank_conflicts;
     report.sites = std::move(m.mutants.sites);
     report.cycles = cycles;
     gm = std::move(m.gm);

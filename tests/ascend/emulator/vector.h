@@ -63,6 +63,20 @@ Operand<T> operand(const AscendC::LocalTensor<T>& t, size_t block = 1, size_t re
     return {t, block, repeat};
 }
 
+/// Counts a repeat whose operands meet in a bank (a read and the write) or in a group of banks (two reads).
+template <class D, class... S>
+void count_conflicts(size_t repeats, const AscendC::LocalTensor<D>& d, const AscendC::LocalTensor<S>&... s) {
+    const auto group = [](size_t address) { return address / 32 % 16; };
+    const auto bank = [&](size_t address) { return 16 * (address / 65536) + group(address); };
+    const std::array<size_t, sizeof...(S) + 1> at{s.offset()..., d.offset()};
+    bool meets = false;
+    for (size_t i = 0; i + 1 < at.size(); ++i) {
+        meets = meets || (bank(at[i]) == bank(at.back()) && at[i] != at.back());
+        for (size_t j = 0; j < i; ++j) meets = meets || (group(at[i]) == group(at[j]) && at[i] != at[j]);
+    }
+    if (meets) machine->bank_conflicts += repeats;
+}
+
 /// Active lanes of a repeat, from a count or from two words.
 inline std::vector<uint8_t> lanes_of(uint64_t count, size_t lanes, const At& at) {
     require(count >= 1 && count <= lanes, 7, at, "mask ", count, " must be 1 to ", lanes);
@@ -99,6 +113,7 @@ void vector_op(const char* name, tables::Rate rate, const std::vector<uint8_t>& 
             for (size_t i = 0; i < active.size(); ++i)
                 if (active[i]) f(*d.tensor.at_byte(d.byte(r, i)), *s.tensor.at_byte(s.byte(r, i))...);
     }
+    count_conflicts(repeat, d.tensor, s.tensor...);
     op.done(repeat * (256.0 / width) / rate(width), Chip::kStartVector, repeat);
 }
 
@@ -136,6 +151,7 @@ void counted_op(const char* name, tables::Rate rate, size_t count, const At& at,
         for (size_t i = 0; i < count; ++i) f(d.at_index(i), s.at_index(i)...);
     }
     const size_t repeats = (count + lanes - 1) / lanes;
+    count_conflicts(repeats, d, s...);
     op.done(repeats * lanes / rate(width), Chip::kStartVector, repeats);
 }
 
@@ -174,6 +190,17 @@ T arithmetic(T a, T b, F f) {
 }  // namespace emu
 
 namespace AscendC {
+
+enum class MaskMode { NORMAL, COUNTER };
+/// The mask is state of the core; forms that take a mask set their own, and a kernel must leave it whole.
+inline void SetMaskCount() { emu::core->counter_mode = true; }
+inline void SetMaskNorm() { emu::core->counter_mode = false; }
+template <class T, MaskMode mode>
+void SetVectorMask(uint64_t high, uint64_t low) {
+    emu::core->mask_hi = high;
+    emu::core->mask_lo = low;
+}
+inline void ResetMask() { emu::core->mask_hi = emu::core->mask_lo = ~0ull; }
 
 #define EMU_BINARY(Op, Allowed, rate, expression)                                                     \
     template <emu::tables::Allowed T>                                                                 \

@@ -1,4 +1,4 @@
-"""Full-width slices of the real models with random weights on one GPU: prompts as ids in, ids out.
+"""Full-width slices of the real models with random weights: prompts as ids in, ids out.
 
     python bench/serve/slices.py --slice dense=3,sparse=4 [--prompt 1024] [--batches 1 8 32 128]
                                  [--prefill 8192 32768] [--long 32768] [--tokens 64] [--profile] [--json FILE]
@@ -9,7 +9,8 @@ layers with fp8 matrices; a config.json is all the checkpoint there is. Greedy, 
 new random prompts in every run. TTFT: from the submission of one prompt to its first token. TPOT of a batch:
 from the moment the last sequence has its first token, the time until all have ``--tokens`` more, over
 ``--tokens``; no sequence ends or joins meanwhile. Both are seen where a client of the engine sees them.
-``--profile`` splits a step by kernel and says how long the GPU idles between steps.
+``--profile`` splits a step by kernel and says how long the GPU idles between steps. ``--parallel`` takes
+settings of ``ParallelConfig``: the slice then runs over that many devices of the machine.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+import msgspec  # noqa: E402
 import torch  # noqa: E402
 
-from mmx.config import EngineConfig, SamplingParams  # noqa: E402
+from mmx.config import EngineConfig, ParallelConfig, SamplingParams  # noqa: E402
 from mmx.engine.channel import LocalChannel  # noqa: E402
 from mmx.engine.engine import Engine  # noqa: E402
+from mmx.engine.ranked import start_runner  # noqa: E402
 from mmx.model_config import load_model_config  # noqa: E402
 from mmx.protocol import Abort, Failed, StepOutput, Submit  # noqa: E402
-from mmx.runner import build_runner  # noqa: E402
 from mmx.runner.kv_pool import page_bytes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,11 +151,14 @@ class Slice:
             enable_prefix_caching=False,
             enforce_eager=args.enforce_eager,
             kv_cache_bytes=num_pages * page_bytes(config, torch.bfloat16),
+            parallel=msgspec.convert(
+                dict(pair.split("=") for pair in args.parallel), ParallelConfig, strict=False
+            ),
         )
         self.begin = begin
         self.channel = LocalChannel()
         self.phases: dict[str, float] = {}
-        self.runner = build_runner(self.config, self._progress)
+        self.runner = start_runner(self.config, self._progress)
         self.engine = Engine(self.config, self.runner, self.channel)
         self._random = torch.Generator().manual_seed(1)
         self._num_requests = 0
@@ -274,6 +279,9 @@ def main() -> None:
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument(
+        "--parallel", nargs="*", default=[], metavar="SETTING=VALUE", help="such as tensor_parallel_size=2"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -290,7 +298,11 @@ def main() -> None:
             folder = Path(temporary)
             (folder / "config.json").write_text(json.dumps(config))
             print(f"slice {text}", flush=True)
-            results[text] = measure(Slice(folder, longest_prompt + extra, most, args, begin), args)
+            bench = Slice(folder, longest_prompt + extra, most, args, begin)
+            results[text] = measure(bench, args)
+            if args.parallel:
+                bench.runner.close()
+            del bench
         begin = time.perf_counter()
         gc.collect()
         if args.device == "cuda":

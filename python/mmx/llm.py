@@ -45,13 +45,15 @@ class CompletionOutput(msgspec.Struct, kw_only=True):
 
 
 class RequestOutput(msgspec.Struct, kw_only=True):
-    """What came of one prompt: ``n`` sequences. The properties are those of the first one."""
+    """What came of one prompt: ``n`` sequences. ``prompt_logprobs``, if asked for, are those of every prompt
+    token but the first. The properties are those of the first one."""
 
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -127,7 +129,13 @@ class LLM:
         self.tokenizer: Tokenizer | None = None if skip_tokenizer_init else Tokenizer(folder)
         self._channel = LocalChannel()
         with tqdm(total=100, desc="Loading", unit="%", disable=None, leave=False) as bar:
-            runner = _build(self.config, _show_progress(bar))
+            # Why here: mmx.llm is importable, for its types, without the seconds that torch takes.
+            from mmx.engine.ranked import start_runner
+
+            runner = start_runner(self.config, _show_progress(bar))
+        self._close: Callable[[], None] | None = getattr(runner, "close", None)
+        if self._close is not None:
+            atexit.register(self._close)
         self._engine = Engine(self.config, runner, self._channel)
         self.max_model_len: int = runner.max_model_len
         self._chat_template: ChatTemplate | None = None
@@ -206,6 +214,13 @@ class LLM:
         self._engine.step()
         self._channel.outbox.clear()
 
+    def close(self) -> None:
+        """End the processes of the other ranks, if there are any; nothing can be generated afterwards."""
+        if self._close is not None:
+            atexit.unregister(self._close)
+            self._close()
+            self._close = None
+
     def stats(self) -> EngineStats:
         """Gauges and counters of the engine."""
         return self._engine.scheduler.stats()
@@ -265,20 +280,6 @@ class LLM:
         return ended
 
 
-def _build(config: EngineConfig, progress: Callable[[str, float], None]) -> Any:
-    """The runner of one device, or of several ranks on this machine, which end with it."""
-    # Why here: mmx.llm is importable, for its types, without the seconds that torch takes.
-    if config.parallel.world_size == 1:
-        from mmx.runner import build_runner
-
-        return build_runner(config, progress)
-    from mmx.engine.ranked import lead_ranks
-
-    runner = lead_ranks(config, "mmx.runner", progress)
-    atexit.register(runner.close)
-    return runner
-
-
 class _Sequence:
     """Collects one sequence: its tokens, its text, and the stop strings in it."""
 
@@ -305,6 +306,8 @@ class _Sequence:
         output.token_ids += out.token_ids
         if output.logprobs is not None and out.logprobs is not None:
             output.logprobs += out.logprobs
+        if out.prompt_logprobs is not None:
+            self.result.prompt_logprobs = out.prompt_logprobs
         if out.num_cached_tokens is not None and output.index == 0:
             self.result.num_cached_tokens = out.num_cached_tokens
         output.finish_reason, output.stop_reason = out.finish_reason, out.stop_reason

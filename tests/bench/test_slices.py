@@ -19,22 +19,33 @@ NARROW |= {"num_local_experts": 8, "max_position_embeddings": 4096}
 M3_NARROW = NARROW | {"dense_intermediate_size": 128, "shared_intermediate_size": 128}
 
 
-@pytest.mark.parametrize(("name", "rows"), [("dense=1,sparse=1", 3), ("layers=2", 3)])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("dense=1,sparse=1", []),
+        ("layers=2", []),
+        ("dense=1,sparse=1", ["--parallel", "tensor_parallel_size=2", "expert_parallel=true"]),
+    ],
+)
 def test_a_slice_is_measured(
-    name: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    more: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(slices, "M3", slices.M3 | M3_NARROW)
     monkeypatch.setattr(slices, "M2", slices.M2 | NARROW)
     file = tmp_path / "result.json"
     lengths = ["--prefill", "16", "--prompt", "8", "--batches", "1", "2", "--tokens", "3", "--repeats", "1"]
     monkeypatch.setattr(
-        sys, "argv", ["slices.py", "--slice", name, "--device", "cpu", "--json", str(file), *lengths]
+        sys, "argv", ["slices.py", "--slice", name, "--device", "cpu", "--json", str(file), *lengths, *more]
     )
     slices.main()
     result = json.loads(file.read_text())[name]
     assert result["start_to_ready_s"] > 0
     assert [row.get("batch") for row in result["rows"]] == [None, 1, 2]
-    assert len(result["rows"]) == rows
+    assert len(result["rows"]) == 3
     assert all(row.get("ttft_ms", 0) > 0 or row["tpot_ms"] > 0 for row in result["rows"])
     assert "ready after" in capsys.readouterr().out
 

@@ -275,13 +275,16 @@ class Leader:
     # ---- the end -----------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Tell all ranks that there are no more steps, and wait for those of this machine."""
+        """Tell all ranks that there are no more steps."""
         self._closing = True
         for peer in self._peers.values():
             try:
                 peer.line.send(Stop())
             except OSError:
                 log.warning("%s could not be told to stop: it has gone", peer.name)
+
+    def wait(self) -> None:
+        """Give the ranks of this machine a moment to end after ``stop``."""
         end_ranks(self._children, STOP_SECONDS)
 
     def end(self) -> None:
@@ -327,7 +330,10 @@ class RankedRunner:
             raise self._leader.reason(error) from error
 
     def close(self) -> None:
+        """End all ranks; nothing can be run afterwards."""
         self._leader.stop()
+        self.runner.ranks.leave()
+        self._leader.wait()
 
 
 class _Flight(NamedTuple):

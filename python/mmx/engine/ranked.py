@@ -19,6 +19,7 @@ from mmx.layout import make_layout
 from mmx.model_config import load_model_config
 
 Progress = Callable[[str, float], None]
+MODEL_RUNNER = "mmx.runner"
 
 
 def join_ranks(
@@ -51,6 +52,14 @@ def join_ranks(
     )
     runner = importlib.import_module(runner_module).build_runner(config, progress, ranks)
     return ranks, runner
+
+
+def start_runner(config: EngineConfig, progress: Progress) -> Any:
+    """The runner of one device, or the one that stands for several ranks of this machine; ``close`` ends
+    these."""
+    if config.parallel.world_size > 1:
+        return lead_ranks(config, MODEL_RUNNER, progress)
+    return importlib.import_module(MODEL_RUNNER).build_runner(config, progress)
 
 
 def lead_ranks(

@@ -1,0 +1,39 @@
+"""``mmx.LLM`` over ranks of this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mmx import LLM, SamplingParams
+from mmx.config import ParallelConfig
+from mmx.errors import ConfigError
+from models.harness import random_ids
+from models.tiny import write_tiny_checkpoint
+from parallel.processes import ranks_of, wait_gone
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+
+
+def test_one_after_the_other(tmp_path: Path) -> None:
+    folder = str(write_tiny_checkpoint(tmp_path, "m2"))
+    prompts = [random_ids(length, length) for length in (5, 20)]
+    settings = {"device": "cpu", "kv_cache_bytes": 1 << 24, "skip_tokenizer_init": True}
+    alone = [out.token_ids for out in LLM(folder, **settings).generate(prompts, GREEDY)]
+    for parallel in (ParallelConfig(tensor_parallel_size=2), ParallelConfig(data_parallel_size=2)):
+        llm = LLM(folder, parallel=parallel, **settings)
+        ranks = ranks_of_this_process()
+        assert len(ranks) == 1
+        assert [out.token_ids for out in llm.generate(prompts, GREEDY)] == alone
+        llm.close()
+        llm.close()
+        wait_gone(ranks)
+    with pytest.raises(ConfigError, match="tensor_parallel_size 3 must divide num_attention_heads 4"):
+        LLM(folder, tensor_parallel_size=3, **settings)
+    assert ranks_of_this_process() == []
+
+
+def ranks_of_this_process() -> list[int]:
+    return ranks_of(os.getpid())

@@ -44,7 +44,7 @@ def _moe_down(out: Any, x: Any, w: Any, s: Any, offsets: Any, ws: Any) -> None:
     out.copy_(reference.moe_down(x, w, s, offsets))
 
 
-def _select_blocks(ids: Any, q: Any, k: Any, table: Any, cu: Any, lens: Any, ws: Any, *rest: int) -> None:
+def _select_blocks(ids: Any, q: Any, k: Any, table: Any, cu: Any, lens: Any, ws: Any, *rest: Any) -> None:
     ids.copy_(reference.select_blocks(q, k, table, cu, lens, rest[0], ids.shape[2], *rest[1:]))
 
 

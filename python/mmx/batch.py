@@ -27,6 +27,8 @@ class ScheduledSeq(msgspec.Struct, frozen=True, kw_only=True):
     ``params`` has a penalty; ``banned_token_ids`` are ids that may not be sampled in this step
     (end tokens below ``min_tokens``). ``masked``: a token mask may bound what is sampled, and comes with the
     launch, or as ``mask`` (int32 words, bit i of word j allows id 32 j + i) where that is another process.
+    ``prompt_targets``: prompt tokens whose log-probabilities are wanted, each behind the token of the same
+    place in ``token_ids``.
     """
 
     request_id: str
@@ -42,6 +44,7 @@ class ScheduledSeq(msgspec.Struct, frozen=True, kw_only=True):
     banned_token_ids: list[int] = []
     masked: bool = False
     mask: bytes | None = None
+    prompt_targets: list[int] = []
 
 
 class ScheduledBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,9 +65,10 @@ class ScheduledBatch(msgspec.Struct, frozen=True, kw_only=True):
 
 class SampledToken(msgspec.Struct, frozen=True, kw_only=True):
     """Result for one sampling sequence of the batch; ``error`` replaces the token when its logits were
-    not finite."""
+    not finite. ``prompt_logprobs`` are those of all ``prompt_targets`` up to this step."""
 
     request_id: str
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None

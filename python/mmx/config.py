@@ -17,6 +17,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ``temperature`` below 1e-5 is greedy. ``top_k`` 0 or -1 is off. ``logprobs`` is the number of
     alternatives reported beside each sampled token (0 = the sampled token only, None = none).
     ``stop`` strings are found by the front end, which sees text; the engine stops on token ids.
+    ``prompt_logprobs`` is the same number for each prompt token but the first.
     ``n`` is expanded by the front end into independent sequences.
     """
 
@@ -32,6 +33,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
@@ -55,7 +57,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
         check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a signed 64-bit integer")
         check(all(self.stop), "stop", "non-empty strings")
-        check(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}")
+        for field, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            check(count is None or 0 <= count <= MAX_LOGPROBS, field, f"0 to {MAX_LOGPROBS}")
         check(0.0 < self.repetition_penalty <= 2.0, "repetition_penalty", "above 0 and at most 2")
         check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2")
         check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2")

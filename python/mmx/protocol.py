@@ -126,7 +126,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """New tokens of one request after one step. ``num_cached_tokens`` is set with the first token.
+    """New tokens of one request after one step. ``num_cached_tokens`` is set with the first token, and
+    ``prompt_logprobs``, one for each prompt token but the first, if they were asked for.
     ``stop_reason`` is the stop token id that ended the sequence, if one did."""
 
     request_id: str
@@ -135,6 +136,7 @@ class TokenOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     num_cached_tokens: int | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

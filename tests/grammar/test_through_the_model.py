@@ -18,7 +18,7 @@ from mmx.protocol import Constraint, Failed, StepOutput, Submit
 from mmx.runner import build_runner
 from models.tiny import write_tiny_checkpoint
 
-LIMIT = 300
+LIMIT = 600
 STARTS: dict[Family, list[Start]] = {"m2": ["thought", "grammar"], "m3": ["thought", "choice", "grammar"]}
 NUM_CASES = [pytest.param(12, id="few"), pytest.param(125, id="many", marks=pytest.mark.slow)]
 
@@ -68,7 +68,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = _folder(family, tmp_path_factory.mktemp(family))
     config = EngineConfig(
         model=str(folder), device="cpu", dtype="float32", max_num_seqs=32,
-        max_model_len=512, kv_cache_bytes=64 << 20,
+        max_model_len=1024, kv_cache_bytes=64 << 20,
     )  # fmt: skip
     runner = build_runner(config, lambda phase, done: None)
     return family, Engine(config, runner, LocalChannel())

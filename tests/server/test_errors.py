@@ -76,7 +76,8 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"logit_bias": {"1": 101}}, (400, "invalid_value", "logit_bias")),
     ({"stream_options": {"include_usage": True}}, (400, "invalid_value", "stream_options")),
     ({"stream": True, "stream_interval": 0}, (400, "invalid_value", "stream_interval")),
-    ({"prompt_logprobs": 1}, (400, "unsupported_parameter", "prompt_logprobs")),
+    ({"prompt_logprobs": 21}, (400, "invalid_value", "prompt_logprobs")),
+    ({"prompt_logprobs": 1, "stream": True}, (400, "unsupported_combination", "prompt_logprobs")),
     ({"response_format": {"type": "structural_tag"}}, (400, "unsupported_parameter", "response_format")),
     (
         {"response_format": {"type": "json_schema"}},
@@ -165,7 +166,10 @@ COMPLETION_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"prompt": "x", "suffix": "y"}, (400, "unsupported_parameter", "suffix")),
     ({"prompt": "x", "logprobs": 21}, (400, "invalid_value", "logprobs")),
     ({"prompt": "x", "logprobs": True}, (400, "invalid_type", "logprobs")),
-    ({"prompt": "x", "logprobs": 1, "echo": True}, (400, "unsupported_parameter", "echo")),
+    (
+        {"prompt": "x", "logprobs": 1, "echo": True, "stream": True},
+        (400, "unsupported_combination", "echo"),
+    ),
 ]
 
 

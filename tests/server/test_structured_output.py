@@ -156,6 +156,25 @@ def test_logprobs_are_those_of_the_model_and_name_what_was_sampled(client: opena
     assert all(entry.logprob <= 0 for entry in entries)
 
 
+def test_prompt_logprobs_and_echo(client: openai.OpenAI) -> None:
+    prompt = "The capital of France is"
+    fields: Any = {"model": MODEL, "prompt": prompt, "max_tokens": 2, "temperature": 0}
+    (choice,) = client.completions.create(**fields, echo=True, logprobs=2).choices
+    lists = choice.logprobs
+    assert "".join(lists.tokens) == choice.text
+    assert lists.token_logprobs[0] is None and all(value <= 0 for value in lists.token_logprobs[1:])
+    assert lists.text_offset == [len("".join(lists.tokens[:i])) for i in range(len(lists.tokens))]
+    (choice,) = client.completions.create(**fields, extra_body={"prompt_logprobs": 1}).choices
+    (first, *others) = choice.prompt_logprobs
+    assert first is None
+    values = lists.token_logprobs[1 : 1 + len(others)]
+    assert [next(iter(entry.values()))["logprob"] for entry in others] == pytest.approx(values)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=USER, max_tokens=1, extra_body={"prompt_logprobs": 0}
+    )
+    assert len(answer.prompt_logprobs) == answer.usage.prompt_tokens
+
+
 def test_responses(client: openai.OpenAI) -> None:
     text: Any = {"format": {"type": "json_schema", "name": "person", "schema": PERSON, "strict": True}}
     answer = client.responses.create(model=MODEL, input="hi", text=text, max_output_tokens=200)

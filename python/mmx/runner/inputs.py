@@ -42,7 +42,8 @@ def make_inputs(
     sampled: torch.Tensor | None = None,
     sampled_rows: Mapping[str, int] = {},
 ) -> ForwardBatch:
-    """Tensors of one step on ``device``; ``logit_rows`` are the last tokens of the sequences that sample.
+    """Tensors of one step on ``device``; ``logit_rows`` are the last tokens of the sequences that sample, and
+    all tokens of those with ``prompt_targets``.
 
     ``part`` is how ``batch`` stands among those of the other ranks, None for the only rank; ``holder`` says
     which tokens of a page this rank holds, None for all. ``sampled`` [n]
@@ -72,6 +73,10 @@ def make_inputs(
     token_ids = np.fromiter(chain.from_iterable(seq.token_ids for seq in seqs), np.int64, num_tokens)
     samples = np.array([seq.samples for seq in seqs], bool)
     all_sample = num_tokens == len(seqs) and bool(samples.all())
+    logit_rows = cu_seqlens[1:][samples].astype(np.int64) - 1
+    if any(seq.prompt_targets for seq in seqs):
+        wanted = samples[owners] & (np.arange(num_tokens) == cu_seqlens[1:][owners] - 1)
+        logit_rows = np.flatnonzero(wanted | np.array([bool(seq.prompt_targets) for seq in seqs])[owners])
 
     pending = np.flatnonzero(token_ids == PENDING)
     pending_rows = [sampled_rows[seq.request_id] for seq in seqs if seq.token_ids[0] == PENDING]
@@ -83,7 +88,7 @@ def make_inputs(
             block_table,
             cu_seqlens,
             (starts + num_new).astype(np.int32),
-            cu_seqlens[1:][samples].astype(np.int64) - 1,
+            logit_rows,
             pending.astype(np.int64),
             np.array(pending_rows, np.int64),
         ],

@@ -24,7 +24,16 @@ from mmx.runner.inputs import Holder, make_inputs
 from mmx.runner.kv_pool import PageTypes, PoolPlan, allocate_pool, page_types, plan_pool
 from mmx.runner.memory import Limit, Needs, check_weights, memory_limit, pool_budget, size
 from mmx.runner.parts import Part, part_of
-from mmx.runner.sampler import Controls, MaskSource, Sampled, attached_masks, draw, sample_tokens
+from mmx.runner.prompt_logprobs import PromptLogprobs
+from mmx.runner.sampler import (
+    Controls,
+    ExplainedPrompt,
+    MaskSource,
+    Sampled,
+    attached_masks,
+    draw,
+    sample_tokens,
+)
 from mmx.tokenizer import Tokenizer
 from mmx.weights import fill_random, load_weights
 
@@ -72,6 +81,7 @@ class ModelRunner:
         # Why the ranks: of a context group, one alone has the id that feeds the next step of all.
         self.asynchronous = backend.has_graphs and self.ranks.context.size == 1
         self._max_num_seqs = max_num_seqs
+        self._prompts = PromptLogprobs(max_num_seqs)
         self._state = torch.zeros(state_size(max_num_seqs), dtype=torch.int64, device=backend.device)
         self._sampled_rows: dict[str, int] = {}  # places in the state's ids of the latest sampled tokens
 
@@ -111,8 +121,11 @@ class ModelRunner:
             return Sampled(seqs, ids)
         logits = None if self._graphs is None else self._graphs.run(part.batch, self._sampled_rows)
         drawn = logits is not None and self._draws_in_graph
+        prompts: dict[str, ExplainedPrompt] = {}
         if logits is None:
             logits = self.forward(part)
+            if any(seq.prompt_targets for seq in part.batch.seqs):
+                logits, prompts = self._prompts.take(logits, part.batch.seqs, self.ranks.tensor)
         if not drawn:
             self._forbid(logits)
         sampled = Sampled(seqs, ids)
@@ -122,6 +135,7 @@ class ModelRunner:
             if not drawn:  # last: a launch that failed must find them as they were
                 ids.copy_(sampled.token_ids)
         self._sampled_rows = {seq.request_id: row for row, seq in enumerate(seqs)}
+        sampled.prompts = prompts
         return sampled
 
     @torch.inference_mode()

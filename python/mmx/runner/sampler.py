@@ -55,6 +55,22 @@ class Controls(NamedTuple):
 CONTROL_DTYPES = (np.float32, np.int32, np.float32, np.float32, np.int64, np.int64)
 
 
+class ExplainedPrompt:
+    """Log-probabilities of a prompt on their way to the host: by first position, what ``ops.logprobs``
+    says."""
+
+    def __init__(self) -> None:
+        self.parts: dict[int, list[torch.Tensor]] = {}
+
+    def logprobs(self) -> list[TokenLogprobs]:
+        """In the order of the prompt; the copies must be complete."""
+        found = []
+        for _, columns in sorted(self.parts.items()):
+            for logprob, rank, ids, values in zip(*(column.tolist() for column in columns), strict=True):
+                found.append(TokenLogprobs(logprob, rank, ids, values))
+        return found
+
+
 class Sampled:
     """Tokens of a step on their way to the host."""
 
@@ -70,7 +86,8 @@ class Sampled:
         self.token_ids = token_ids
         self._seqs = seqs
         self._wanted = wanted
-        self._host = [_fetch(tensor) for tensor in (token_ids, *logprobs)]
+        self.prompts: dict[str, ExplainedPrompt] = {}
+        self._host = [fetch(tensor) for tensor in (token_ids, *logprobs)]
         self._done: torch.Event | None = None
         if token_ids.device.type != "cpu":
             self._done = torch.Event(token_ids.device.type)
@@ -95,12 +112,17 @@ class Sampled:
                 token_id=token_id,
                 logprobs=None if error else logprobs.get(row),
                 error=error,
+                prompt_logprobs=self._prompt_logprobs(seq.request_id),
             )
             results.append(result)
         return results
 
+    def _prompt_logprobs(self, request_id: str) -> list[TokenLogprobs] | None:
+        prompt = self.prompts.get(request_id)
+        return None if prompt is None else prompt.logprobs()
 
-def _fetch(tensor: torch.Tensor) -> torch.Tensor:
+
+def fetch(tensor: torch.Tensor) -> torch.Tensor:
     """A copy on the host, complete once the device gets there."""
     return tensor.clone() if tensor.device.type == "cpu" else tensor.to("cpu", non_blocking=True)
 
@@ -133,7 +155,7 @@ def sample_tokens(
     if group is not None and group.size > 1:
         if not wanted and not adjusted and all(seq.params.greedy for seq in seqs):
             return Sampled(seqs, out.copy_(_largest(logits, group)))
-        logits = _whole_rows(logits, group)
+        logits = whole_rows(logits, group)
     model_logits = logits
     if wanted and (adjusted or len(wanted) < len(seqs)):
         (rows,) = upload([np.array(wanted, np.int64)], logits.device)
@@ -170,7 +192,7 @@ def _largest(logits: torch.Tensor, group: Group) -> torch.Tensor:
     return chosen.where(value.isfinite(), -1)
 
 
-def _whole_rows(logits: torch.Tensor, group: Group) -> torch.Tensor:
+def whole_rows(logits: torch.Tensor, group: Group) -> torch.Tensor:
     """The logits of the whole vocabulary: [num_rows, vocab]."""
     parts = group.all_gather(logits.contiguous()).view(group.size, *logits.shape)
     return parts.transpose(0, 1).reshape(logits.shape[0], -1)

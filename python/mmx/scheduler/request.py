@@ -57,6 +57,11 @@ class Request:
         return num_tokens - self.num_planned
 
     @property
+    def explains_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are still to be computed, with every token of it."""
+        return self.params.prompt_logprobs is not None and not self.num_output_tokens and not self.num_pending
+
+    @property
     def needs_history(self) -> bool:
         p = self.params
         return p.repetition_penalty != 1.0 or p.frequency_penalty != 0.0 or p.presence_penalty != 0.0

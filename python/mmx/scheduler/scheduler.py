@@ -26,6 +26,8 @@ from mmx.scheduler.request import Request
 
 _order = attrgetter("order")
 
+# Prompt tokens of a sequence in one step whose logits are kept; each takes the size of the vocabulary.
+MAX_EXPLAINED = 256
 # Waiting requests among which short ones are looked for behind long ones.
 MAX_LOOKAHEAD = 256
 
@@ -204,14 +206,14 @@ class Scheduler:
                 (decodes if is_decode else chunks).append((self._plan(req, req.num_unplanned), req))
         for req in prompts:
             if req.num_unplanned > 1 and budget > 0:
-                num_tokens = min(budget, req.num_unplanned)
+                num_tokens = _chunk(req, budget)
                 chunks.append((self._plan(req, num_tokens), req))
                 budget -= num_tokens
         while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
             req = self._waiting[0]
             if not self._admit(req):
                 break
-            num_tokens = min(budget, req.num_unplanned)
+            num_tokens = _chunk(req, budget)
             is_decode = req.num_unplanned == 1
             (decodes if is_decode else chunks).append((self._plan(req, num_tokens), req))
             budget -= num_tokens
@@ -366,6 +368,7 @@ class Scheduler:
         start, end = req.num_planned, req.num_planned + num_tokens
         num_known, num_outputs = len(req.tokens), req.num_output_tokens + req.num_pending
         samples = end == num_known + req.num_pending
+        targets = req.tokens[start + 1 : end + 1] if req.explains_prompt else []
         req.num_planned = end
         req.num_in_flight += 1
         req.num_pending += samples
@@ -382,19 +385,20 @@ class Scheduler:
             history=list(req.tokens) if req.needs_history else None,
             banned_token_ids=req.banned_ids if num_outputs < req.params.min_tokens else [],
             masked=req.masked,
+            prompt_targets=targets,
         )
 
     def _short_prompts(self, prompts: Iterable[Request], budget: int) -> Iterator[Request]:
         """Prompts of which ``budget`` holds all that is left, started if they are new. Each must be planned
         before the next one is asked for."""
         for req in prompts:
-            if req.num_unplanned <= budget:
+            if req.num_unplanned <= _chunk(req, budget):
                 budget -= req.num_unplanned
                 yield req
         for req in self._waiting[:MAX_LOOKAHEAD]:
             if budget <= 0 or len(self._running) >= self.max_num_seqs:
                 return
-            if len(req.tokens) <= budget:
+            if len(req.tokens) <= _chunk(req, budget):
                 if not self._admit(req):
                     return
                 budget -= req.num_unplanned
@@ -431,7 +435,7 @@ class Scheduler:
         """
         if req.num_in_flight:
             return False
-        hits = self._find_prefix(req) if self._caching else []
+        hits = self._find_prefix(req) if self._caching and not req.explains_prompt else []
         num_new = self.blocks.num_blocks_for(len(req.tokens)) - len(hits)
         reserve = -(-len(self._running) // 8)
         if num_new + self.blocks.num_unused(hits) + reserve > self.blocks.num_available:
@@ -497,7 +501,14 @@ class Scheduler:
             finish_reason=finish,
             stop_reason=stop_reason,
             num_cached_tokens=req.num_cached_tokens if is_first else None,
+            prompt_logprobs=token.prompt_logprobs,
         )
+
+
+def _chunk(req: Request, budget: int) -> int:
+    """Tokens of a prompt to compute in a step that has ``budget`` left."""
+    limit = MAX_EXPLAINED if req.explains_prompt else budget
+    return min(limit, budget, req.num_unplanned)
 
 
 def queue_limit(config: EngineConfig) -> int:

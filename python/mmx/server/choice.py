@@ -66,6 +66,7 @@ class Choice:
         self.reader = reader
         self.num_tokens = 0
         self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs] | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.first_token_time: float | None = None
@@ -104,6 +105,8 @@ class Choice:
         ids = out.token_ids
         if out.num_cached_tokens is not None:
             self.num_cached_tokens = out.num_cached_tokens
+        if out.prompt_logprobs is not None:
+            self.prompt_logprobs = out.prompt_logprobs
         if ids:
             self._note_time(len(ids))
         if out.logprobs is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmx.protocol import TokenLogprobs
 from mmx.server.choice import TokenEntry
 from mmx.tokenizer import Tokenizer
 
@@ -40,6 +41,40 @@ class LogprobFormat:
             top = [self._one(i, p) for i, p in zip(info.top_ids, info.top_logprobs, strict=True)]
             content.append({**self._one(token_id, info.logprob), "top_logprobs": top})
         return {"content": content, "refusal": None}
+
+    def prompt(self, token_ids: Sequence[int], infos: Sequence[TokenLogprobs]) -> list[Any]:
+        """``prompt_logprobs``: null for the first prompt token, for each other one its own and the best
+        alternatives, by id."""
+        found: list[Any] = [None]
+        for token_id, info in zip(token_ids[1:], infos, strict=True):
+            entry = {
+                str(i): {"logprob": _finite(value), "rank": rank, "decoded_token": self._text(i)}
+                for rank, (i, value) in enumerate(zip(info.top_ids, info.top_logprobs, strict=True), 1)
+            }
+            own = {"logprob": _finite(info.logprob), "rank": info.rank, "decoded_token": self._text(token_id)}
+            found.append({str(token_id): own, **{i: top for i, top in entry.items() if i != str(token_id)}})
+        return found
+
+    def echoed(
+        self, choice_index: int, token_ids: Sequence[int], infos: Sequence[TokenLogprobs], num_top: int
+    ) -> dict[str, Any]:
+        """The parallel lists of a completions choice for its prompt; those of the answer go on from there."""
+        entries = [
+            TokenEntry(
+                token_id,
+                TokenLogprobs(info.logprob, info.rank, info.top_ids[:num_top], info.top_logprobs[:num_top]),
+            )
+            for token_id, info in zip(token_ids[1:], infos, strict=True)
+        ]
+        first = self._text(token_ids[0])
+        self._offsets[choice_index] = len(first)
+        lists = self.completion(choice_index, entries)
+        return {
+            "tokens": [first, *lists["tokens"]],
+            "token_logprobs": [None, *lists["token_logprobs"]],
+            "top_logprobs": [None, *lists["top_logprobs"]],
+            "text_offset": [0, *lists["text_offset"]],
+        }
 
     def completion(self, choice_index: int, entries: Sequence[TokenEntry]) -> dict[str, Any]:
         """The parallel lists of a completions choice; offsets go on from call to call of one choice."""

@@ -112,4 +112,8 @@ async def _whole(
         body["prompt_token_ids"] = generation.job.prompts[0]
     if chat.return_prompt_text:
         body["prompt"] = prompt.text
+    if chat.prompt_logprobs is not None:
+        infos = generation.choices[0].prompt_logprobs or []
+        tokenizer = state.serving()[2].tokenizer
+        body["prompt_logprobs"] = LogprobFormat(tokenizer, False).prompt(generation.job.prompts[0], infos)
     return answer_json(generation, body)

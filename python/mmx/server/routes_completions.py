@@ -10,7 +10,6 @@ from aiohttp import web
 from mmx.server.answer import Collected, CompletionWriter
 from mmx.server.choice import Choice, Delta
 from mmx.server.constrain import completion_constraint
-from mmx.server.errors import unsupported
 from mmx.server.generation import Generation
 from mmx.server.logprobs import LogprobFormat
 from mmx.server.prepare import Incoming, build_job, new_id, receive
@@ -24,8 +23,6 @@ async def completions(request: web.Request) -> web.StreamResponse:
     incoming, parsed = await receive(request, CompletionRequest, REFUSED_IN_COMPLETIONS)
     state = incoming.state
     front = state.serving()[2]
-    if parsed.echo and parsed.logprobs is not None:
-        raise unsupported("echo", "not together with logprobs, which prompt tokens do not have")
     prompts = await completion_prompts(state, front, parsed)
     make = completion_constraint(front, parsed, state.serving()[1].vocab_size)
     constraint = await in_pool(state, make)
@@ -80,17 +77,25 @@ async def _whole(
 
     await generation.run(collect)
     choices: list[dict[str, Any]] = []
-    for choice, parts, prefix in zip(generation.choices, collected, echo, strict=True):
+    prompts = [prompt for prompt in generation.job.prompts for _ in range(generation.job.params[0].n)]
+    plain = LogprobFormat(incoming.state.serving()[2].tokenizer, False)
+    for choice, parts, prefix, ids in zip(generation.choices, collected, echo, prompts, strict=True):
+        infos = choice.prompt_logprobs or []
+        shown = None
+        if logprobs is not None:
+            before = {}
+            if parsed.echo:
+                before = logprobs.echoed(choice.index, ids, infos, parsed.logprobs or 0)
+            after = logprobs.completion(choice.index, parts.entries)
+            shown = {name: [*before.get(name, ()), *values] for name, values in after.items()}
         choices.append(
             {
                 "index": choice.index,
                 "text": prefix + "".join(parts.content),
-                "logprobs": logprobs.completion(choice.index, parts.entries)
-                if logprobs is not None
-                else None,
+                "logprobs": shown,
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
-                "prompt_logprobs": None,
+                "prompt_logprobs": None if parsed.prompt_logprobs is None else plain.prompt(ids, infos),
                 "token_ids": parts.token_ids if parsed.return_token_ids else None,
             }
         )

@@ -89,6 +89,21 @@ def _logprobs(request: Generate, limit: int) -> int | None:
     return request.logprobs
 
 
+def _prompt_logprobs(request: Generate, limit: int) -> int | None:
+    count = request.prompt_logprobs
+    if count is not None and not 0 <= count <= limit:
+        text = f"prompt_logprobs must be 0 to {limit}, got {clip(count)}"
+        raise ApiError("invalid_value", text, "prompt_logprobs")
+    if count is not None and request.stream:
+        text = "prompt_logprobs needs an answer without stream"
+        raise ApiError("unsupported_combination", text, "prompt_logprobs")
+    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
+        if request.stream:
+            raise ApiError("unsupported_combination", "echo with logprobs excludes stream", "echo")
+        return max(count or 0, request.logprobs)
+    return count
+
+
 def sampling_params(
     request: Generate, *, defaults: dict[str, Any], vocab_size: int, max_tokens: int, max_logprobs: int
 ) -> SamplingParams:
@@ -104,6 +119,7 @@ def sampling_params(
             stop_token_ids=_stop_token_ids(request, vocab_size),
             logit_bias=_logit_bias(request, vocab_size),
             logprobs=_logprobs(request, max_logprobs),
+            prompt_logprobs=_prompt_logprobs(request, max_logprobs),
         )
     except ValueError as exc:
         raise ApiError("invalid_value", clip(str(exc), 200), str(exc).split(" ", 1)[0]) from None

@@ -124,6 +124,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     ebnf: str | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     use_beam_search: bool | None = None
@@ -201,7 +202,6 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 # Documented fields whose feature is not part of this server, with the reason a client is told.
 _NOT_BUILT = "this server does not offer it"
 REFUSED: dict[str, str] = {
-    "prompt_logprobs": _NOT_BUILT,
     "stream_reasoning": _NOT_BUILT,
     "mm_processor_kwargs": "the model reads text only",
     "media_io_kwargs": "the model reads text only",

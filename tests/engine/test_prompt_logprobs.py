@@ -1,0 +1,65 @@
+"""Log-probabilities of prompts do not depend on chunks, cached pages or batch mates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmx.config import SamplingParams
+from mmx.llm import LLM
+from models.tiny import write_tiny_checkpoint
+
+PROMPT = [(7 * i * i + 3) % 250 for i in range(70)]
+
+
+@pytest.fixture(scope="module", params=["m2", "m3"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp(request.param), request.param, eos_token_id=255)
+
+
+def llm(folder: Path, max_num_batched_tokens: int) -> LLM:
+    return LLM(
+        str(folder), device="cpu", dtype="float32", skip_tokenizer_init=True, max_model_len=256,
+        kv_cache_bytes=16 << 20, max_num_batched_tokens=max_num_batched_tokens,
+    )  # fmt: skip
+
+
+def test_they_are_those_of_generation(folder: Path) -> None:
+    model = llm(folder, 64)
+    greedy = SamplingParams(temperature=0.0, max_tokens=12, logprobs=2, ignore_eos=True)
+    (first,) = model.generate([PROMPT], greedy, use_tqdm=False)
+    assert first.logprobs is not None
+    whole = [*PROMPT, *first.token_ids]
+    # The pages of the prompt are cached now; its logits are computed all the same.
+    asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=2)
+    (second,) = model.generate([whole], asked, use_tqdm=False)
+    found = second.prompt_logprobs
+    assert found is not None and len(found) == len(whole) - 1
+    for prompt_info, info in zip(found[-12:], first.logprobs, strict=True):
+        assert prompt_info.rank == info.rank == 1
+        assert prompt_info.top_ids == info.top_ids
+        assert prompt_info.logprob == pytest.approx(info.logprob, abs=1e-5)
+
+
+def test_chunks_and_batch_mates_do_not_matter(folder: Path) -> None:
+    asked = SamplingParams(temperature=0.0, max_tokens=2, prompt_logprobs=1)
+    plain = SamplingParams(temperature=0.0, max_tokens=3)
+    (alone,) = llm(folder, 512).generate([PROMPT], asked, use_tqdm=False)
+    mates = [[5, 6, 7], PROMPT, PROMPT[:20]]
+    crowd = llm(folder, 16).generate(mates, [plain, asked, asked], use_tqdm=False)
+    assert alone.prompt_logprobs is not None
+    assert crowd[0].prompt_logprobs is None
+    for result, length in ((crowd[1], 70), (crowd[2], 20)):
+        assert result.prompt_logprobs is not None
+        assert len(result.prompt_logprobs) == length - 1
+        for one, other in zip(result.prompt_logprobs, alone.prompt_logprobs, strict=False):
+            assert one.rank == other.rank
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+    assert crowd[1].token_ids == alone.token_ids
+
+
+def test_a_prompt_of_one_token_has_none(folder: Path) -> None:
+    asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
+    (result,) = llm(folder, 64).generate([[5]], asked, use_tqdm=False)
+    assert not result.prompt_logprobs

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig
 from mmx.engine.channel import Channel
-from mmx.engine.constraints import Constraints, Mask
 from mmx.errors import DeviceLostError
+from mmx.grammar.constraints import Constraints, Mask
 from mmx.protocol import (
     Abort,
     Failed,

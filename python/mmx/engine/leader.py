@@ -18,7 +18,6 @@ from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig
 from mmx.distributed import CallLog
 from mmx.engine.agreement import difference, facts
-from mmx.engine.constraints import Mask, with_masks
 from mmx.engine.control import (
     BEAT_SECONDS,
     Beat,
@@ -34,6 +33,7 @@ from mmx.engine.control import (
 )
 from mmx.engine.spawn import end_ranks, spawn_rank
 from mmx.errors import ConfigError, DeviceLostError, LaunchError
+from mmx.grammar.constraints import Mask, with_masks
 from mmx.layout import Layout
 
 log = logging.getLogger("mmx.engine")

@@ -29,12 +29,13 @@ class RmsNorm(nn.Module):
 
 def norm_over_ranks(parts: list[tuple[torch.Tensor, RmsNorm]], group: Group) -> None:
     """Norms in place over rows of which each rank of ``group`` has an equally wide part: x [num_tokens, width
-    of the part] and its norm, each with its own mean square. One all-reduce for all parts.
+    of the part] and its plain norm, each with its own mean square. One all-reduce for all parts.
 
     Ranks may hold the same columns: each does so equally often, hence the mean of the means stays right.
     """
-    squares = torch.stack([x.float().square().mean(1) for x, _ in parts])
-    means = group.all_reduce(squares) / group.size
-    for (x, norm), mean in zip(parts, means, strict=True):
-        weight = norm.weight.float() + 1 if norm.gemma else norm.weight.float()
-        x.copy_(x.float() * torch.rsqrt(mean + norm.eps).unsqueeze(1) * weight)
+    # Why vector_norm: it reads any dtype and sums in f32, in one kernel.
+    lengths = [torch.linalg.vector_norm(x, dim=1, dtype=torch.float32) for x, _ in parts]
+    squares = group.all_reduce(torch.stack(lengths).square_())
+    for (x, norm), total in zip(parts, squares, strict=True):
+        factor = (total / (group.size * x.shape[1])).add_(norm.eps).rsqrt_().unsqueeze(1)
+        x.copy_((x * factor).mul_(norm.weight))

@@ -155,6 +155,7 @@ class Engine:
 
     def run(self) -> None:
         """Serve until told to shut down. Without work it sleeps in the channel."""
+        self._constraints.warm()
         while not self.stopped:
             self.step()
 

@@ -76,12 +76,20 @@ class Constraints:
                 status=409,
                 param="request_id",
             )
+        self._held[request_id] = (message, self._start().submit(self._prepare, message))
+        return None
+
+    def warm(self) -> None:
+        """Read the vocabulary beside everything else, so that the first constrained request need not wait."""
+        if (self._folder / "tokenizer.json").is_file():
+            self._start()
+
+    def _start(self) -> ThreadPoolExecutor:
         if self._pool is None:
             threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="masks")
             self._vocabulary = self._pool.submit(lambda: Vocabulary(Tokenizer(self._folder)))
-        self._held[request_id] = (message, self._pool.submit(self._prepare, message))
-        return None
+        return self._pool
 
     def released(self, patience: float) -> tuple[list[Submit], list[Failed]]:
         """Requests that are ready now, and those whose grammar can not be used. ``patience``: seconds to wait

@@ -53,7 +53,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention with an indexer instead of dense attention. ``inter`` is one routed expert's width,
     ``shared_inter`` the shared expert's (0: none), ``dense_inter`` a dense MLP's. ``block_size`` is the
     tokens of a page, on M3 also of a sparse block; ``topk_blocks`` counts forced blocks too.
-    ``fp8_blocks``: matrices may be e4m3 with a scale per 128 x 128 block.
+    ``fp8_blocks``: matrices are e4m3 with a scale per 128 x 128 block; ``mxfp8``: with a power of two per 32
+    columns of a row.
     """
 
     family: Family
@@ -85,6 +86,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     local_blocks: int
     num_index_heads: int
     fp8_blocks: bool
+    mxfp8: bool = False
 
     @property
     def gemma(self) -> bool:
@@ -258,18 +260,21 @@ def _common(text: _Section) -> dict[str, Any]:
         "topk_experts": topk_experts,
         "inter": text.count("intermediate_size"),
         "routing_bias": text.get("use_routing_bias", bool, True),
-        "fp8_blocks": _fp8_blocks(text),
+        "fp8_blocks": _quant_method(text) == "fp8",
+        "mxfp8": _quant_method(text) == "mxfp8",
     }
 
 
-def _fp8_blocks(text: _Section) -> bool:
+def _quant_method(text: _Section) -> str | None:
     if text.raw.get("quantization_config") is None:
-        return False
+        return None
     part = text.section("quantization_config")
+    if part.raw.get("quant_method") == "mxfp8":
+        return "mxfp8"
     part.only("quant_method", "fp8")
     part.only("fmt", "float8_e4m3fn")
     part.only("weight_block_size", [FP8_BLOCK, FP8_BLOCK])
-    return True
+    return "fp8"
 
 
 class _Section:

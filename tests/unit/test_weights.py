@@ -149,6 +149,53 @@ def test_fp8_blocks_stay_codes_and_scales(tmp_path: Path) -> None:
     assert wide == {torch.bfloat16, torch.float32}
 
 
+WHOLE_GROUPS: dict[str, Any] = {"shared_intermediate_size": 64}
+
+
+def to_mxfp8(folder: Path) -> dict[str, torch.Tensor]:
+    """Rewrites the matrices with a power of two per 32 columns; returns the values."""
+    config = json.loads((folder / "config.json").read_text())
+    tiny.write_json(folder / "config.json", config | {"quantization_config": {"quant_method": "mxfp8"}})
+    values = {}
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            if not name.endswith(("_proj.weight", "w1.weight", "w2.weight", "w3.weight")):
+                continue
+            rows, cols = tensors[name].shape
+            groups = tensors[name].float().view(rows, cols // 32, 32)
+            exponent = groups.abs().amax(-1).log2().floor().int() - 7
+            codes = (groups / torch.exp2(exponent.float())[..., None]).to(torch.float8_e4m3fn)
+            values[name] = (codes.float() * torch.exp2(exponent.float())[..., None]).view(rows, cols)
+            tensors[name] = codes.view(rows, cols)
+            tensors[f"{name}_scale"] = (exponent + 127).to(torch.uint8)
+
+    edit_tensors(folder, change)
+    return values
+
+
+def test_mxfp8_loads_as_its_values(tmp_path: Path) -> None:
+    folder = tiny.write_tiny_checkpoint(tmp_path / "model", "m3", variant=WHOLE_GROUPS)
+    values = to_mxfp8(folder)
+    parameters = load(folder)
+    assert torch.equal(
+        parameters["layers.1.attention.o.weight"], values["model.layers.1.self_attn.o_proj.weight"]
+    )
+    expert = "model.layers.2.block_sparse_moe.experts.3."
+    gate_up = torch.cat([values[expert + "w1.weight"], values[expert + "w3.weight"]])
+    assert torch.equal(parameters["layers.2.mlp.experts.gate_up"][3], gate_up)
+
+
+def test_mxfp8_scale_of_wrong_shape(tmp_path: Path) -> None:
+    folder = tiny.write_tiny_checkpoint(tmp_path / "model", "m3", variant=WHOLE_GROUPS)
+    to_mxfp8(folder)
+    name = "model.layers.0.self_attn.o_proj.weight_scale"
+    edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name][:, :1].contiguous()}))
+    refused(
+        folder, rf"tensor {name} in .* must be torch.uint8 of shape \[64, 4\], got torch.uint8 of \[64, 1\]"
+    )
+
+
 def test_matrix_that_is_not_fp8_although_the_config_says_so(tmp_path: Path) -> None:
     folder = tiny.write_tiny_checkpoint(tmp_path, "m2", variant="fp8")
     name = "model.layers.0.self_attn.o_proj.weight"

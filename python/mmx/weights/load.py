@@ -14,7 +14,7 @@ from mmx import ops
 from mmx.errors import WeightsError
 from mmx.layout import Share
 from mmx.model_config import FP8_BLOCK, ModelConfig
-from mmx.weights.rules import SCALE_SUFFIX, Piece, pieces, text_name
+from mmx.weights.rules import MXFP8_SUFFIX, SCALE_SUFFIX, Piece, pieces, text_name
 from mmx.weights.stage import Job, copy_all
 from mmx.weights.stream import Checkpoint
 
@@ -32,7 +32,8 @@ def load_weights(
     whole model, or the ``share`` of one rank, which reads its slices only.
 
     Values are converted to the parameter's dtype. fp8-block matrices stay what they are where the parameter
-    is e4m3, with its scales in the parameter of the same name and ``_scale``; else they are dequantised.
+    is e4m3, with its scales in the parameter of the same name and ``_scale``; else they are dequantised, as
+    mxfp8 matrices are.
     ``progress`` gets
     the share of loaded bytes, up to 1, once per percent. Raises WeightsError naming the first tensor that
     is missing, unexpected, mis-shaped or of a wrong type.
@@ -40,7 +41,9 @@ def load_weights(
     checkpoint = Checkpoint(folder)
     found = {text: name for name in checkpoint.names() if (text := text_name(name)) is not None}
     table, names = pieces(config, share), pieces(config)
-    scales = {name + SCALE_SUFFIX for name, piece in names.items() if config.fp8_blocks and piece.matrix}
+    suffix = MXFP8_SUFFIX if config.mxfp8 else SCALE_SUFFIX
+    has_scales = config.fp8_blocks or config.mxfp8
+    scales = {name + suffix for name, piece in names.items() if has_scales and piece.matrix}
     if missing := names.keys() - found.keys():
         name = min(missing, key=list(names).index)
         raise WeightsError(
@@ -61,7 +64,14 @@ def load_weights(
     for name in sorted(table, key=lambda name: (sizes[name].file, sizes[name].begin)):
         piece = table[name]
         target = _target(parameters, piece)
-        read = partial(_read, checkpoint, found, name, piece, target.dtype)
+        read = partial(
+            _read_mxfp8 if name + MXFP8_SUFFIX in found else _read,
+            checkpoint,
+            found,
+            name,
+            piece,
+            target.dtype,
+        )
         jobs.append((target, read, sizes[name].end - sizes[name].begin))
         if target.dtype == torch.float8_e4m3fn:
             blocks = _blocks_of(piece)
@@ -115,6 +125,24 @@ def _read(
     scales = _read_scale(checkpoint, found, name, piece)
     values = ops.fp8_block_dequant(quantised.contiguous(), scales.contiguous(), dtype)
     return values[rows.inside, cols.inside]
+
+
+def _read_mxfp8(
+    checkpoint: Checkpoint, found: dict[str, str], name: str, piece: Piece, dtype: torch.dtype
+) -> torch.Tensor:
+    """Values of e4m3 codes with a power of two (e8m0) per 32 columns of a row."""
+    for tensor, kind, shape in (
+        (name, torch.float8_e4m3fn, piece.shape),
+        (name + MXFP8_SUFFIX, torch.uint8, (piece.shape[0], -(-piece.shape[1] // 32))),
+    ):
+        entry = checkpoint.entry(found[tensor])
+        if (entry.dtype, entry.shape) != (kind, shape):
+            raise WeightsError(
+                f"tensor {tensor} in {entry.file} must be {kind} of shape {list(shape)}, "
+                f"got {entry.dtype} of {list(entry.shape)}"
+            )
+    codes, scale = checkpoint.read(found[name]), checkpoint.read(found[name + MXFP8_SUFFIX])
+    return _cut(ops.mxfp8_dequant(codes, scale, dtype), piece)
 
 
 def _read_scale(checkpoint: Checkpoint, found: dict[str, str], name: str, piece: Piece) -> torch.Tensor:

@@ -12,6 +12,7 @@ from mmx.layout import Layout, Share, share_of
 from mmx.model_config import ModelConfig
 
 SCALE_SUFFIX = "_scale_inv"
+MXFP8_SUFFIX = "_scale"
 _PREFIX = "language_model."
 _SKIPPED = ("vision_tower.", "multi_modal_projector.", "patch_merge_mlp.", "mtp.", "model.mtp.")
 

@@ -32,31 +32,41 @@ struct Fp8Job {
     void* out;                   // gate and up: e4m3 [.., inter]; else bf16 rows of out_stride
     float* out_scale;            // gate and up: [.., inter / 128]
     int64_t x_stride, out_stride;
-    int num_experts, num_rows, topk, num_steps, scale_rows, weight_rows, num_weight_tiles;
+    int num_experts, num_rows, num_x_rows, topk, num_steps, scale_rows, weight_rows, num_weight_tiles;
     Activation activation;  // these three for gate and up only
     float alpha, limit;
 };
 
-/// kGroups warpgroups own 128 weight rows each. Gate and up: 64 rows of each, which meet in one thread.
-/// kCluster 2: with two groups the blocks of a pair share their weights where they differ in rows; with one
-/// group (gate and up only) they own the halves of the 128 channels that share a scale.
-template <bool kGateUp_, int kGroups_, int kMaxHeight_, int kStages_, int kCluster_>
+/// Rows are copied by box where they lie in order, and gathered by threads for gate and up.
+struct Fp8Maps {
+    CUtensorMap weight, rows;
+};
+inline constexpr int kFp8BoxRows = 8;  // of x
+
+/// Tiles of kTileRows weight rows (256, 128; not gate and up: 64, 32) x at most kMaxHeight rows. A warpgroup
+/// owns up to 128 weight rows in halves of 64; of gate and up 64 rows each, which meet in one thread.
+/// kCluster 2: with 256 rows the blocks of a pair share their weights where they differ in rows; with 128
+/// (gate and up only) they own the halves of the 128 channels that share a scale.
+template <bool kGateUp_, int kTileRows_, int kMaxHeight_, int kStages_, int kCluster_>
 struct Fp8Config {
     static constexpr bool kGateUp = kGateUp_;
-    static constexpr int kGroups = kGroups_, kMaxHeight = kMaxHeight_, kStages = kStages_,
+    static constexpr int kTileRows = kTileRows_, kMaxHeight = kMaxHeight_, kStages = kStages_,
                          kCluster = kCluster_;
+    static constexpr int kGroups = kTileRows == 256 ? 2 : 1, kHalves = kTileRows >= 128 ? 2 : 1;
     static constexpr bool kMulticast = kGroups == 2 && kCluster == 2;
     static constexpr bool kExchange = kGateUp && kGroups == 1;
     static_assert(!kExchange || kCluster == 2, "two blocks make up a group of channels");
     static constexpr int kThreads = 128 * (1 + kGroups), kBlocksPerSm = kGroups == 1 ? 2 : 1;
-    static constexpr int kBoxRows = 64 * kGroups;  // a stage has two boxes of weight rows
+    static constexpr int kBoxRows = kTileRows / kHalves;  // a stage has kHalves boxes of weight rows
     static constexpr int kBoxBytes = kBoxRows * kFp8Block;
-    static constexpr int kChannels = kGateUp ? 64 * kGroups : 128 * kGroups;  // of the output per tile
+    static constexpr int kChannels = kGateUp ? kTileRows / 2 : kTileRows / kGroups;  // of one staged row
     // Output is transposed here; 16 bytes more per row than needed keep it free of bank conflicts.
-    static constexpr int kStagedRow = (kGateUp ? kChannels : 2 * 128) + 16;
+    static constexpr int kStagedRow = kChannels * (kGateUp ? 1 : 2) + 16;
     static constexpr int kStagedRows = kGateUp ? kMaxHeight : kGroups * 32;
     static constexpr int kListCluster = kMulticast ? 2 : 1;
-    // Scales of rows lie as a thread of the products wants them: those of its columns 8j + 2t, + 1 in a run.
+    // Products of a row's scale with those of gate and up, or of each group's block of weights. They lie as a
+    // thread of the products wants them: those of its columns 8j + 2t, + 1 in a run.
+    static constexpr int kScaleSets = kGateUp ? 2 : kGroups;
     static constexpr int kScaleRun = kMaxHeight / 4 + (kMaxHeight == 8 ? 6 : 4);
     __host__ __device__ static constexpr int scale_place(int row) {
         return row % 8 / 2 * kScaleRun + row / 8 * 2 + row % 2;
@@ -65,10 +75,9 @@ struct Fp8Config {
 
 template <class C>
 struct Fp8Shared {
-    alignas(1024) uint8_t weights[C::kStages][2 * C::kBoxBytes];
+    alignas(1024) uint8_t weights[C::kStages][(C::kTileRows < 64 ? 64 : C::kTileRows) * kFp8Block];
     alignas(1024) uint8_t rows[C::kStages][C::kMaxHeight * kFp8Block];
-    alignas(16) float x_scale[C::kStages][4 * C::kScaleRun];
-    alignas(16) float weight_scale[C::kStages][4];
+    alignas(16) float scale[C::kStages][C::kScaleSets][4 * C::kScaleRun];
     alignas(16) uint8_t staged[C::kStagedRows * C::kStagedRow];
     float amax[C::kGateUp ? 4 * C::kGroups : 1][C::kMaxHeight];
     float factor[C::kMaxHeight];
@@ -86,7 +95,7 @@ struct Fp8Cursor {
 };
 
 template <class C>
-__device__ __forceinline__ void fp8_produce(const Fp8Job& job, const CUtensorMap& map, Fp8Shared<C>& shared,
+__device__ __forceinline__ void fp8_produce(const Fp8Job& job, const Fp8Maps& maps, Fp8Shared<C>& shared,
                                             int first_item, int item_step, int rank) {
     constexpr int kThreads = 128, kChunks = kFp8Block / 16;
     constexpr int kRowsPerPass = kThreads / kChunks,
@@ -96,18 +105,19 @@ __device__ __forceinline__ void fp8_produce(const Fp8Job& job, const CUtensorMap
     const auto load_weights = [&](const MoeUnit& unit, int stage, int step) {
         // Boxes: gate and up; or the upper and the lower half of the tile's rows.
         const int box_step = C::kGateUp ? job.weight_rows / 2 : C::kBoxRows;
-        int row = unit.weight_tile * (C::kGateUp ? 128 : 2 * C::kBoxRows);
+        int row = unit.weight_tile * (C::kGateUp ? kFp8Block : C::kTileRows);
         if (C::kExchange) row += rank * 64;
-        ptx::barrier_arrive_expect(shared.full[stage], 2 * C::kBoxBytes);
+        ptx::barrier_arrive_expect(shared.full[stage],
+                                   C::kHalves * C::kBoxBytes + (C::kGateUp ? 0 : unit.height * kFp8Block));
 #pragma unroll
-        for (int box = 0; box < 2; ++box) {
+        for (int box = 0; box < C::kHalves; ++box) {
             uint8_t* to = shared.weights[stage] + box * C::kBoxBytes;
             if (C::kMulticast && unit.is_weight_shared) {
                 if (box == rank)
-                    ptx::tma_load_3d_multicast(to, map, shared.full[stage], 3, step * kFp8Block,
+                    ptx::tma_load_3d_multicast(to, maps.weight, shared.full[stage], 3, step * kFp8Block,
                                                row + box * box_step, unit.expert);
             } else {
-                ptx::tma_load_3d(to, map, shared.full[stage], step * kFp8Block, row + box * box_step,
+                ptx::tma_load_3d(to, maps.weight, shared.full[stage], step * kFp8Block, row + box * box_step,
                                  unit.expert);
             }
         }
@@ -119,9 +129,9 @@ __device__ __forceinline__ void fp8_produce(const Fp8Job& job, const CUtensorMap
 
     Fp8Cursor at;
     int ahead = 0;  // steps whose weights were asked for before the predecessor's end
-    if constexpr (!C::kGateUp) {
+    if (!C::kGateUp && !job.offsets) {
         if (first_item < num_items) {
-            const MoeUnit unit = shared.list.unit(first_item, rank);
+            const MoeUnit unit = shared.list.unit(first_item, C::kMulticast ? rank : 0);
             ahead = min(C::kStages, job.num_steps);
             if (tid == 0)
                 for (int step = 0; step < ahead; ++step) load_weights(unit, step, step);
@@ -130,53 +140,67 @@ __device__ __forceinline__ void fp8_produce(const Fp8Job& job, const CUtensorMap
         ptx::let_successors_start();
     }
     for (int item = first_item; item < num_items; item += item_step) {
-        const MoeUnit unit = shared.list.unit(item, rank);
+        const MoeUnit unit = shared.list.unit(item, C::kMulticast ? rank : 0);
         const uint8_t* from[kPasses];
 #pragma unroll
         for (int i = 0; i < kPasses; ++i)
             from[i] = job.x + row_of(unit, first + i * kRowsPerPass) * job.x_stride + chunk * 16;
         const float* x_scale = job.x_scale + static_cast<int64_t>(row_of(unit, tid)) * job.num_steps;
-        // Gate and up: the blocks of both halves of the rows; else a block of rows per warpgroup.
-        const float* weight_scale = nullptr;
-        if (tid < 2) {
-            int block = C::kGateUp ? unit.weight_tile + tid * (job.scale_rows / 2)
-                                   : unit.weight_tile * C::kGroups + tid * (C::kGroups - 1);
-            block = min(block, job.scale_rows - 1);
-            weight_scale = job.weight_scale +
-                           (static_cast<int64_t>(unit.expert) * job.scale_rows + block) * job.num_steps;
+        const float* weight_scale[C::kScaleSets];
+#pragma unroll
+        for (int i = 0; i < C::kScaleSets; ++i) {
+            const int block = C::kGateUp ? unit.weight_tile + i * (job.scale_rows / 2)
+                                         : unit.weight_tile * C::kTileRows / kFp8Block + i;
+            weight_scale[i] = job.weight_scale + (static_cast<int64_t>(unit.expert) * job.scale_rows +
+                                                  min(block, job.scale_rows - 1)) *
+                                                     job.num_steps;
         }
+        // One step ahead of their use.
+        float row_scale = x_scale[0], block_scale[C::kScaleSets];
+#pragma unroll
+        for (int i = 0; i < C::kScaleSets; ++i) block_scale[i] = weight_scale[i][0];
         for (int step = 0; step < job.num_steps; ++step) {
             ptx::barrier_wait(shared.empty[at.stage], at.phase ^ 1);
             if (tid == 0 && ahead <= 0) load_weights(unit, at.stage, step);
             --ahead;
-            const uint32_t to = ptx::smem_address(shared.rows[at.stage]);
+            if constexpr (C::kGateUp) {
+                const uint32_t to = ptx::smem_address(shared.rows[at.stage]);
 #pragma unroll
-            for (int i = 0; i < kPasses; ++i) {
-                const int row = first + i * kRowsPerPass;
-                if (row < unit.height)
-                    ptx::copy_async_16(to + row * kFp8Block + ((chunk ^ (row & 7)) * 16),
-                                       from[i] + step * kFp8Block);
+                for (int i = 0; i < kPasses; ++i) {
+                    const int row = first + i * kRowsPerPass;
+                    if (row < unit.height)
+                        ptx::copy_async_16(to + row * kFp8Block + ((chunk ^ (row & 7)) * 16),
+                                           from[i] + step * kFp8Block);
+                }
+            } else if (const int box = tid - 32; box >= 0 && box < unit.height / kFp8BoxRows) {
+                ptx::tma_load_3d(shared.rows[at.stage] + box * kFp8BoxRows * kFp8Block, maps.rows,
+                                 shared.full[at.stage], step * kFp8Block, unit.first_row + box * kFp8BoxRows,
+                                 0);
             }
-            if (tid < unit.height)
-                ptx::copy_async_4(ptx::smem_address(&shared.x_scale[at.stage][C::scale_place(tid)]),
-                                  x_scale + step);
-            if (tid < 2)
-                ptx::copy_async_4(ptx::smem_address(&shared.weight_scale[at.stage][tid]),
-                                  weight_scale + step);
-            ptx::barrier_arrive_after_copies(shared.full[at.stage]);
+            if (tid < unit.height) {
+#pragma unroll
+                for (int i = 0; i < C::kScaleSets; ++i)
+                    shared.scale[at.stage][i][C::scale_place(tid)] = row_scale * block_scale[i];
+            }
+            __syncwarp();
+            if (tid % 32 == 0) ptx::barrier_arrive(shared.full[at.stage]);
+            if constexpr (C::kGateUp) ptx::barrier_arrive_after_copies(shared.full[at.stage]);
+            if (step + 1 < job.num_steps) {
+                row_scale = x_scale[step + 1];
+#pragma unroll
+                for (int i = 0; i < C::kScaleSets; ++i) block_scale[i] = weight_scale[i][step + 1];
+            }
             at.template advance<C::kStages>();
         }
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/// acc += part * scale of the column * scale of the block; `x_scale`: this thread's run.
+/// acc += part * scale of the column; `scale`: this thread's run.
 template <int kN>
 __device__ __forceinline__ void fp8_promote(float (&acc)[kN / 2], const float (&part)[kN / 2],
-                                            const float* x_scale, float weight_scale) {
+                                            const float* scale) {
     const auto promote = [&](int j, float left, float right) {
-        left *= weight_scale;
-        right *= weight_scale;
         acc[4 * j] = fmaf(part[4 * j], left, acc[4 * j]);
         acc[4 * j + 1] = fmaf(part[4 * j + 1], right, acc[4 * j + 1]);
         acc[4 * j + 2] = fmaf(part[4 * j + 2], left, acc[4 * j + 2]);
@@ -184,19 +208,19 @@ __device__ __forceinline__ void fp8_promote(float (&acc)[kN / 2], const float (&
     };
 #pragma unroll
     for (int j = 0; j + 1 < kN / 8; j += 2) {
-        const float4 s = *reinterpret_cast<const float4*>(x_scale + 2 * j);
+        const float4 s = *reinterpret_cast<const float4*>(scale + 2 * j);
         promote(j, s.x, s.y);
         promote(j + 1, s.z, s.w);
     }
     if constexpr (kN / 8 % 2 == 1) {
-        const float2 s = *reinterpret_cast<const float2*>(x_scale + kN / 4 - 2);
+        const float2 s = *reinterpret_cast<const float2*>(scale + kN / 4 - 2);
         promote(kN / 8 - 1, s.x, s.y);
     }
 }
 
 template <class C, int kN>
-__device__ __forceinline__ void fp8_multiply(float (&acc)[2][kN / 2], Fp8Shared<C>& shared, Fp8Cursor& at,
-                                             int num_steps, int group) {
+__device__ __forceinline__ void fp8_multiply(float (&acc)[C::kHalves][kN / 2], Fp8Shared<C>& shared,
+                                             Fp8Cursor& at, int num_steps, int group) {
     constexpr bool kBothHalves = kN <= 64;  // registers for two products at a time
     const int lane_idx = static_cast<int>(threadIdx.x) % 32;
     // Offset of the group's rows of half h in a stage of weights.
@@ -216,30 +240,31 @@ __device__ __forceinline__ void fp8_multiply(float (&acc)[2][kN / 2], Fp8Shared<
     constexpr bool kStagger = C::kGroups == 2 && !kBothHalves;
     for (int step = 0; step < num_steps; ++step) {
         ptx::barrier_wait(shared.full[at.stage], at.phase);
-        ptx::fence_async_proxy();
+        if constexpr (C::kGateUp) ptx::fence_async_proxy();
         // Half a beat apart: one group scales its sums while the other multiplies.
         if (kStagger && step == 0 && group == 1) ptx::named_barrier(4, 256);
-        const float* x_scale = shared.x_scale[at.stage] + lane_idx % 4 * C::kScaleRun;
-        const float* weight_scale = shared.weight_scale[at.stage] + (C::kGateUp ? 0 : group);
-        if constexpr (kBothHalves) {
+        const auto scale = [&](int h) {
+            return shared.scale[at.stage][C::kGateUp ? h : group] + lane_idx % 4 * C::kScaleRun;
+        };
+        if constexpr (C::kHalves == 2 && kBothHalves) {
             float part[2][kN / 2];
             multiply(part[0], 0);
             multiply(part[1], 1);
             ptx::wgmma_wait<1>();
             ptx::keep_registers(part[0]);
-            fp8_promote<kN>(acc[0], part[0], x_scale, weight_scale[0]);
+            fp8_promote<kN>(acc[0], part[0], scale(0));
             ptx::wgmma_wait<0>();
             ptx::keep_registers(part[1]);
-            fp8_promote<kN>(acc[1], part[1], x_scale, weight_scale[C::kGateUp]);
+            fp8_promote<kN>(acc[1], part[1], scale(1));
         } else {
             float part[kN / 2];
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
+            for (int h = 0; h < C::kHalves; ++h) {
                 multiply(part, h);
                 ptx::wgmma_wait<0>();
                 ptx::keep_registers(part);
                 if (kStagger && step == 0 && h == 0 && group == 0) ptx::named_barrier_arrive(4, 256);
-                fp8_promote<kN>(acc[h], part, x_scale, weight_scale[C::kGateUp ? h : 0]);
+                fp8_promote<kN>(acc[h], part, scale(h));
             }
         }
         if constexpr (C::kMulticast) {
@@ -287,7 +312,7 @@ __device__ __forceinline__ void fp8_column_amax(float* amax, const float (&h)[kN
 
 /// Gate and up: the activation in fp32, then e4m3 with a scale per row and 128 channels.
 template <class C, int kN>
-__device__ __forceinline__ void fp8_store_gate_up(const Fp8Job& job, float (&acc)[2][kN / 2],
+__device__ __forceinline__ void fp8_store_gate_up(const Fp8Job& job, float (&acc)[C::kHalves][kN / 2],
                                                   Fp8Shared<C>& shared, const MoeUnit& unit, int group,
                                                   int turn, int rank) {
     constexpr int kConsumers = 128 * C::kGroups;
@@ -357,34 +382,40 @@ __device__ __forceinline__ void fp8_store_gate_up(const Fp8Job& job, float (&acc
 }
 
 template <class C, int kN>
-__device__ __forceinline__ void fp8_store_rows(const Fp8Job& job, const float (&acc)[2][kN / 2],
+__device__ __forceinline__ void fp8_store_rows(const Fp8Job& job, const float (&acc)[C::kHalves][kN / 2],
                                                Fp8Shared<C>& shared, const MoeUnit& unit, int group) {
     const int tid = static_cast<int>(threadIdx.x) % 128, warp_idx = tid / 32, lane_idx = tid % 32;
     uint8_t* staged = shared.staged + group * 32 * C::kStagedRow;
-    const int channel = (unit.weight_tile * C::kGroups + group) * 128;
+    const int channel = unit.weight_tile * C::kTileRows + group * 128;
     const bool in_range = channel < job.weight_rows;
     bf16* out = static_cast<bf16*>(job.out) + unit.first_row * job.out_stride + channel;
     // Where this lane's matrix row starts: matrices are the halves' rows 0 to 7 and 8 to 15 of the warp.
-    const int matrix = lane_idx / 8, column = matrix / 2 * 64 + warp_idx * 16 + matrix % 2 * 8;
+    const int matrix = C::kHalves == 2 ? lane_idx / 8 : 0;
+    const int column = matrix / 2 * 64 + warp_idx * 16 + matrix % 2 * 8;
 #pragma unroll
     for (int j0 = 0; j0 < kN / 8; j0 += 4) {
 #pragma unroll
         for (int j = j0; j < kN / 8 && j < j0 + 4; ++j) {
-            const uint32_t pairs[4] = {ptx::pack_bf16(acc[0][4 * j], acc[0][4 * j + 1]),
-                                       ptx::pack_bf16(acc[0][4 * j + 2], acc[0][4 * j + 3]),
-                                       ptx::pack_bf16(acc[1][4 * j], acc[1][4 * j + 1]),
-                                       ptx::pack_bf16(acc[1][4 * j + 2], acc[1][4 * j + 3])};
-            ptx::store_matrices_transposed(
-                ptx::smem_address(staged + ((j - j0) * 8 + lane_idx % 8) * C::kStagedRow + column * 2),
-                pairs);
+            const auto pair = [&](int h, int i) {
+                return ptx::pack_bf16(acc[h][4 * j + 2 * i], acc[h][4 * j + 2 * i + 1]);
+            };
+            const uint32_t to =
+                ptx::smem_address(staged + ((j - j0) * 8 + lane_idx % 8) * C::kStagedRow) + column * 2;
+            if constexpr (C::kHalves == 2) {
+                ptx::store_matrices_transposed(to, {pair(0, 0), pair(0, 1), pair(1, 0), pair(1, 1)});
+            } else if (warp_idx * 16 < C::kChannels) {
+                ptx::store_matrix_transposed(to, pair(0, 0));
+                ptx::store_matrix_transposed(to + 16, pair(0, 1));
+            }
         }
         ptx::named_barrier(2 + group, 128);
+        constexpr int kPieces = C::kChannels / 8;  // of 16 bytes per row
         const int count = min(32, unit.num_rows - 8 * j0);
         if (in_range)
-            for (int i = tid; i < count * 16; i += 128) {
-                const int row = i / 16;
-                const uint4 v = *reinterpret_cast<const uint4*>(staged + row * C::kStagedRow + i % 16 * 16);
-                *reinterpret_cast<uint4*>(out + (8 * j0 + row) * job.out_stride + i % 16 * 8) = v;
+            for (int i = tid; i < count * kPieces; i += 128) {
+                const int row = i / kPieces, piece = i % kPieces;
+                const uint4 v = *reinterpret_cast<const uint4*>(staged + row * C::kStagedRow + piece * 16);
+                *reinterpret_cast<uint4*>(out + (8 * j0 + row) * job.out_stride + piece * 8) = v;
             }
         ptx::named_barrier(2 + group, 128);
     }
@@ -405,10 +436,10 @@ __device__ __forceinline__ void fp8_consume(const Fp8Job& job, Fp8Shared<C>& sha
     Fp8Cursor at;
     int turn = 0;
     for (int item = first_item; item < num_items; item += item_step, ++turn) {
-        const MoeUnit unit = shared.list.unit(item, rank);
+        const MoeUnit unit = shared.list.unit(item, C::kMulticast ? rank : 0);
         with_height<C::kMaxHeight>(unit.height, [&](auto height) {
             constexpr int kN = decltype(height)::value;
-            float acc[2][kN / 2] = {};
+            float acc[C::kHalves][kN / 2] = {};
             fp8_multiply<C, kN>(acc, shared, at, job.num_steps, group);
             if (!unit.is_valid) return;
             if constexpr (C::kGateUp)
@@ -428,20 +459,19 @@ __device__ __forceinline__ void fp8_fill_list(const Fp8Job& job, List& list) {
 
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
-    fp8_gemm_kernel(const __grid_constant__ Fp8Job job, const __grid_constant__ CUtensorMap map) {
+    fp8_gemm_kernel(const __grid_constant__ Fp8Job job, const __grid_constant__ Fp8Maps maps) {
     extern __shared__ uint8_t raw[];
     auto& shared = *reinterpret_cast<Fp8Shared<C>*>(raw + (1024 - ptx::smem_address(raw) % 1024) % 1024);
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::kStages; ++i) {
-            ptx::barrier_init(shared.full[i], 128 + 1);
+            ptx::barrier_init(shared.full[i], (C::kGateUp ? 128 : 0) + 4 + 1);
             ptx::barrier_init(shared.empty[i], 4 * C::kGroups * (C::kMulticast ? 2 : 1));
         }
         ptx::barrier_init(shared.peer_ready, 1);
         ptx::barrier_init_done();
     }
-    // Who writes the offsets is never the direct predecessor of the down projection, and its end was awaited
-    // by that predecessor.
-    if constexpr (C::kGateUp) {
+    // A dense product knows its work without its predecessor and asks for weights first (fp8_produce).
+    if (C::kGateUp || job.offsets) {
         ptx::wait_for_predecessors();
         ptx::let_successors_start();
     }
@@ -457,7 +487,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
               item_step = static_cast<int>(gridDim.x) / C::kCluster;
     if (threadIdx.x < 128) {
         if constexpr (C::kGroups == 2) ptx::release_registers<40>();
-        fp8_produce<C>(job, map, shared, first_item, item_step, rank);
+        fp8_produce<C>(job, maps, shared, first_item, item_step, rank);
     } else {
         if constexpr (C::kGroups == 2) ptx::take_registers<232>();
         fp8_consume<C>(job, shared, first_item, item_step, rank);
@@ -467,17 +497,18 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
 }
 
 template <class C>
-void launch_fp8_gemm(const char* op, const Fp8Job& job, const CUtensorMap& map, Stream stream) {
+void launch_fp8_gemm(const char* op, const Fp8Job& job, const void* weight, Stream stream) {
+    const int64_t k = int64_t{job.num_steps} * kFp8Block;
+    const Fp8Maps maps{
+        make_tensor_map<3>(weight, {k, job.weight_rows, job.num_experts}, {k, job.weight_rows * k},
+                           {kFp8Block, C::kBoxRows, 1}, CU_TENSOR_MAP_DATA_TYPE_UINT8),
+        make_tensor_map<3>(job.x, {k, job.num_x_rows, 1}, {k, job.num_x_rows * k},
+                           {kFp8Block, kFp8BoxRows, 1}, CU_TENSOR_MAP_DATA_TYPE_UINT8)};
+
     const unsigned grid = static_cast<unsigned>(num_multiprocessors() * C::kBlocksPerSm);
     LaunchChain{op,          dim3(grid / C::kCluster * C::kCluster),
                 C::kThreads, sizeof(Fp8Shared<C>) + 1024,
-                stream,      C::kCluster}(fp8_gemm_kernel<C>, job, map);
-}
-
-template <class C>
-CUtensorMap fp8_weight_map(const void* weight, int64_t num_experts, int64_t rows, int64_t k) {
-    return make_tensor_map<3>(weight, {k, rows, num_experts}, {k, rows * k}, {kFp8Block, C::kBoxRows, 1},
-                              CU_TENSOR_MAP_DATA_TYPE_UINT8);
+                stream,      C::kCluster}(fp8_gemm_kernel<C>, job, maps);
 }
 
 }  // namespace mmx::cuda::sm90

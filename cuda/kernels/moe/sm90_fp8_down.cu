@@ -32,22 +32,24 @@ void launch(const Rows& p, Stream stream) {
                      .out_stride = p.out_stride,
                      .num_experts = static_cast<int>(p.num_experts),
                      .num_rows = static_cast<int>(p.num_rows),
+                     .num_x_rows = static_cast<int>(p.num_rows),
                      .topk = 1,
                      .num_steps = static_cast<int>(p.k / kFp8Block),
                      .scale_rows = static_cast<int>(blocks),
                      .weight_rows = static_cast<int>(p.n),
-                     .num_weight_tiles = static_cast<int>(ceil_div(blocks, int64_t{C::kGroups})),
+                     .num_weight_tiles = static_cast<int>(ceil_div(p.n, int64_t{C::kTileRows})),
                      .activation = Activation::kSilu,
                      .alpha = 0,
                      .limit = 0};
-    launch_fp8_gemm<C>(p.op, job, fp8_weight_map<C>(p.weight, p.num_experts, p.n, p.k), stream);
+    launch_fp8_gemm<C>(p.op, job, p.weight, stream);
 }
 
 void launch(const Rows& p, Stream stream) {
     switch (choose_fp8_tile(p.num_rows, p.num_experts)) {
-        case Fp8Tile::k256x32: return launch<Fp8Config<false, 2, 32, 5, 1>>(p, stream);
-        case Fp8Tile::k256x128: return launch<Fp8Config<false, 2, 128, 4, 1>>(p, stream);
-        case Fp8Tile::k256x128Pairs: return launch<Fp8Config<false, 2, 128, 4, 2>>(p, stream);
+        case Fp8Tile::k32x16: return launch<Fp8Config<false, 32, 16, 14, 1>>(p, stream);
+        case Fp8Tile::k32x64: return launch<Fp8Config<false, 32, 64, 6, 1>>(p, stream);
+        case Fp8Tile::k256x32: return launch<Fp8Config<false, 256, 32, 5, 1>>(p, stream);
+        case Fp8Tile::k256x128Pairs: return launch<Fp8Config<false, 256, 128, 4, 2>>(p, stream);
     }
 }
 

@@ -20,6 +20,7 @@ void launch(const Fp8MoeGateUpParams& p, Stream stream) {
                      .out_stride = p.inter,
                      .num_experts = static_cast<int>(p.num_local_experts),
                      .num_rows = static_cast<int>(p.num_tokens * p.topk),
+                     .num_x_rows = static_cast<int>(p.num_tokens),
                      .topk = static_cast<int>(p.topk),
                      .num_steps = static_cast<int>(steps),
                      .scale_rows = static_cast<int>(2 * tiles),
@@ -28,18 +29,15 @@ void launch(const Fp8MoeGateUpParams& p, Stream stream) {
                      .activation = p.activation,
                      .alpha = p.alpha,
                      .limit = p.limit};
-    launch_fp8_gemm<C>("fp8_moe_gate_up", job,
-                       fp8_weight_map<C>(p.weight, p.num_local_experts, 2 * p.inter, p.hidden), stream);
+    launch_fp8_gemm<C>("fp8_moe_gate_up", job, p.weight, stream);
 }
 
 }  // namespace
 
 void fp8_moe_gate_up(const Fp8MoeGateUpParams& p, Stream stream) {
-    switch (choose_fp8_tile(p.num_tokens * p.topk, p.num_local_experts)) {
-        case Fp8Tile::k256x32: return launch<Fp8Config<true, 2, 32, 5, 1>>(p, stream);
-        case Fp8Tile::k256x128: return launch<Fp8Config<true, 2, 128, 4, 1>>(p, stream);
-        case Fp8Tile::k256x128Pairs: return launch<Fp8Config<true, 2, 128, 4, 2>>(p, stream);
-    }
+    if (choose_fp8_tile(p.num_tokens * p.topk, p.num_local_experts) == Fp8Tile::k256x128Pairs)
+        return launch<Fp8Config<true, 256, 128, 4, 2>>(p, stream);
+    launch<Fp8Config<true, 256, 32, 5, 1>>(p, stream);
 }
 
 }  // namespace mmx::cuda::sm90

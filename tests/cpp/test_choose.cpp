@@ -96,14 +96,18 @@ void test_sparse() {
     }
 }
 
-/// Every split of a token's blocks is a cluster that Hopper can launch, and fills the chip where it may.
+/// Every split of a token's blocks is a cluster that Hopper can launch, and fills the chip where it may: with
+/// bf16 pages half of it.
 void test_sparse_splits() {
-    for (int64_t tokens = 1; tokens <= 300; ++tokens) {
-        const int64_t splits = sparse_decode_splits(sparse_params(tokens, 1, 256), 132);
-        EXPECT(splits >= 1 && splits <= 16 && (splits & (splits - 1)) == 0);
-        EXPECT(splits == 1 || tokens * 4 * splits <= 132);
-        EXPECT(splits == 16 || tokens * 4 * splits * 2 > 132);
-    }
+    for (const auto& [pages, blocks] : {std::pair(DType::kBF16, 66), {DType::kE4M3, 132}})
+        for (int64_t tokens = 1; tokens <= 300; ++tokens) {
+            SparseAttentionParams p = sparse_params(tokens, 1, 256);
+            p.base.cache_dtype = pages;
+            const int64_t splits = sparse_decode_splits(p, 132);
+            EXPECT(splits >= 1 && splits <= 16 && (splits & (splits - 1)) == 0);
+            EXPECT(splits == 1 || tokens * 4 * splits <= blocks);
+            EXPECT(splits == 16 || tokens * 4 * splits * 2 > blocks);
+        }
 }
 
 void test_prefill_plan() {

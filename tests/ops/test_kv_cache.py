@@ -98,7 +98,9 @@ def test_kv_store_names_what_is_wrong(device):
         RuntimeError, match=r"kv_store: v must be \[num_tokens=1, num_kv_heads=3, head_dim=8\]"
     ):
         ops.kv_store(cache, cache.clone(), x, x[:, :2], slots)
-    with pytest.raises(RuntimeError, match="kv_store: k_cache must be float32 or float8_e4m3fn, got bfloat16"):
+    with pytest.raises(
+        RuntimeError, match="kv_store: k_cache must be float32 or float8_e4m3fn, got bfloat16"
+    ):
         ops.kv_store(cache.bfloat16(), cache.bfloat16(), x, x, slots)
     with pytest.raises(RuntimeError, match=r"the last 3 dimension\(s\) of k_cache must be contiguous"):
         ops.kv_store(torch.zeros(2, 4, 3, 8, device=device).transpose(1, 2), cache, x, x, slots)

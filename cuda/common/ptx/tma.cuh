@@ -31,6 +31,13 @@ __device__ __forceinline__ void barrier_arrive_expect(uint64_t& barrier, int byt
                  : "memory");
 }
 
+/// Arrives once `result` is computed. Why: an arrival does not wait for matrices on their way from shared
+/// memory into registers, so what frees a buffer has to depend on what was made of its contents.
+__device__ __forceinline__ void barrier_arrive_after(uint64_t& barrier, float result) {
+    constexpr uint32_t kNever = 0xFFC12345;  // a NaN that no arithmetic makes
+    if (__float_as_uint(result) != kNever) barrier_arrive(barrier);
+}
+
 __device__ __forceinline__ void barrier_wait(uint64_t& barrier, int parity) {
     asm volatile(
         "{\n"
@@ -66,6 +73,34 @@ __device__ __forceinline__ void tma_load_4d(void* smem, const CUtensorMap& map, 
         "%6}], "
         "[%2];" ::"r"(smem_address(smem)),
         "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
+}
+
+/// What the L2 does with what is loaded: data that is read once and is more than it holds should leave first.
+inline constexpr uint64_t kEvictNormal = 0x1000000000000000, kEvictFirst = 0x12F0000000000000;
+
+/// The policy for a stream of at most `bytes` that the next call may read again.
+inline uint64_t stream_policy(int64_t bytes) {
+    return bytes > int64_t{48} << 20 ? kEvictFirst : kEvictNormal;
+}
+
+__device__ __forceinline__ void tma_load_3d(void* smem, const CUtensorMap& map, uint64_t& barrier, int c0,
+                                            int c1, int c2, uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+        "[%1, "
+        "{%3, %4, %5}], [%2], %6;" ::"r"(smem_address(smem)),
+        "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "l"(policy)
+        : "memory");
+}
+
+__device__ __forceinline__ void tma_load_4d(void* smem, const CUtensorMap& map, uint64_t& barrier, int c0,
+                                            int c1, int c2, int c3, uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+        "[%1, "
+        "{%3, %4, %5, %6}], [%2], %7;" ::"r"(smem_address(smem)),
+        "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(policy)
         : "memory");
 }
 

@@ -53,7 +53,9 @@ inline int64_t sparse_decode_splits(const SparseAttentionParams& p, int64_t num_
     if (p.base.fixed_split) return kFixedSplits;
     const int64_t units = p.base.num_tokens * p.base.num_kv_heads;
     int64_t splits = 1;
-    while (splits < 16 && splits < p.topk && units * splits * 2 <= num_multiprocessors) splits *= 2;
+    // Half of them for bf16 pages, whose blocks fill a multiprocessor: the next launch starts on the others.
+    const int64_t blocks = p.base.cache_dtype == DType::kE4M3 ? num_multiprocessors : num_multiprocessors / 2;
+    while (splits < 16 && splits < p.topk && units * splits * 2 <= blocks) splits *= 2;
     return splits;
 }
 

@@ -27,7 +27,6 @@ struct Shared {
     alignas(1024) char ring[kSlots][kPageBytes<C>];
     alignas(16) char weights[kRows * kWeightStride];
     alignas(16) float row_max[kRows][kWarps];
-    alignas(16) float row_sum[kRows][kWarps];
     // What the blocks of the cluster push here: this block's part of the rows from each of them, in rank
     // order, with their maxima and sums.
     alignas(16) float received[kRows * kDim];
@@ -47,8 +46,14 @@ struct Unit {
 
 __device__ __forceinline__ Unit make_unit(const PagedAttentionParams& p, int token, int kv_head) {
     const TokenPlace place = warp_place_of(token, p.cu_seqlens_q, p.seq_lens, static_cast<int>(p.num_seqs));
-    return {token, kv_head, static_cast<int>(p.num_heads / p.num_kv_heads), static_cast<int>(place.seq),
-            static_cast<int>(place.position)};
+    return {token, kv_head, static_cast<int>(p.num_heads) / static_cast<int>(p.num_kv_heads),
+            static_cast<int>(place.seq), static_cast<int>(place.position)};
+}
+
+/// Fetches the parameters of a launch, each line of which costs a miss, before the wait instead of behind it.
+__device__ __forceinline__ void touch(const PagedAttentionParams& p) {
+    asm volatile("" ::"l"(p.out), "l"(p.q), "l"(p.num_tokens), "l"(p.num_blocks), "l"(p.out_token_stride),
+                 "l"(p.q_head_stride), "l"(p.block_table_stride), "l"(p.k_scale), "f"(p.scale));
 }
 
 /// By the feeding warp, before the block's first barrier.
@@ -66,32 +71,35 @@ __device__ __forceinline__ void init(S& shared, const Maps& maps) {
 
 template <class C>
 __device__ __forceinline__ void load_page(char* slot, const CUtensorMap& map, uint64_t& full, int kv_head,
-                                          int page) {
+                                          int page, uint64_t policy) {
     ptx::barrier_arrive_expect(full, kPageBytes<C>);
-    ptx::tma_load_4d(slot, map, full, 0, 0, kv_head, page);
-    if (sizeof(C) == 2) ptx::tma_load_4d(slot + kPage * 128, map, full, 64, 0, kv_head, page);
+    ptx::tma_load_4d(slot, map, full, 0, 0, kv_head, page, policy);
+    if (sizeof(C) == 2) ptx::tma_load_4d(slot + kPage * 128, map, full, 64, 0, kv_head, page, policy);
 }
 
 /// By the feeding warp: K and V of pages page_of(0) to page_of(count - 1), a call of the whole warp each.
 template <class C, int kSlots, class F>
 __device__ __forceinline__ void feed(Shared<C, kSlots>& shared, const Maps& maps, int kv_head, int count,
-                                     F&& page_of) {
+                                     uint64_t policy, F&& page_of) {
     for (int i = 0; i < count; ++i) {
         const int page = page_of(i);
         if (threadIdx.x % 32 != 0) continue;
         for (int use = 2 * i; use < 2 * i + 2; ++use) {
             const int slot = use % kSlots;
             if (use >= kSlots) ptx::barrier_wait(shared.empty[slot], (use / kSlots & 1) ^ 1);
-            load_page<C>(shared.ring[slot], use % 2 ? maps.v : maps.k, shared.full[slot], kv_head, page);
+            load_page<C>(shared.ring[slot], use % 2 ? maps.v : maps.k, shared.full[slot], kv_head, page,
+                         policy);
         }
     }
 }
 
-/// What a worker holds in the end of rows g and g + 8: the weighted sums of its warp's 16 dimensions, and the
-/// rows' maxima (base 2) and sums of weights.
+/// What a worker holds in the end of rows g and g + 8: the weighted sums of its warp's 16 dimensions, the
+/// sums of weights, and the rows' maxima (base 2).
 struct Rows {
-    float o[2][4] = {};
-    float max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    float o[3][4] = {};
+    float max[2] = {-INFINITY, -INFINITY};
+
+    __device__ __forceinline__ float sum(int row) const { return o[2][2 * row]; }
 };
 
 /// By the workers: softmax over `count` pages of which visible_of(i) keys may be seen, a call of the whole
@@ -101,10 +109,13 @@ __device__ __forceinline__ Rows attend(Shared<C, kSlots>& shared, const PagedAtt
                                        const Unit& unit, int count, F&& visible_of) {
     const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
     const int g = lane_idx / 4, t = lane_idx % 4;
-    const auto sync = [] { ptx::named_barrier(1, kWorkers); };
-    const auto release = [&](uint64_t& empty) {
+    const auto sync = [] {
+        __syncwarp();  // Why: a warp that comes to the barrier in two parts counts twice.
+        ptx::named_barrier(1, kWorkers);
+    };
+    const auto release = [&](uint64_t& empty, float result) {
         __syncwarp();
-        if (lane_idx == 0) ptx::barrier_arrive(empty);
+        if (lane_idx == 0) ptx::barrier_arrive_after(empty, result);
     };
     uint32_t q[8][4];
     float scale_log2[2];
@@ -122,7 +133,7 @@ __device__ __forceinline__ Rows attend(Shared<C, kSlots>& shared, const PagedAtt
         float s[2][4] = {};
         ptx::barrier_wait(shared.full[k_slot], 2 * i / kSlots & 1);
         Pages<C>::score(s, q, ptx::smem_address(shared.ring[k_slot]), warp_idx * 16);
-        release(shared.empty[k_slot]);
+        release(shared.empty[k_slot], s[0][0]);
         if (visible < kPage) {
 #pragma unroll
             for (int n = 0; n < 2; ++n)
@@ -149,18 +160,18 @@ __device__ __forceinline__ Rows attend(Shared<C, kSlots>& shared, const PagedAtt
             const float next = fmaxf(rows.max[row], best), shift = next == -INFINITY ? 0.0f : next;
             const float correction = ptx::exp2_approx(rows.max[row] - shift);
             rows.max[row] = next;
-            float sum = 0;
+#pragma unroll
+            for (int n = 0; n < 3; ++n) {
+                rows.o[n][2 * row] *= correction;
+                rows.o[n][2 * row + 1] *= correction;
+            }
 #pragma unroll
             for (int n = 0; n < 2; ++n) {
                 const float x = ptx::exp2_approx(s[n][2 * row] * scale_log2[row] - shift);
                 const float y = ptx::exp2_approx(s[n][2 * row + 1] * scale_log2[row] - shift);
-                sum += x + y;
                 *reinterpret_cast<uint32_t*>(shared.weights + (g + 8 * row) * kWeightStride +
                                              (warp_idx * 16 + n * 8 + 2 * t) * 2) = Pages<C>::pack(x, y);
-                rows.o[n][2 * row] *= correction;
-                rows.o[n][2 * row + 1] *= correction;
             }
-            rows.sum[row] = rows.sum[row] * correction + sum;
         }
         ptx::barrier_wait(shared.full[v_slot], (2 * i + 1) / kSlots & 1);
         if (visible < kPage) {
@@ -177,21 +188,7 @@ __device__ __forceinline__ Rows attend(Shared<C, kSlots>& shared, const PagedAtt
         sync();
         Pages<C>::add_values(rows.o, ptx::smem_address(shared.weights), kWeightStride,
                              ptx::smem_address(shared.ring[v_slot]), warp_idx);
-        release(shared.empty[v_slot]);
-    }
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-        float sum = rows.sum[row];
-        sum += __shfl_xor_sync(kFull, sum, 1);
-        sum += __shfl_xor_sync(kFull, sum, 2);
-        if (t == 0) shared.row_sum[g + 8 * row][warp_idx] = sum;
-    }
-    sync();
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-        const float4* found = reinterpret_cast<const float4*>(shared.row_sum[g + 8 * row]);
-        const float4 a = found[0], b = found[1];
-        rows.sum[row] = ((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w));
+        release(shared.empty[v_slot], rows.o[0][0]);
     }
     return rows;
 }
@@ -252,7 +249,7 @@ __device__ __forceinline__ void store_rows(const PagedAttentionParams& p, const 
     for (int row = 0; row < 2; ++row) {
         const int head = g + 8 * row;
         if (head >= unit.group) continue;
-        const float factor = v_scale_of(p, unit) / rows.sum[row];
+        const float factor = v_scale_of(p, unit) / rows.sum(row);
         bf16* out = out_of(p, unit, head);
         Pages<C>::for_each_run(rows.o, row, slice, [&](int d, float x, float y, auto... more) {
             *reinterpret_cast<uint32_t*>(out + d) = ptx::pack_bf16(x * factor, y * factor);
@@ -266,11 +263,14 @@ __device__ __forceinline__ void store_rows(const PagedAttentionParams& p, const 
 /// to the block that owns them; the owner sums them in rank order.
 template <class C, int kSlots, int kSplits>
 __global__ void __launch_bounds__(kThreads, sizeof(Shared<C, kSlots>) <= 113 * 1024 ? 2 : 1)
-    sparse_decode_kernel(const __grid_constant__ SparseAttentionParams p, const __grid_constant__ Maps maps) {
+    sparse_decode_kernel(const __grid_constant__ SparseAttentionParams p, const __grid_constant__ Maps maps,
+                         uint64_t policy) {
     extern __shared__ __align__(1024) char raw[];
     auto& shared = *reinterpret_cast<Shared<C, kSlots>*>(raw);
     const bool feeds = threadIdx.x >= kWorkers;
     if (feeds) init(shared, maps);
+    touch(p.base);
+    asm volatile("" ::"l"(p.block_ids), "l"(p.topk));
     __syncthreads();
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
@@ -280,9 +280,27 @@ __global__ void __launch_bounds__(kThreads, sizeof(Shared<C, kSlots>) <= 113 * 1
     const int32_t* ids = p.block_ids + (static_cast<int64_t>(token) * p.base.num_kv_heads + kv_head) * topk;
     const int id0 = lane_idx < topk ? ids[lane_idx] : -1;
     const int id1 = lane_idx + 32 < topk ? ids[lane_idx + 32] : -1;
+    // In a decode batch the token's row of the page table is known at once: fetch it beside the ids, into the
+    // place of the weights.
+    constexpr int kRowEntries = kRows * kWeightStride / 4, kLoads = ceil_div(kRowEntries, kThreads);
+    int* table_row = reinterpret_cast<int*>(shared.weights);
+    const int row_entries =
+        token < p.base.num_seqs ? min(kRowEntries, static_cast<int>(p.base.max_blocks_per_seq)) : 0;
+    int entries[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+        const int place = i * kThreads + static_cast<int>(threadIdx.x);
+        if (place < row_entries) entries[i] = p.base.block_table[token * p.base.block_table_stride + place];
+    }
     const Unit unit = make_unit(p.base, token, kv_head);
     if (unit.seq < 0) return;
     if (kSplits > 1) ptx::cluster_arrive();
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+        const int place = i * kThreads + static_cast<int>(threadIdx.x);
+        if (place < row_entries) table_row[place] = entries[i];
+    }
+    __syncthreads();
     const int listed = __popc(__ballot_sync(kFull, id0 >= 0)) + __popc(__ballot_sync(kFull, id1 >= 0));
     const int begin = listed * split / kSplits, count = listed * (split + 1) / kSplits - begin;
     const auto pick = [&](int low, int high, int i) {
@@ -291,8 +309,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(Shared<C, kSlots>) <= 113 * 1
     };
     if (feeds) {
         const int32_t* table = p.base.block_table + unit.seq * p.base.block_table_stride;
-        const int page0 = id0 >= 0 ? table[id0] : 0, page1 = id1 >= 0 ? table[id1] : 0;
-        feed(shared, maps, kv_head, count, [&](int i) { return pick(page0, page1, begin + i); });
+        const auto page_of = [&](int id) {
+            if (id < 0) return 0;
+            return unit.seq == token && id < row_entries ? table_row[id] : table[id];
+        };
+        const int page0 = page_of(id0), page1 = page_of(id1);
+        __syncwarp();
+        feed(shared, maps, kv_head, count, ptx::kEvictFirst,
+             [&](int i) { return pick(page0, page1, begin + i); });
         if (kSplits > 1) ptx::cluster_wait();
         return;
     }
@@ -316,7 +340,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Shared<C, kSlots>) <= 113 * 1
                 ptx::store_remote(received + d * static_cast<int>(sizeof(float)), values..., barrier);
             });
             if (tid / 32 == 0 && lane_idx % 4 == 0)
-                ptx::store_remote(address(&shared.received_stats[place]), rows.max[row], rows.sum[row],
+                ptx::store_remote(address(&shared.received_stats[place]), rows.max[row], rows.sum(row),
                                   barrier);
         }
         ptx::barrier_wait(shared.received_all, 0);
@@ -341,19 +365,22 @@ __global__ void __launch_bounds__(kThreads, 2)
     extern __shared__ __align__(1024) char raw[];
     auto& shared = *reinterpret_cast<Shared<C, kSlots>*>(raw);
     const bool feeds = threadIdx.x >= kWorkers;
+    const int lane_idx = static_cast<int>(threadIdx.x % 32), num_splits = static_cast<int>(gridDim.x);
+    const int token = first_token + static_cast<int>(blockIdx.z);
+    const int first_page = static_cast<int>(blockIdx.x) * chunk_pages;
     if (feeds) init(shared, maps);
+    touch(p);
     __syncthreads();
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    const int lane_idx = static_cast<int>(threadIdx.x % 32), num_splits = static_cast<int>(gridDim.x);
-    const Unit unit = make_unit(p, first_token + static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.y));
-    const int first_page = static_cast<int>(blockIdx.x) * chunk_pages;
+    const Unit unit = make_unit(p, token, static_cast<int>(blockIdx.y));
     const int count = min(chunk_pages, unit.position / kPage + 1 - first_page);
     if (unit.seq < 0 || count <= 0) return;
     if (feeds) {
         const int32_t* table = p.block_table + unit.seq * p.block_table_stride + first_page;
         const int page = lane_idx < count ? table[lane_idx] : 0;
-        feed(shared, maps, unit.kv_head, count, [&](int i) { return __shfl_sync(kFull, page, i); });
+        feed(shared, maps, unit.kv_head, count, ptx::kEvictNormal,
+             [&](int i) { return __shfl_sync(kFull, page, i); });
         return;
     }
     const Rows rows =
@@ -374,7 +401,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         });
         if (warp_idx == 0 && lane_idx % 4 == 0) {
             partial[kRows * kDim + head] = rows.max[row];
-            partial[kRows * kDim + kRows + head] = rows.sum[row];
+            partial[kRows * kDim + kRows + head] = rows.sum(row);
         }
     }
 }
@@ -420,19 +447,34 @@ void launch_sparse(const SparseAttentionParams& p, Stream stream) {
     const dim3 grid(kSplits, static_cast<unsigned>(p.base.num_kv_heads),
                     static_cast<unsigned>(p.base.num_tokens));
     const LaunchChain launch{"sparse_attention", grid, kThreads, sizeof(Shared<C, kSlots>), stream, kSplits};
-    launch(sparse_decode_kernel<C, kSlots, kSplits>, p, make_maps(p.base));
+    const int64_t pages = 2 * p.base.num_tokens * p.base.num_kv_heads * p.topk;
+    launch(sparse_decode_kernel<C, kSlots, kSplits>, p, make_maps(p.base),
+           ptx::stream_policy(pages * kPageBytes<C>));
 }
 
-/// Slots: all pages of a block at once where they fit, else what two blocks of a multiprocessor can hold.
-template <class C>
-void launch_sparse(const SparseAttentionParams& p, Stream stream) {
-    constexpr int kHalf = 6 / static_cast<int>(sizeof(C));
-    switch (sparse_decode_splits(p, num_multiprocessors())) {
-        case 16: return launch_sparse<C, 2, 16>(p, stream);
-        case 8: return launch_sparse<C, 4, 8>(p, stream);
-        case 4: return launch_sparse<C, kHalf, 4>(p, stream);
-        case 2: return launch_sparse<C, kHalf, 2>(p, stream);
-        default: return launch_sparse<C, kHalf, 1>(p, stream);
+/// Slots: as many as the loads of a block's pages where it has a multiprocessor to itself, else what two
+/// blocks can hold. Why fewer for codes: the next launch then finds room beside this one.
+void launch_sparse_bf16(const SparseAttentionParams& p, int64_t splits, Stream stream) {
+    switch (splits) {
+        case 16: return launch_sparse<bf16, 2, 16>(p, stream);
+        case 8: return launch_sparse<bf16, 4, 8>(p, stream);
+        case 4:
+            if (p.base.fixed_split) return launch_sparse<bf16, 3, 4>(p, stream);
+            return launch_sparse<bf16, 6, 4>(p, stream);
+        case 2: return launch_sparse<bf16, 6, 2>(p, stream);
+        default: return launch_sparse<bf16, 3, 1>(p, stream);
+    }
+}
+
+void launch_sparse_e4m3(const SparseAttentionParams& p, int64_t splits, Stream stream) {
+    switch (splits) {
+        case 16: return launch_sparse<e4m3, 2, 16>(p, stream);
+        case 8: return launch_sparse<e4m3, 2, 8>(p, stream);
+        case 4:
+            if (p.base.fixed_split) return launch_sparse<e4m3, 6, 4>(p, stream);
+            return launch_sparse<e4m3, 2, 4>(p, stream);
+        case 2: return launch_sparse<e4m3, 6, 2>(p, stream);
+        default: return launch_sparse<e4m3, 6, 1>(p, stream);
     }
 }
 
@@ -458,7 +500,9 @@ void launch_paged(const PagedAttentionParams& p, Stream stream) {
 }  // namespace
 
 void sparse_decode(const SparseAttentionParams& p, Stream stream) {
-    p.base.cache_dtype == DType::kE4M3 ? launch_sparse<e4m3>(p, stream) : launch_sparse<bf16>(p, stream);
+    const int64_t splits = sparse_decode_splits(p, num_multiprocessors());
+    p.base.cache_dtype == DType::kE4M3 ? launch_sparse_e4m3(p, splits, stream)
+                                       : launch_sparse_bf16(p, splits, stream);
 }
 
 void paged_decode(const PagedAttentionParams& p, Stream stream) {

@@ -24,6 +24,8 @@ struct Pages;
 
 template <>
 struct Pages<bf16> {
+    static constexpr uint32_t kOnes = 0x3F803F80;  // two of them
+
     /// Queries as A operands of the eight k16 steps, this lane's rows g and g + 8; `factor[row]` is what the
     /// fragments of a row must be multiplied by to be the queries. Rows from `group` on are 0.
     __device__ __forceinline__ static void load_queries(uint32_t (&q)[8][4], float (&factor)[2],
@@ -70,12 +72,13 @@ struct Pages<bf16> {
             for (int i = 0; i < 4; ++i) s[n][i] += odd[n][i];
     }
 
-    /// o[n] += weights [16, 128] . values of dimensions [16 * slice, + 16); where they lie: `first_dim`.
-    __device__ __forceinline__ static void add_values(float (&o)[2][4], uint32_t weights, int weight_stride,
+    /// o[n] += weights [16, 128] . values of dimensions [16 * slice, + 16), o[2] += weights . ones: the sums
+    /// of weights need no exchange between warps.
+    __device__ __forceinline__ static void add_values(float (&o)[3][4], uint32_t weights, int weight_stride,
                                                       uint32_t page, int slice) {
         const int lane = static_cast<int>(threadIdx.x % 32);
         const uint32_t tile = page + slice / 4 * (kPage * 128);
-        float odd[2][4] = {};
+        float odd[3][4] = {};
 #pragma unroll
         for (int step = 0; step < 8; ++step) {
             uint32_t p[4], v[4];
@@ -85,16 +88,17 @@ struct Pages<bf16> {
 #pragma unroll
             for (int n = 0; n < 2; ++n)
                 ptx::mma_16x8x16(step % 2 ? odd[n] : o[n], p[0], p[1], p[2], p[3], v[2 * n], v[2 * n + 1]);
+            ptx::mma_16x8x16(step % 2 ? odd[2] : o[2], p[0], p[1], p[2], p[3], kOnes, kOnes);
         }
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
+        for (int n = 0; n < 3; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) o[n][i] += odd[n][i];
     }
 
     /// Calls f(first dimension, values...) for what this lane holds of row g + 8 * row of a slice.
     template <class F>
-    __device__ __forceinline__ static void for_each_run(const float (&o)[2][4], int row, int slice, F&& f) {
+    __device__ __forceinline__ static void for_each_run(const float (&o)[3][4], int row, int slice, F&& f) {
         const int t = static_cast<int>(threadIdx.x % 4);
 #pragma unroll
         for (int n = 0; n < 2; ++n) f(slice * 16 + n * 8 + 2 * t, o[n][2 * row], o[n][2 * row + 1]);
@@ -103,6 +107,8 @@ struct Pages<bf16> {
 
 template <>
 struct Pages<e4m3> {
+    static constexpr uint32_t kOnes = 0x3C003C00;
+
     /// Rows are scaled by a power of two to at most 2^15, so that f16 holds every bf16 that matters beside
     /// the largest one exactly. A lane's k pairs of a step are dimensions 4t, 4t + 1 and 4t + 2, 4t + 3, as
     /// the codes lie.
@@ -168,10 +174,10 @@ struct Pages<e4m3> {
     }
 
     /// o[0] holds the even dimensions of the slice, o[1] the odd ones.
-    __device__ __forceinline__ static void add_values(float (&o)[2][4], uint32_t weights, int weight_stride,
+    __device__ __forceinline__ static void add_values(float (&o)[3][4], uint32_t weights, int weight_stride,
                                                       uint32_t page, int slice) {
         const int lane = static_cast<int>(threadIdx.x % 32);
-        float odd[2][4] = {};
+        float odd[3][4] = {};
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {
             uint32_t codes[4];
@@ -187,16 +193,17 @@ struct Pages<e4m3> {
 #pragma unroll
                 for (int n = 0; n < 2; ++n)
                     ptx::mma_16x8x16_f16(i ? odd[n] : o[n], p[0], p[1], p[2], p[3], v[2 * n], v[2 * n + 1]);
+                ptx::mma_16x8x16_f16(i ? odd[2] : o[2], p[0], p[1], p[2], p[3], kOnes, kOnes);
             }
         }
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
+        for (int n = 0; n < 3; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) o[n][i] += odd[n][i];
     }
 
     template <class F>
-    __device__ __forceinline__ static void for_each_run(const float (&o)[2][4], int row, int slice, F&& f) {
+    __device__ __forceinline__ static void for_each_run(const float (&o)[3][4], int row, int slice, F&& f) {
         const int t = static_cast<int>(threadIdx.x % 4);
         f(slice * 16 + 4 * t, o[0][2 * row], o[1][2 * row], o[0][2 * row + 1], o[1][2 * row + 1]);
     }

@@ -36,30 +36,42 @@ struct Shared {
 };
 
 /// Sequences, tiles of their query tokens and pages as one list of units: within a sequence all pages of the
-/// first tile come first.
+/// first tile come first. Lengths are read past the L1 and kept within bounds, because a block
+/// also looks at them before its predecessors are done.
 struct Plan {
     const SelectBlocksParams& p;
     int tile_tokens;
 
-    __device__ __forceinline__ int pages_of(int seq) const {
-        const int last_block = (p.seq_lens[seq] - 1) / kPage;
-        return last_block >= p.topk ? last_block : 0;
+    /// Pages of a sequence that must be scored, and its query tokens.
+    struct Lens {
+        int pages, q_len;
+        bool operator==(const Lens&) const = default;
+    };
+    __device__ __forceinline__ Lens lens_of(int seq) const {
+        const int q_len = __ldcg(p.cu_seqlens_q + seq + 1) - __ldcg(p.cu_seqlens_q + seq);
+        const int last_block =
+            min((__ldcg(p.seq_lens + seq) - 1) / kPage, static_cast<int>(p.max_blocks_per_seq) - 1);
+        return {last_block >= p.topk ? last_block : 0, min(max(q_len, 0), static_cast<int>(p.num_tokens))};
     }
-    __device__ __forceinline__ int units_of(int seq) const {
-        const int q_len = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
-        return q_len > 0 ? pages_of(seq) * ((q_len + tile_tokens - 1) / tile_tokens) : 0;
+    __device__ __forceinline__ int units_of(const Lens& lens) const {
+        return lens.pages * ((lens.q_len + tile_tokens - 1) / tile_tokens);
     }
 };
 
-/// Fills cu_units, by the whole block; returns the number of units.
-__device__ __forceinline__ int count_units(const Plan& plan, int* cu_units, int* warp_total) {
+/// Fills cu_units, by the whole block; returns the number of units. `last`: what the thread read.
+__device__ __forceinline__ int count_units(const Plan& plan, int* cu_units, int* warp_total,
+                                           Plan::Lens& last) {
     const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
     const int num_seqs = static_cast<int>(plan.p.num_seqs);
     int total = 0;
     if (tid == 0) cu_units[0] = 0;
     for (int first = 0; first < num_seqs; first += kThreads) {
         const int s = first + tid;
-        int sum = s < num_seqs ? plan.units_of(s) : 0;
+        int sum = 0;
+        if (s < num_seqs) {
+            last = plan.lens_of(s);
+            sum = plan.units_of(last);
+        }
 #pragma unroll
         for (int offset = 1; offset < 32; offset *= 2) {
             const int other = __shfl_up_sync(kFull, sum, offset);
@@ -179,8 +191,8 @@ __device__ __forceinline__ void score_keys(float2 (&best)[kTiles], const Shared<
 template <class C, int kTiles>
 __global__ void __launch_bounds__(kThreads, 2)
     select_decode_scores_kernel(const __grid_constant__ SelectBlocksParams p,
-                                const __grid_constant__ CUtensorMap map, float* scores,
-                                int64_t score_stride) {
+                                const __grid_constant__ CUtensorMap map, float* scores, int64_t score_stride,
+                                uint64_t policy) {
     extern __shared__ __align__(1024) char raw[];
     auto& shared = *reinterpret_cast<Shared<C, kTiles>*>(raw);
     constexpr int kRing = kSlots<C>;
@@ -191,37 +203,53 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (uint64_t& barrier : shared.empty) ptx::barrier_init(barrier, kWarps);
         ptx::barrier_init_done();
     }
-    ptx::wait_for_predecessors();
-    ptx::let_successors_start();
     const int num_seqs = static_cast<int>(p.num_seqs), num_heads = static_cast<int>(p.num_index_heads);
     const Plan plan{p, kTiles * 8 / num_heads};
-    const int total = count_units(plan, shared.cu_units, shared.warp_total);
-    const int begin = static_cast<int>(static_cast<int64_t>(total) * blockIdx.x / gridDim.x);
-    const int count = static_cast<int>(static_cast<int64_t>(total) * (blockIdx.x + 1) / gridDim.x) - begin;
+    Plan::Lens lens{};
+    int total = 0, begin = 0, count = 0;
+    const auto share = [&] {
+        total = count_units(plan, shared.cu_units, shared.warp_total, lens);
+        const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+        count = total / blocks + (block < total % blocks ? 1 : 0);
+        begin = total / blocks * block + min(block, total % blocks);
+    };
+    /// Page of unit begin + i.
+    const auto page_of = [&](int i) {
+        const int unit = min(begin + i, total - 1), seq = seq_of(shared.cu_units, num_seqs, unit);
+        const int pages = max(plan.lens_of(seq).pages, 1);
+        const int page =
+            min(max(unit - shared.cu_units[seq], 0) % pages, static_cast<int>(p.max_blocks_per_seq));
+        return __ldcg(p.block_table + seq * p.block_table_stride + page);
+    };
+    // By lengths as they are now, which is checked behind the wait.
+    share();
+    asm volatile("" ::"l"(p.index_q), "l"(p.index_q_token_stride), "l"(scores), "l"(score_stride));
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
+    if (__syncthreads_or(num_seqs > kThreads || (tid < num_seqs && plan.lens_of(tid) != lens))) share();
     if (count == 0) return;
 
     if (warp_idx == kWarps) {
         int pages = 0;  // of units begin + 32j to + 31, a lane each
         for (int i = 0; i < count; ++i) {
-            if (i % 32 == 0) {
-                const int unit = min(begin + i + lane_idx, total - 1);
-                const int seq = seq_of(shared.cu_units, num_seqs, unit);
-                const int page = (unit - shared.cu_units[seq]) % plan.pages_of(seq);
-                pages = p.block_table[seq * p.block_table_stride + page];
-            }
+            if (i % 32 == 0) pages = page_of(i + lane_idx);
             const int page = __shfl_sync(kFull, pages, i % 32), slot = i % kRing;
             if (lane_idx != 0) continue;
             if (i >= kRing) ptx::barrier_wait(shared.empty[slot], (i / kRing & 1) ^ 1);
             ptx::barrier_arrive_expect(shared.full[slot], kPageBytes<C>);
-            ptx::tma_load_3d(shared.ring[slot], map, shared.full[slot], 0, 0, page);
+            ptx::tma_load_3d(shared.ring[slot], map, shared.full[slot], 0, 0, page, policy);
             if (sizeof(C) == 2)
-                ptx::tma_load_3d(shared.ring[slot] + kPage * 128, map, shared.full[slot], 64, 0, page);
+                ptx::tma_load_3d(shared.ring[slot] + kPage * 128, map, shared.full[slot], 64, 0, page,
+                                 policy);
         }
         return;
     }
 
-    const auto sync = [] { ptx::named_barrier(1, kWorkers); };
-    int seq = seq_of(shared.cu_units, num_seqs, begin), pages = plan.pages_of(seq);
+    const auto sync = [] {
+        __syncwarp();  // Why: a warp that comes to the barrier in two parts counts twice.
+        ptx::named_barrier(1, kWorkers);
+    };
+    int seq = seq_of(shared.cu_units, num_seqs, begin), pages = plan.lens_of(seq).pages;
     int tile = (begin - shared.cu_units[seq]) / pages, page = (begin - shared.cu_units[seq]) % pages;
     int num_rows = 0;
     int64_t first_row = 0;
@@ -230,7 +258,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (begin + i >= shared.cu_units[seq + 1]) {
             do ++seq;
             while (begin + i >= shared.cu_units[seq + 1]);
-            pages = plan.pages_of(seq);
+            pages = plan.lens_of(seq).pages;
             tile = page = 0;
             staged = false;
         } else if (page == pages) {
@@ -257,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         ptx::barrier_wait(shared.full[slot], i / kRing & 1);
         score_keys(best, shared, ptx::smem_address(shared.ring[slot]), warp_idx * 16);
         __syncwarp();
-        if (lane_idx == 0) ptx::barrier_arrive(shared.empty[slot]);
+        if (lane_idx == 0) ptx::barrier_arrive_after(shared.empty[slot], best[0].x);
         auto& found = shared.best[i % 2];
         if (lane_idx < 4)
 #pragma unroll
@@ -284,7 +312,7 @@ void launch_scores(const SelectBlocksParams& p, Stream stream) {
     const LaunchChain launch{"select_blocks", dim3(static_cast<unsigned>(2 * num_multiprocessors())),
                              kThreads, sizeof(Shared<C, kTiles>), stream};
     launch(select_decode_scores_kernel<C, kTiles>, p, map, static_cast<float*>(p.workspace),
-           select_score_stride(p));
+           select_score_stride(p), ptx::stream_policy(p.num_seqs * p.max_blocks_per_seq * kPageBytes<C>));
 }
 
 template <class C>

@@ -35,7 +35,7 @@ __device__ __forceinline__ int row_sum(int x, int (*slots)[kWarps], int& parity)
 /// The threshold is found bit by bit, from the highest bit in which candidates differ, and the search ends as
 /// soon as it separates exactly the wanted number: about log2(candidates) + 2 rounds for scores without ties.
 /// kRows rows per block when a warp has its own row, else one row of kWarps warps, which hold contiguous
-/// block ids.
+/// block ids. `scores`: null where no row has more blocks than it may keep.
 template <int kWarps, int kRows>
 __global__ void __launch_bounds__(kWarps * kRows * 32)
     select_topk_kernel(SelectBlocksParams p, const float* scores, int64_t score_stride) {
@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(kWarps * kRows * 32)
     __shared__ int slots[2][kWarps];
     __shared__ uint32_t extremes[2][kWarps];
     __shared__ int counts[2][kWarps];
+    if (!scores) ptx::wait_for_predecessors();  // the op's only kernel
     ptx::let_successors_start();
     const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
     const int num_heads = static_cast<int>(p.num_index_heads), topk = static_cast<int>(p.topk);
@@ -150,7 +151,8 @@ void launch_topk(const SelectBlocksParams& p, Stream stream) {
     const int64_t rows = p.num_tokens * p.num_index_heads;
     const LaunchChain launch{"select_blocks", dim3(static_cast<unsigned>(ceil_div(rows, kRows))),
                              kWarps * kRows * 32, 0, stream};
-    launch(select_topk_kernel<kWarps, kRows>, p, static_cast<const float*>(p.workspace),
+    launch(select_topk_kernel<kWarps, kRows>, p,
+           p.max_blocks_per_seq > p.topk ? static_cast<const float*>(p.workspace) : nullptr,
            select_score_stride(p));
 }
 

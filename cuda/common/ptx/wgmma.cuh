@@ -17,6 +17,20 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t smem_address, uint32_
            1ull << 62;
 }
 
+/// An operand whose address is the same in all lanes. Why the shuffle: it tells the compiler so, and each
+/// step is one uniform addition instead of 64-bit arithmetic per lane; the products then follow each other
+/// closely.
+struct UniformOperand {
+    uint32_t low;
+
+    __device__ __forceinline__ explicit UniformOperand(uint32_t smem_address, uint32_t repeat_bytes = 16)
+        : low(__shfl_sync(0xFFFFFFFFu, static_cast<uint32_t>(wgmma_operand(smem_address, repeat_bytes)), 0)) {
+    }
+    __device__ __forceinline__ uint64_t operator+(uint32_t bytes) const {
+        return static_cast<uint64_t>(1024 >> 4 | 1 << 30) << 32 | (low + (bytes >> 4));
+    }
+};
+
 __device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -24,6 +38,23 @@ __device__ __forceinline__ void wgmma_commit() {
 template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+/// Waits for all products, but not before `x` >= 0 is known: the assembler moves a wait up past arithmetic
+/// that does not need it, here behind a store that never happens.
+__device__ __forceinline__ void wgmma_wait_after(float x) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.f32 [%1], %0;\n}\n"
+        "wgmma.wait_group.sync.aligned 0;" ::"f"(x),
+        "r"(0)
+        : "memory");
+}
+
+/// After a wait: keeps the compiler from reading or changing an accumulator before that wait.
+template <int kSize>
+__device__ __forceinline__ void keep_registers(float (&d)[kSize]) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 /// d = a . b^T (+ d if accumulate) over k16; a and b with k contiguous.

@@ -13,6 +13,7 @@ __aicore__ inline void load_matrix(const LocalTensor<T>& dst, const GlobalTensor
     constexpr uint32_t group = kBlock / sizeof(T);
     if (rows > 0) {
         Nd2NzParams copy;
+        copy.ndNum = 1;
         copy.nValue = static_cast<uint16_t>(rows);
         copy.dValue = static_cast<uint16_t>(columns);
         copy.srcDValue = static_cast<uint16_t>(stride);
@@ -57,6 +58,7 @@ __aicore__ inline void load_right(const LocalTensor<T>& dst, const LocalTensor<T
     constexpr uint32_t group = kBlock / sizeof(T);
     const uint32_t k1 = div_up(k, group);
     LoadData2DParams move;
+    move.srcStride = 1;
     if (n == pitch) {
         move.repeatTimes = static_cast<uint8_t>(k1 * (n / kFractal));
         LoadData(dst, src, move);

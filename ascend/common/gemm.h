@@ -114,11 +114,8 @@ __aicore__ inline Share tile_rows(uint32_t m) {
 template <class Acc>
 __aicore__ inline void load_half(const LocalTensor<Acc>& dst, const GlobalTensor<Acc>& tile, int64_t row,
                                  uint32_t rows, uint32_t half) {
-    DataCopyParams copy;
-    copy.blockCount = static_cast<uint16_t>(rows);
-    copy.blockLen = kHalfN * sizeof(Acc) / kBlock;
-    copy.srcGap = kHalfN * sizeof(Acc) / kBlock;
-    copy.dstGap = 0;
+    constexpr uint16_t blocks = kHalfN * sizeof(Acc) / kBlock;
+    const DataCopyParams copy{static_cast<uint16_t>(rows), blocks, blocks, 0};
     DataCopy(dst, tile[row * kTileN + half * kHalfN], copy);
 }
 

@@ -4,6 +4,11 @@
 
 #include <cstdint>
 
+/// The device compiler wants a lambda marked as device code; the emulator defines this as nothing.
+#ifndef MMX_DEVICE_LAMBDA
+#define MMX_DEVICE_LAMBDA __attribute__((cce_aicore))
+#endif
+
 /// What every kernel body uses. Device code: nothing from the host side (checks, tilings) may be called.
 namespace mmx::ascend {
 

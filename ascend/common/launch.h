@@ -1,6 +1,6 @@
 #pragma once
 
-#include <platform/platform_ascendc.h>
+#include <tiling/platform/platform_ascendc.h>
 
 #include "ascend/common/kernel.h"
 #include "ascend/common/tiling.h"
@@ -16,17 +16,21 @@ inline Cores device_cores() {
 
 }  // namespace mmx::ascend
 
-/// Defines op_entry and mmx::ascend::op(Params, Stream). `type` is the kernel's task type.
-#define MMX_ASCEND_OP(op, Params, Tiling, type)                  \
-    extern "C" __global__ __aicore__ void op##_entry(Tiling t) { \
-        KERNEL_TASK_TYPE_DEFAULT(type);                          \
-        mmx::ascend::op##_kernel(t);                             \
-    }                                                            \
-    namespace mmx::ascend {                                      \
-    void op(const Params& p, Stream stream) {                    \
-        const Tiling t = op##_tiling(p, device_cores());         \
-        op##_entry<<<t.num_blocks, nullptr, stream>>>(t);        \
-    }                                                            \
+/// Cores of a kernel: vector cores alone, or each cube core with its two vector cores.
+#define MMX_VECTOR __vector__
+#define MMX_MIX __mix__(1, 2)
+
+/// Defines op_entry and mmx::ascend::op(Params, Stream) on `cores`, MMX_VECTOR or MMX_MIX.
+#define MMX_ASCEND_OP(op, Params, Tiling, cores)          \
+    __global__ cores void op##_entry(Tiling t) {          \
+        AscendC::InitSocState();                          \
+        mmx::ascend::op##_kernel(t);                      \
+    }                                                     \
+    namespace mmx::ascend {                               \
+    void op(const Params& p, Stream stream) {             \
+        const Tiling t = op##_tiling(p, device_cores());  \
+        op##_entry<<<t.num_blocks, nullptr, stream>>>(t); \
+    }                                                     \
     }
 
 #define MMX_ASCEND_WORKSPACE(op, Params)                                                        \

@@ -23,7 +23,7 @@ class AttentionCube {
         const int64_t core = GetBlockIdx();
         AttentionChunk before{};
         before.number = -1;
-        each_chunk(t_, core, [&](const AttentionChunk& chunk) {
+        each_chunk(t_, core, [&](const AttentionChunk& chunk) MMX_DEVICE_LAMBDA {
             scores(chunk, core);
             if (before.number >= 0) product(before, core);
             before = chunk;

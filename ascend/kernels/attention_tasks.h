@@ -93,7 +93,7 @@ template <class F>
 __aicore__ inline void each_chunk(const AttentionTiling& t, int64_t core, F&& f) {
     const uint32_t step = kChunk / static_cast<uint32_t>(t.p.block_size);
     int64_t number = 0, task_number = 0;
-    each_task(t, core, t.num_blocks, t.num_splits, [&](const AttentionTask& task) {
+    each_task(t, core, t.num_blocks, t.num_splits, [&](const AttentionTask& task) MMX_DEVICE_LAMBDA {
         // Why the grid: chunks lie at the same positions whatever the split is.
         for (uint32_t begin = task.begin; begin < task.end;) {
             const uint32_t end = least((begin / step + 1) * step, task.end);

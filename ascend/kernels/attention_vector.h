@@ -39,7 +39,7 @@ class AttentionVector {
         const int64_t core = GetBlockIdx() / 2;
         AttentionChunk before{};
         before.number = -1;
-        each_chunk(t_, core, [&](const AttentionChunk& chunk) {
+        each_chunk(t_, core, [&](const AttentionChunk& chunk) MMX_DEVICE_LAMBDA {
             weigh(chunk, core);
             if (before.number >= 0) accumulate(before, core);
             before = chunk;
@@ -53,11 +53,12 @@ class AttentionVector {
 
     /// After all cores are done: each task's splits into its output.
     __aicore__ inline void merge() {
-        each_task(t_, GetBlockIdx(), GetBlockNum() * GetTaskRation(), 1, [&](const AttentionTask& task) {
-            const uint32_t rows = task.tokens * t_.group;
-            for (uint32_t row = 0; row < rows; row += kSlice)
-                merge_slice(task, row, least(kSlice, rows - row));
-        });
+        each_task(t_, GetBlockIdx(), GetBlockNum() * GetTaskRation(), 1,
+                  [&](const AttentionTask& task) MMX_DEVICE_LAMBDA {
+                      const uint32_t rows = task.tokens * t_.group;
+                      for (uint32_t row = 0; row < rows; row += kSlice)
+                          merge_slice(task, row, least(kSlice, rows - row));
+                  });
     }
 
   private:
@@ -98,11 +99,10 @@ class AttentionVector {
             decay_.Get<float>()[static_cast<uint32_t>(chunk.number % 2) * kMine + mine];
 
         WaitFlag<HardEvent::V_MTE2>(score_slot_);
-        DataCopyParams in;
-        in.blockCount = static_cast<uint16_t>(count);
-        in.blockLen = static_cast<uint16_t>(width * sizeof(float) / kBlock);
-        in.srcGap = static_cast<uint16_t>((kChunk - width) * sizeof(float) / kBlock);
-        in.dstGap = static_cast<uint16_t>((pitch - width) * sizeof(float) / kBlock);
+        const DataCopyParams in{static_cast<uint16_t>(count),
+                                static_cast<uint16_t>(width * sizeof(float) / kBlock),
+                                static_cast<uint16_t>((kChunk - width) * sizeof(float) / kBlock),
+                                static_cast<uint16_t>((pitch - width) * sizeof(float) / kBlock)};
         DataCopy(scores, exchange<float>(t_, t_.score_offset, kScoreBytes, core, chunk.number)[row * kChunk],
                  in);
         SetFlag<HardEvent::MTE2_V>(score_slot_);
@@ -136,11 +136,10 @@ class AttentionVector {
         SetFlag<HardEvent::V_MTE2>(score_slot_);
         SetFlag<HardEvent::V_MTE3>(score_slot_);
         WaitFlag<HardEvent::V_MTE3>(score_slot_);
-        DataCopyParams out;
-        out.blockCount = static_cast<uint16_t>(count);
-        out.blockLen = static_cast<uint16_t>(width * sizeof(bfloat16_t) / kBlock);
-        out.srcGap = static_cast<uint16_t>((pitch - width) * sizeof(bfloat16_t) / kBlock);
-        out.dstGap = static_cast<uint16_t>((kChunk - width) * sizeof(bfloat16_t) / kBlock);
+        const DataCopyParams out{static_cast<uint16_t>(count),
+                                 static_cast<uint16_t>(width * sizeof(bfloat16_t) / kBlock),
+                                 static_cast<uint16_t>((pitch - width) * sizeof(bfloat16_t) / kBlock),
+                                 static_cast<uint16_t>((kChunk - width) * sizeof(bfloat16_t) / kBlock)};
         DataCopy(exchange<bfloat16_t>(t_, t_.weight_offset, kWeightBytes, core, chunk.number)[row * kChunk],
                  weights, out);
         SetFlag<HardEvent::MTE3_V>(score_slot_);
@@ -234,11 +233,9 @@ class AttentionVector {
 
     __aicore__ inline void load_product(const LocalTensor<float>& dst, const GlobalTensor<float>& src,
                                         int64_t row, uint32_t count) {
-        DataCopyParams copy;
-        copy.blockCount = static_cast<uint16_t>(count);
-        copy.blockLen = static_cast<uint16_t>(dim_ * sizeof(float) / kBlock);
-        copy.srcGap = static_cast<uint16_t>((kMaxHeadDim - dim_) * sizeof(float) / kBlock);
-        copy.dstGap = copy.srcGap;
+        const auto gap = static_cast<uint16_t>((kMaxHeadDim - dim_) * sizeof(float) / kBlock);
+        const DataCopyParams copy{static_cast<uint16_t>(count),
+                                  static_cast<uint16_t>(dim_ * sizeof(float) / kBlock), gap, gap};
         DataCopy(dst, src[row * kMaxHeadDim], copy);
     }
 

@@ -109,7 +109,7 @@ __aicore__ inline void moe_cube(const MoeTiling& t) {
     const GlobalTensor<bfloat16_t> weight = global<bfloat16_t>(t.weight);
     const GlobalTensor<bfloat16_t> x = global<bfloat16_t>(kPair ? t.rows : t.x);
     const int64_t x_stride = kPair ? t.k_pitch : t.x_stride;
-    each_tile(t, core, kPair ? kHalfN : kTileN, [&](const MoeTile& tile, int64_t number) {
+    each_tile(t, core, kPair ? kHalfN : kTileN, [&](const MoeTile& tile, int64_t number) MMX_DEVICE_LAMBDA {
         CrossCoreWaitFlag(kFlagFree);
         const int64_t expert_rows = kPair ? 2 * int64_t{t.n} : t.n;
         const int64_t row0 = tile.expert * expert_rows + tile.column, row1 = row0 + (kPair ? t.n : kHalfN);
@@ -140,21 +140,22 @@ class MoeFinish {
         CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
         CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
         const int64_t core = GetBlockIdx() / 2;
-        each_tile(t_, core, kPair ? kHalfN : kTileN, [&](const MoeTile& tile, int64_t number) {
-            CrossCoreWaitFlag(kFlagReady);
-            const GlobalTensor<float> values = ring_slot(t_.ring, core, number);
-            const Share rows = tile_rows(tile.rows);
-            for (int64_t row = rows.begin; row < rows.end; row += kSliceRows) {
-                const uint32_t count = static_cast<uint32_t>(least<int64_t>(kSliceRows, rows.end - row));
-                if constexpr (kPair) {
-                    slice(values, tile, row, count, 0);
-                } else {
-                    for (uint32_t half = 0; half * kHalfN < tile.columns; ++half)
-                        slice(values, tile, row, count, half);
+        each_tile(
+            t_, core, kPair ? kHalfN : kTileN, [&](const MoeTile& tile, int64_t number) MMX_DEVICE_LAMBDA {
+                CrossCoreWaitFlag(kFlagReady);
+                const GlobalTensor<float> values = ring_slot(t_.ring, core, number);
+                const Share rows = tile_rows(tile.rows);
+                for (int64_t row = rows.begin; row < rows.end; row += kSliceRows) {
+                    const uint32_t count = static_cast<uint32_t>(least<int64_t>(kSliceRows, rows.end - row));
+                    if constexpr (kPair) {
+                        slice(values, tile, row, count, 0);
+                    } else {
+                        for (uint32_t half = 0; half * kHalfN < tile.columns; ++half)
+                            slice(values, tile, row, count, half);
+                    }
                 }
-            }
-            CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
-        });
+                CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
+            });
         close();
     }
 

@@ -160,16 +160,17 @@ class Norm {
     __aicore__ inline void copy_in(int64_t row, uint32_t count, int32_t slot) {
         WaitFlag<HardEvent::V_MTE2>(slot);
         const LocalTensor<bfloat16_t> x = half_of(x_in_, slot);
-        each_run(t_.x_rows, row, count, [&](int64_t offset, uint32_t at, uint32_t run) {
+        each_run(t_.x_rows, row, count, [&](int64_t offset, uint32_t at, uint32_t run) MMX_DEVICE_LAMBDA {
             load_rows(x[at], global<bfloat16_t>(t_.x)[offset], run, t_.hidden, t_.x_rows.inner_stride,
                       t_.width);
         });
         if constexpr (kAdd) {
             const LocalTensor<bfloat16_t> residual = half_of(residual_in_, slot);
-            each_run(t_.residual_rows, row, count, [&](int64_t offset, uint32_t at, uint32_t run) {
-                load_rows(residual[at], global<bfloat16_t>(t_.residual)[offset], run, t_.hidden,
-                          t_.residual_rows.inner_stride, t_.width);
-            });
+            each_run(t_.residual_rows, row, count,
+                     [&](int64_t offset, uint32_t at, uint32_t run) MMX_DEVICE_LAMBDA {
+                         load_rows(residual[at], global<bfloat16_t>(t_.residual)[offset], run, t_.hidden,
+                                   t_.residual_rows.inner_stride, t_.width);
+                     });
         }
         SetFlag<HardEvent::MTE2_V>(slot);
     }
@@ -225,16 +226,17 @@ class Norm {
     __aicore__ inline void copy_out(int64_t row, uint32_t count, int32_t slot) {
         WaitFlag<HardEvent::V_MTE3>(slot);
         const LocalTensor<bfloat16_t> out = half_of(out_, slot);
-        each_run(t_.out_rows, row, count, [&](int64_t offset, uint32_t at, uint32_t run) {
+        each_run(t_.out_rows, row, count, [&](int64_t offset, uint32_t at, uint32_t run) MMX_DEVICE_LAMBDA {
             store_rows(global<bfloat16_t>(t_.out)[offset], out[at], run, t_.hidden, t_.out_rows.inner_stride,
                        t_.width);
         });
         if constexpr (kAdd) {
             const LocalTensor<bfloat16_t> residual = half_of(residual_out_, slot);
-            each_run(t_.residual_rows, row, count, [&](int64_t offset, uint32_t at, uint32_t run) {
-                store_rows(global<bfloat16_t>(t_.residual)[offset], residual[at], run, t_.hidden,
-                           t_.residual_rows.inner_stride, t_.width);
-            });
+            each_run(t_.residual_rows, row, count,
+                     [&](int64_t offset, uint32_t at, uint32_t run) MMX_DEVICE_LAMBDA {
+                         store_rows(global<bfloat16_t>(t_.residual)[offset], residual[at], run, t_.hidden,
+                                    t_.residual_rows.inner_stride, t_.width);
+                     });
         }
         SetFlag<HardEvent::MTE3_V>(slot);
     }

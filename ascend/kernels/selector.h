@@ -64,7 +64,7 @@ class SelectorCube {
             SetFlag<HardEvent::FIX_M>(id);
         }
         const int64_t core = GetBlockIdx();
-        each_score_chunk(t_, core, [&](const ScoreChunk& chunk) {
+        each_score_chunk(t_, core, [&](const ScoreChunk& chunk) MMX_DEVICE_LAMBDA {
             CrossCoreWaitFlag(kFlagFree);
             scores(chunk, score_slot(t_, core, chunk.number));
             CrossCoreSetFlag<2, PIPE_FIX>(kFlagReady);
@@ -156,7 +156,7 @@ class SelectorBest {
         CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
         CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
         const int64_t core = GetBlockIdx() / 2;
-        each_score_chunk(t_, core, [&](const ScoreChunk& chunk) {
+        each_score_chunk(t_, core, [&](const ScoreChunk& chunk) MMX_DEVICE_LAMBDA {
             CrossCoreWaitFlag(kFlagReady);
             const GlobalTensor<float> scores = score_slot(t_, core, chunk.number);
             const Share rows = tile_rows(chunk.tokens * t_.heads);
@@ -183,10 +183,9 @@ class SelectorBest {
         const LocalTensor<float> best = best_.Get<float>()[slot_ * kSliceRowsOfScores * 8];
         const LocalTensor<uint8_t> numbers = numbers_.Get<uint8_t>();
         WaitFlag<HardEvent::V_MTE2>(slot_);
-        DataCopyParams in;
-        in.blockCount = static_cast<uint16_t>(rows);
-        in.blockLen = static_cast<uint16_t>(width * sizeof(float) / kBlock);
-        in.srcGap = static_cast<uint16_t>((kSelectorChunk - width) * sizeof(float) / kBlock);
+        const DataCopyParams in{static_cast<uint16_t>(rows),
+                                static_cast<uint16_t>(width * sizeof(float) / kBlock),
+                                static_cast<uint16_t>((kSelectorChunk - width) * sizeof(float) / kBlock), 0};
         DataCopy(scores, from[row * kSelectorChunk], in);
         SetFlag<HardEvent::MTE2_V>(slot_);
         WaitFlag<HardEvent::MTE2_V>(slot_);

@@ -51,7 +51,8 @@ __aicore__ inline void w8a8_cube(const W8A8Tiling& t) {
     const int64_t core = GetBlockIdx(), k = t.p.k;
     const GlobalTensor<int8_t> x = global<int8_t>(t.p.x), weight = global<int8_t>(t.p.weight);
     each_w8a8_tile(
-        t, core, [&](int64_t row, uint32_t rows, int64_t column, uint32_t columns, int64_t number) {
+        t, core,
+        [&](int64_t row, uint32_t rows, int64_t column, uint32_t columns, int64_t number) MMX_DEVICE_LAMBDA {
             const uint32_t n0 = least(columns, kHalfN), n1 = columns - n0;
             CrossCoreWaitFlag(kFlagFree);
             cube.multiply(w8a8_slot(t, core, number), {x[row * k], k}, rows, {weight[column * k], k}, n0,
@@ -85,17 +86,19 @@ class W8A8Finish {
         CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
         CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
         const int64_t core = GetBlockIdx() / 2;
-        each_w8a8_tile(
-            t_, core, [&](int64_t row, uint32_t rows, int64_t column, uint32_t columns, int64_t number) {
-                CrossCoreWaitFlag(kFlagReady);
-                const Share mine = tile_rows(rows);
-                for (int64_t at = mine.begin; at < mine.end; at += kSliceRows)
-                    for (uint32_t half = 0; half * kHalfN < columns; ++half)
-                        slice(w8a8_slot(t_, core, number), row, at,
-                              static_cast<uint32_t>(least<int64_t>(kSliceRows, mine.end - at)),
-                              column + half * kHalfN, least(kHalfN, columns - half * kHalfN), half);
-                CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
-            });
+        each_w8a8_tile(t_, core,
+                       [&](int64_t row, uint32_t rows, int64_t column, uint32_t columns, int64_t number)
+                           MMX_DEVICE_LAMBDA {
+                               CrossCoreWaitFlag(kFlagReady);
+                               const Share mine = tile_rows(rows);
+                               for (int64_t at = mine.begin; at < mine.end; at += kSliceRows)
+                                   for (uint32_t half = 0; half * kHalfN < columns; ++half)
+                                       slice(w8a8_slot(t_, core, number), row, at,
+                                             static_cast<uint32_t>(least<int64_t>(kSliceRows, mine.end - at)),
+                                             column + half * kHalfN, least(kHalfN, columns - half * kHalfN),
+                                             half);
+                               CrossCoreSetFlag<2, PIPE_MTE2>(kFlagFree);
+                           });
         for (int32_t id = 0; id < 2; ++id) {
             WaitFlag<HardEvent::V_MTE2>(id);
             WaitFlag<HardEvent::MTE3_V>(id);

@@ -249,13 +249,16 @@ void cube_and_rest() {
     using C = TBuf<TPosition::CO1>;
     const auto filled = [](L1& l1, A& a, B& b) {
         InitConstValueParams<bfloat16_t> one;
+        one.repeatTimes = 1;
         one.blockNum = 64;
         one.initValue = bfloat16_t(1.0f);
         InitConstValue(l1.Get<bfloat16_t>(), one);
         SetFlag<HardEvent::MTE2_MTE1>(0);
         WaitFlag<HardEvent::MTE2_MTE1>(0);
-        LoadData(a.Get<bfloat16_t>(), l1.Get<bfloat16_t>(), LoadData2DParams{});
-        LoadData(b.Get<bfloat16_t>(), l1.Get<bfloat16_t>(), LoadData2DParams{});
+        LoadData2DParams once;
+        once.repeatTimes = 1;
+        LoadData(a.Get<bfloat16_t>(), l1.Get<bfloat16_t>(), once);
+        LoadData(b.Get<bfloat16_t>(), l1.Get<bfloat16_t>(), once);
         SetFlag<HardEvent::MTE1_M>(0);
         WaitFlag<HardEvent::MTE1_M>(0);
     };

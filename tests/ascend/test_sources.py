@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ascend.emulated import ROOT
 
-KINDS = {"kAivOnly": "KERNEL_TYPE_AIV_ONLY", "kMix12": "KERNEL_TYPE_MIX_AIC_1_2"}
+KINDS = {"kAivOnly": "MMX_VECTOR", "kMix12": "MMX_MIX"}
 
 
 def launch_lines(pattern: str) -> set[tuple[str, ...]]:

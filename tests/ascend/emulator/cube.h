@@ -6,8 +6,8 @@ namespace AscendC {
 
 struct LoadData2DParams {
     uint16_t startIndex = 0;
-    uint8_t repeatTimes = 1;
-    uint16_t srcStride = 1;
+    uint8_t repeatTimes = 0;
+    uint16_t srcStride = 0;
     uint8_t sid = 0;
     uint16_t dstGap = 0;
     bool ifTranspose = false;

@@ -20,12 +20,12 @@ struct DataCopyPadExtParams {
     T paddingValue{};
 };
 struct Nd2NzParams {
-    uint16_t ndNum = 1, nValue = 0, dValue = 0, srcNdMatrixStride = 0, srcDValue = 0, dstNzC0Stride = 0,
-             dstNzNStride = 1, dstNzMatrixStride = 0;
+    uint16_t ndNum = 0, nValue = 0, dValue = 0, srcNdMatrixStride = 0, srcDValue = 0, dstNzC0Stride = 0,
+             dstNzNStride = 0, dstNzMatrixStride = 0;
 };
 template <class T>
 struct InitConstValueParams {
-    uint16_t repeatTimes = 1, blockNum = 0, dstGap = 0;
+    uint16_t repeatTimes = 0, blockNum = 0, dstGap = 0;
     T initValue{};
 };
 

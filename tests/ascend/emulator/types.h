@@ -11,6 +11,7 @@
 #define __gm__
 #define __ubuf__
 #define GM_ADDR uint8_t*
+#define MMX_DEVICE_LAMBDA
 
 enum class RoundMode { CAST_NONE, CAST_RINT, CAST_FLOOR, CAST_CEIL, CAST_ROUND, CAST_TRUNC, CAST_ODD };
 enum class CMPMODE { LT, GT, EQ, LE, GE, NE };

@@ -85,6 +85,15 @@ class ResetPrefixCache(Message, frozen=True, kw_only=True):
     """Forget all cached pages that no running request uses."""
 
 
+class Profile(Message, frozen=True, kw_only=True):
+    """Record the next ``num_steps`` steps (None: until told to end) and write them to ``path``; an empty one
+    ends the recording. Answered by ``Profiled``."""
+
+    path: str = ""
+    num_steps: int | None = None
+    with_stack: bool = False
+
+
 class Shutdown(Message, frozen=True, kw_only=True):
     """Finish nothing more, release everything and exit."""
 
@@ -176,6 +185,14 @@ class Failed(Message, frozen=True, kw_only=True):
     param: str | None = None
 
 
+class Profiled(Message, frozen=True, kw_only=True):
+    """Answer to ``Profile``: ``path`` of what was written, empty if a recording has begun; or the
+    ``error``."""
+
+    path: str = ""
+    error: str | None = None
+
+
 class EngineDead(Message, frozen=True, kw_only=True):
     """The engine can not go on (or never became ready); its process ends after this message.
     ``exit_code`` is the code a server process should end with."""
@@ -184,8 +201,8 @@ class EngineDead(Message, frozen=True, kw_only=True):
     exit_code: int = 1
 
 
-ToEngine = Submit | Abort | ResetPrefixCache | Shutdown
-FromEngine = Loading | Ready | StepOutput | Failed | EngineDead
+ToEngine = Submit | Abort | ResetPrefixCache | Profile | Shutdown
+FromEngine = Loading | Ready | StepOutput | Failed | Profiled | EngineDead
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

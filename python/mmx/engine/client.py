@@ -27,6 +27,8 @@ from mmx.protocol import (
     Failed,
     FromEngine,
     Loading,
+    Profile,
+    Profiled,
     Ready,
     ResetPrefixCache,
     Shutdown,
@@ -122,6 +124,7 @@ class EngineClient:
         self.on_step: Callable[[StepOutput], None] | None = None
         self.on_dead: Callable[[EngineDead], None] | None = None
         self._streams: dict[str, RequestStream] = {}
+        self._profiles: deque[asyncio.Future[Profiled]] = deque()  # in the order of their questions
         self._transport: asyncio.Transport | None = None
         self._stopping = False
         self._no_streams = asyncio.Event()
@@ -195,6 +198,15 @@ class EngineClient:
         """Forget all cached pages that no running request uses."""
         self._send(ResetPrefixCache())
 
+    async def profile(self, message: Profile) -> Profiled:
+        """Start or end a recording of the engine's steps."""
+        if self.dead is not None or self._stopping:
+            return Profiled(error="the engine has ended")
+        answer: asyncio.Future[Profiled] = asyncio.get_running_loop().create_future()
+        self._profiles.append(answer)
+        self._send(message)
+        return await answer
+
     async def shutdown(self, drain_timeout: float = 0.0) -> int:
         """Refuse new requests, let open ones finish for ``drain_timeout`` seconds, fail the rest, end
         the process. Returns its exit code (negative: the signal that killed it)."""
@@ -233,6 +245,8 @@ class EngineClient:
                     self.on_step(message)
             case Failed():
                 self._end(message)
+            case Profiled():
+                self._answer_profile(message)
             case Loading():
                 self.loading = message
             case Ready():
@@ -271,7 +285,14 @@ class EngineClient:
         if self.on_dead is not None and not self._stopping:
             self.on_dead(dead)
 
+    def _answer_profile(self, message: Profiled) -> None:
+        answer = self._profiles.popleft()
+        if not answer.done():
+            answer.set_result(message)
+
     def _fail_open(self) -> None:
+        while self._profiles:
+            self._answer_profile(Profiled(error="the engine has ended"))
         for request_id in list(self._streams):
             self._end(self._unavailable(request_id))
 

@@ -14,12 +14,14 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig
 from mmx.engine.channel import Channel
+from mmx.engine.profile import Profiler
 from mmx.errors import DeviceLostError
 from mmx.grammar.constraints import Constraints, Mask
 from mmx.protocol import (
     Abort,
     Failed,
     FromEngine,
+    Profile,
     Ready,
     ResetPrefixCache,
     Shutdown,
@@ -132,6 +134,7 @@ class Engine:
         self.stopped = False
         room = min(runner.max_model_len, runner.num_blocks * runner.block_size)
         self._constraints = Constraints(config.model, room)
+        self._profiler = Profiler(runner)
         self._launcher = runner if isinstance(runner, AsyncRunner) else None
         self.overlaps = config.async_scheduling and self._launcher is not None and self._launcher.asynchronous
         self._step: _Step | None = None
@@ -215,6 +218,8 @@ class Engine:
             case Abort():
                 self.scheduler.abort(message.request_ids)
                 self._constraints.drop(message.request_ids)
+            case Profile():
+                self.channel.send([self._profiler.handle(message)])
             case ResetPrefixCache():
                 self.scheduler.reset_prefix_cache()
             case Shutdown():
@@ -265,6 +270,8 @@ class Engine:
     def _publish(self, results: Results, step: _Step | None) -> None:
         """``step``: the one whose results are among ``results``, None if there is none."""
         self._constraints.take(results)
+        if step is not None:
+            self._profiler.count_step()
         seconds, now = 0.0, time.monotonic()
         if step is not None:
             seconds, self._landed = now - max(step.launched, self._landed), now

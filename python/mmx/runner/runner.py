@@ -34,6 +34,7 @@ from mmx.runner.sampler import (
     draw,
     sample_tokens,
 )
+from mmx.runner.trace import Trace
 from mmx.tokenizer import Tokenizer
 from mmx.weights import fill_random, load_weights
 
@@ -96,6 +97,7 @@ class ModelRunner:
             max_num_seqs=self._max_num_seqs,
             cos_sin=self._cos_sin,
             caches=self._caches,
+            num_spread=self.ranks.spread.size,
         )
         self._graphs.capture(progress)
 
@@ -119,7 +121,7 @@ class ModelRunner:
         ids = self._state[: len(seqs)]
         if part.idle:
             return Sampled(seqs, ids)
-        logits = None if self._graphs is None else self._graphs.run(part.batch, self._sampled_rows)
+        logits = None if self._graphs is None else self._graphs.run(part, self._sampled_rows)
         drawn = logits is not None and self._draws_in_graph
         prompts: dict[str, ExplainedPrompt] = {}
         if logits is None:
@@ -155,6 +157,10 @@ class ModelRunner:
         )
         logits: torch.Tensor = self.model(inputs)
         return logits
+
+    def start_trace(self, *, with_stack: bool) -> Trace:
+        """Record what host and device do from now on."""
+        return Trace(with_stack=with_stack)
 
     @torch.inference_mode()
     def rehearse(self, num_seqs: int, num_tokens: int, max_blocks: int) -> None:
@@ -251,9 +257,10 @@ def build_runner(
             folder, model_config, parameters, lambda done: progress("load weights", done), ranks.share
         )
     progress("load weights", 1.0)
-    # Why not with a spread group: its ranks have different numbers of tokens in a step; nor with a decode
-    # group, whose attention goes sequence by sequence.
-    if backend.has_graphs and not config.enforce_eager and ranks.spread.size == ranks.decode.size == 1:
+    # Why not with a context group: its ranks share single tokens unequally; nor with a decode group, whose
+    # attention goes sequence by sequence, nor with exchanged counts, which the host reads.
+    fixed = ranks.context.size == ranks.decode.size == 1 and not ranks.layout.all_to_all
+    if backend.has_graphs and not config.enforce_eager and fixed:
         runner.capture_graphs(lambda done: progress("capture graphs", done))
     return runner
 

@@ -222,6 +222,15 @@ def _general() -> list[Flag]:
         row(
             s, "disable_log_requests", BOOL, False, "log.disable_requests", "no line per request",
         ),
+        row(
+            s, "profiler_dir", TEXT, None, "log.profiler_dir",
+            "folder for the records of /start_profile; default: it answers 404",
+            env=("VLLM_TORCH_PROFILER_DIR",),
+        ),
+        row(
+            s, "profiler_with_stack", BOOL, False, "log.profiler_with_stack", "record Python stacks too",
+            env=("VLLM_TORCH_PROFILER_WITH_STACK",),
+        ),
         row(s, "backend", TEXT, None, None, "accepted", yaml=("backend",)),
         row(s, "disable_log_stats", BOOL, False, None, "accepted"),
         row(s, "max_beam_width", INT, 1, None, "accepted"),

@@ -11,6 +11,7 @@ from mmx.server import routes_info as info
 from mmx.server.routes_chat import chat_completions
 from mmx.server.routes_completions import completions
 from mmx.server.routes_messages import count_tokens, messages
+from mmx.server.routes_profile import start_profile, stop_profile
 from mmx.server.routes_responses import cancel, delete, responses, retrieve
 from mmx.server.routes_text import detokenize, tokenize
 
@@ -53,6 +54,8 @@ ROUTES = (
     Route("DELETE", "/v1/requests/{id}", info.abort_by_path, True),
     Route("POST", "/abort_request", info.abort_request, True),
     Route("POST", "/reset_prefix_cache", info.reset_prefix_cache, True, admin=True),
+    Route("POST", "/start_profile", start_profile, True, admin=True),
+    Route("POST", "/stop_profile", stop_profile, True, admin=True),
     Route("POST", "/flush_cache", info.reset_prefix_cache, True, admin=True),
     Route("POST", "/v1/embeddings", info.not_this_model, True),
     Route("POST", "/v1/rerank", info.not_this_model, True),

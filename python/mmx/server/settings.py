@@ -102,6 +102,8 @@ class LogSettings:
     format: str
     stats_interval: float
     disable_requests: bool
+    profiler_dir: str | None
+    profiler_with_stack: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,18 @@ import msgspec
 from aiohttp import web
 
 import mmx
-from mmx.protocol import EngineDead, EngineStats, Failed, Loading, Ready, StepOutput, Submit, TokenOut
+from mmx.protocol import (
+    EngineDead,
+    EngineStats,
+    Failed,
+    Loading,
+    Profile,
+    Profiled,
+    Ready,
+    StepOutput,
+    Submit,
+    TokenOut,
+)
 from mmx.server.access import Keys, Signer
 from mmx.server.cross_origin import CrossOrigin
 from mmx.server.errors import ApiError, clip
@@ -49,6 +60,7 @@ class Engine(Protocol):
     def submit(self, message: Submit) -> Stream: ...
     def abort(self, request_ids: Iterable[str]) -> None: ...
     def reset_prefix_cache(self) -> None: ...
+    async def profile(self, message: Profile) -> Profiled: ...
     async def shutdown(self, drain_timeout: float = 0.0) -> int: ...
 
 

@@ -142,13 +142,9 @@ def test_pages_get_what_weights_steps_and_graphs_leave() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_numbers() -> None:
-    with pytest.raises(
-        MemoryPlanError, match=r"0.75 asks for 75.00 GiB of the 100.00 GiB of gpu, but 60"
-    ):
+    with pytest.raises(MemoryPlanError, match=r"0.75 asks for 75.00 GiB of the 100.00 GiB of gpu, but 60"):
         budget(60, gpu_memory_utilization=0.75)
-    with pytest.raises(
-        MemoryPlanError, match=r"weights need 40.00 GiB, the engine may use 30.00 GiB of gpu"
-    ):
+    with pytest.raises(MemoryPlanError, match=r"weights need 40.00 GiB, the engine may use 30.00 GiB of gpu"):
         budget(99, gpu_memory_utilization=0.3)
     with pytest.raises(MemoryPlanError, match=r"decode graphs 2.00 GiB, 25.00 GiB are left"):
         budget(99, gpu_memory_utilization=0.75, kv_cache_bytes=26 * GIB)

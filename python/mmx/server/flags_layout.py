@@ -180,7 +180,7 @@ def cache() -> list[Flag]:
     return [
         row(
             s, "gpu_memory_utilization", FLOAT, None, "engine.gpu_memory_utilization",
-            "share of the whole device that the engine may use; default: 0.92 of a GPU, or of what is free there",
+            "share of the whole device that the engine may use; default: 0.92 of a GPU or of what is free",
             aliases=("device_memory_utilization",),
         ),
         row(

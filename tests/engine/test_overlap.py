@@ -42,6 +42,7 @@ def play_graphs(runner: ModelRunner) -> None:
         max_num_seqs=runner._max_num_seqs,
         cos_sin=runner._cos_sin,
         caches=runner._caches,
+        num_spread=runner.ranks.spread.size,
     )
 
 

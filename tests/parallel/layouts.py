@@ -21,6 +21,7 @@ class Case(NamedTuple):
     coupled: bool = False
     variant: str = "base"
     dcp: int = 1
+    graphs: bool = False
 
     @property
     def world(self) -> int:
@@ -73,6 +74,10 @@ CASES: dict[str, Case] = {
     "m3-dep2-all-to-all": Case("m3", _dp(2, **EP, **A2A), (1, 2, 1, 2, 1), True),
     "m2-dp2-tp2-ep4-all-to-all": Case("m2", _dp(2, 2, **EP, **A2A), (2, 2, 1, 4, 1), True),
     "m3-dep4-2x2-all-to-all": Case("m3", _dp(4, expert_parallel_size=2, **A2A), (1, 4, 1, 2, 2), True),
+    # Decode steps as graphs compute them: padded to one size on all ranks.
+    "m3-tp2-graphs": Case("m3", _tp(2), (2, 1, 1, 1, 2), graphs=True),
+    "m3-dep4-graphs": Case("m3", _dp(4, **EP), (1, 4, 1, 4, 1), True, graphs=True),
+    "m2-dp2-tp2-ep4-graphs": Case("m2", _dp(2, 2, **EP), (2, 2, 1, 4, 1), True, graphs=True),
     "m2-dp2-replicas": Case("m2", _dp(2), (1, 2, 1, 1, 1)),
     "m3-dp2-tp2-replicas": Case("m3", _dp(2, 2), (2, 2, 1, 1, 2)),
     "m2-prefill-cp2": Case("m2", _pcp(2), (1, 1, 2, 1, 2)),

@@ -15,15 +15,18 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from engine.test_overlap import play_graphs
 from mmx.batch import SampledToken, ScheduledBatch
 from mmx.config import EngineConfig, ParallelConfig, SamplingParams
 from mmx.distributed import CallLog, Ranks, connect
 from mmx.engine.channel import LocalChannel
 from mmx.engine.engine import Engine
+from mmx.layers import ForwardBatch
 from mmx.layout import make_layout
 from mmx.model_config import load_model_config
 from mmx.protocol import Failed, StepOutput, Submit
 from mmx.runner import ModelRunner, build_runner
+from mmx.runner.parts import part_of
 from models.harness import random_ids
 from models.tiny import write_tiny_checkpoint
 from parallel.layouts import CASES, Case, variant_of
@@ -87,15 +90,20 @@ class Counting:
 
     def __init__(self, runner: ModelRunner) -> None:
         self.forwards = self.busy = self.samplings = 0
-        forward = runner.forward
+        forward, launch, ranks = runner.model.forward, runner.launch, runner.ranks
 
-        def counted(part: Any) -> torch.Tensor:
+        def counted_forward(inputs: ForwardBatch) -> torch.Tensor:
             self.forwards += 1
-            self.busy += bool(part.batch.seqs)
-            self.samplings += any(seq.samples for seq in part.batch.seqs)
-            return forward(part)
+            self.busy += bool(inputs.positions.shape[0])
+            return forward(inputs)
 
-        runner.forward = counted  # type: ignore[method-assign]
+        def counted_launch(batch: ScheduledBatch) -> Any:
+            part = part_of(batch, ranks.layout, ranks.rank)
+            self.samplings += any(seq.samples for seq in part.batch.seqs)
+            return launch(batch)
+
+        runner.model.forward = counted_forward  # type: ignore[method-assign]
+        runner.launch = counted_launch  # type: ignore[method-assign]
 
 
 def run_case(case: Case, rank: int, folder: Path, handles: Any, alone: dict[str, list[int]]) -> Any:
@@ -109,6 +117,8 @@ def run_case(case: Case, rank: int, folder: Path, handles: Any, alone: dict[str,
         return None
     ranks = Ranks(model, layout, rank, CallLog(), handles)
     runner = build_runner(config, lambda phase, done: None, ranks)
+    if case.graphs:
+        play_graphs(runner)
     counting = Counting(runner)
     tokens: dict[str, list[int]] = {}
     if rank == 0:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from mmx.batch import PENDING, ScheduledBatch, ScheduledSeq
+from mmx.batch import PENDING, ScheduledSeq
 from mmx.layers import ForwardBatch, LayerCache
+from mmx.runner.parts import Part
 from mmx.runner.sampler import CONTROL_DTYPES, Controls
 from mmx.runner.upload import torch_dtype, upload, upload_into
 
@@ -51,9 +52,12 @@ class DecodeGraphs:
         max_num_seqs: int,
         cos_sin: torch.Tensor,
         caches: list[LayerCache],
+        num_spread: int = 1,
     ) -> None:
-        """``state``: int64 [state_size(max_num_seqs)]; ``step`` computes, and may sample into its ids."""
+        """``state``: int64 [state_size(max_num_seqs)]; ``step`` computes, and may sample into its ids.
+        ``num_spread`` ranks exchange tokens; all of them replay graphs of one size."""
         self._step = step
+        self._num_spread = num_spread
         self._state = state
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
@@ -82,13 +86,13 @@ class DecodeGraphs:
             self._graphs[size] = (graph, logits)
         progress(1.0)
 
-    def run(self, batch: ScheduledBatch, sampled_rows: Mapping[str, int]) -> torch.Tensor | None:
+    def run(self, part: Part, sampled_rows: Mapping[str, int]) -> torch.Tensor | None:
         """Logits [num_seqs, vocab] f32, valid until the next step; None where a prompt chunk takes part.
         ``sampled_rows``: the places in ``ids`` of what the step before sampled."""
-        seqs = batch.seqs
-        if len(seqs) > self._sizes[0] or any(len(seq.token_ids) != 1 or not seq.samples for seq in seqs):
+        seqs, rows = part.batch.seqs, part.decode_rows
+        if rows is None or rows > self._sizes[0]:
             return None
-        size = next(size for size in reversed(self._sizes) if size >= len(seqs))
+        size = next(size for size in reversed(self._sizes) if size >= rows)
         self._fill(seqs, size, sampled_rows)
         return self._replay(size)[: len(seqs)]
 
@@ -115,6 +119,7 @@ class DecodeGraphs:
             logit_rows=None,
             cos_sin=self._cos_sin,
             caches=self._caches,
+            token_counts=(size,) * self._num_spread,
         )
         controls = [
             self._field(size, CONTROLS + i, torch_dtype(dtype)) for i, dtype in enumerate(CONTROL_DTYPES)

@@ -17,11 +17,13 @@ from mmx.layout import Layout
 
 class Part(NamedTuple):
     """``batch`` is what this rank computes. ``token_counts`` are the tokens of the spread group's ranks;
-    ``stored`` are the batches of the context group's ranks, whose K and V this rank stores as well."""
+    ``stored`` are the batches of the context group's ranks, whose K and V this rank stores as well.
+    ``decode_rows``: the most sequences that a rank of the spread group has, where all of them only decode."""
 
     batch: ScheduledBatch
     token_counts: tuple[int, ...]
     stored: tuple[ScheduledBatch, ...]
+    decode_rows: int | None
 
     @property
     def idle(self) -> bool:
@@ -35,8 +37,10 @@ def part_of(batch: ScheduledBatch, layout: Layout, rank: int) -> Part:
     d, p, _ = layout.place(rank)
     stored = tuple(_context_part(groups[d], layout.pcp, i) for i in range(layout.pcp))
     spread = [layout.place(other) for other in layout.spread_group(rank)]
-    counts = tuple(_context_part(groups[i], layout.pcp, j).num_tokens for i, j, _ in spread)
-    return Part(stored[p], counts, stored)
+    parts = [_context_part(groups[i], layout.pcp, j) for i, j, _ in spread]
+    decodes = all(len(seq.token_ids) == 1 and seq.samples for part in parts for seq in part.seqs)
+    rows = max(len(part.seqs) for part in parts) if decodes else None
+    return Part(stored[p], tuple(part.num_tokens for part in parts), stored, rows)
 
 
 def _groups(batch: ScheduledBatch, dp: int) -> list[ScheduledBatch]:

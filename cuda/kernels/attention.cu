@@ -320,8 +320,11 @@ int64_t paged_attention_workspace(const PagedAttentionParams& p) {
 }
 
 void paged_attention(const PagedAttentionParams& p, Stream stream) {
-    if (p.num_tokens > 0 && choose_paged(p) == AttentionKernel::kSm90Decode && pointers_aligned(p))
+    if (const AttentionKernel kernel = choose_paged(p);
+        p.num_tokens > 0 && kernel != AttentionKernel::kSimple && pointers_aligned(p)) {
+        if (kernel == AttentionKernel::kSm90Prefill) return sm90::paged_prefill(p, stream);
         return sm90::paged_decode(p, stream);
+    }
     run("paged_attention", make_attention(p, nullptr, 0), stream);
 }
 

@@ -78,7 +78,12 @@ void test_sparse() {
     EXPECT(choose_sparse(sparse_params(1, 8192, 1024)) == AttentionKernel::kSm90Prefill);
     EXPECT(choose_sparse(sparse_params(1, kPrefillMinTokens - 1, 64)) == AttentionKernel::kSm90Decode);
     EXPECT(choose_sparse(sparse_params(128, 2, 1024)) == AttentionKernel::kSm90Decode);  // lists stay short
-    SparseAttentionParams p = sparse_params(1, 1, 256);
+    // Decodes beside a long chunk do not keep it from its lists.
+    SparseAttentionParams p = sparse_params(65, 1, 256);
+    p.base.num_tokens = 64 + 2048;
+    p.base.max_seqlen_q = 2048;
+    EXPECT(choose_sparse(p) == AttentionKernel::kSm90Prefill);
+    p = sparse_params(1, 1, 256);
     p.topk = kDecodeMaxTopk + 1;
     EXPECT(choose_sparse(p) == AttentionKernel::kSimple);
     p = sparse_params(1, 1, 256);
@@ -126,13 +131,30 @@ void test_prefill_plan() {
     }
 }
 
+void test_dense_plan() {
+    for (const int64_t group : {1, 3, 6, 16})
+        for (const int64_t seqs : {1, 5, 300}) {
+            const PagedAttentionParams p = paged_params(seqs, 130, 4 * group, 4, 256);
+            const DensePlan plan = make_dense_plan(p);
+            EXPECT(plan.tile_tokens * group <= kDenseTileRows);
+            EXPECT((plan.tile_tokens + 1) * group > kDenseTileRows);
+            EXPECT(plan.max_tiles >= seqs * ((130 + plan.tile_tokens - 1) / plan.tile_tokens));
+            EXPECT(paged_workspace_bytes(p) == plan.total);
+        }
+    // A head's K and V of 256 blocks are 16 MB.
+    EXPECT(make_dense_plan(paged_params(1, 64, 64, 4, 64)).shared_heads == 4);
+    EXPECT(make_dense_plan(paged_params(1, 64, 64, 4, 256)).shared_heads == 2);
+    EXPECT(make_dense_plan(paged_params(1, 64, 36, 3, 256)).shared_heads == 1);
+    EXPECT(make_dense_plan(paged_params(1, 64, 64, 4, 8192)).shared_heads == 1);
+}
+
 void test_paged() {
     EXPECT(choose_paged(paged_params(32, 1, 48, 8, 256)) == AttentionKernel::kSm90Decode);
-    EXPECT(choose_paged(paged_params(1, 2048, 48, 8, 256)) == AttentionKernel::kSm90Decode);
-    EXPECT(choose_paged(paged_params(1, 8192, 64, 4, 64)) == AttentionKernel::kSm90Decode);
-    // Partial results of every token and chunk would take 17 GB.
-    EXPECT(choose_paged(paged_params(1, 8192, 64, 4, 2048)) == AttentionKernel::kSimple);
-    EXPECT(paged_workspace_bytes(paged_params(1, 8192, 64, 4, 2048)) == 0);
+    EXPECT(choose_paged(paged_params(32, 8, 64, 4, 256)) == AttentionKernel::kSm90Decode);
+    EXPECT(choose_paged(paged_params(1, 2048, 48, 8, 256)) == AttentionKernel::kSm90Prefill);
+    EXPECT(choose_paged(paged_params(1, 8192, 64, 4, 2048)) == AttentionKernel::kSm90Prefill);
+    // Partial results of every token and chunk would take 5 GB.
+    EXPECT(choose_paged(paged_params(2048, 8, 64, 4, 256)) == AttentionKernel::kSm90Prefill);
     for (const int64_t seqs : {1, 8, 32, 128})
         for (const int64_t blocks : {1, 2, 32, 256, 1024, 8192}) {
             const PagedAttentionParams p = paged_params(seqs, 1, 64, 4, blocks);
@@ -151,6 +173,7 @@ int main() {
     test_sparse();
     test_sparse_splits();
     test_prefill_plan();
+    test_dense_plan();
     test_paged();
     return test::finish("choose");
 }

@@ -84,6 +84,24 @@ def random_blocks(batch: PagedBatch, num_kv_heads: int, topk: int, rng: torch.Ge
     return torch.cat(rows).int()
 
 
+def overlapping_blocks(
+    batch: PagedBatch, num_kv_heads: int, topk: int, union: int, rng: torch.Generator
+) -> torch.Tensor:
+    """Eight neighbouring tokens draw their blocks from the same ``union`` ones and their own."""
+    ids = random_blocks(batch, num_kv_heads, topk, rng)
+    for seq, (q_len, seq_len) in enumerate(zip(batch.q_lens, batch.seq_lens, strict=True)):
+        rows = ids[batch.rows(seq)]
+        for first in range(0, q_len, 8):
+            own = torch.arange(seq_len - q_len + first, min(seq_len - q_len + first + 8, seq_len)) // PAGE
+            pool = torch.randperm(int(own[0]), generator=rng)[:union]
+            if len(pool) < topk - 1:
+                continue
+            order = torch.rand(len(own), num_kv_heads, len(pool), generator=rng).argsort(-1)
+            chosen = pool[order[..., : topk - 1]].sort(-1).values
+            rows[first : first + 8] = torch.cat([chosen, own[:, None, None].expand(-1, num_kv_heads, 1)], -1)
+    return ids
+
+
 def attention_inputs(
     batch: PagedBatch, heads: int, kv_heads: int, rng: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -153,6 +171,23 @@ def test_sparse_prefill(lens, topk, rng):
     check_attention("sparse_attention", *args, ids, *batch.arguments(CUDA), SCALE)
 
 
+@pytest.mark.parametrize("blocks", ["random", "overlapping", "both"])
+@pytest.mark.parametrize("lens", [[(700, 9000)], [(1, 300), (517, 9400), (260, 11_000), (40, 3000)]])
+def test_sparse_prefill_long(lens, blocks, rng):
+    """Tiles of neighbours that share blocks, lists of queries per block, and both in one call."""
+    batch = make_batch(lens, PAGE, rng)
+    args = attention_inputs(batch, 32, 2, rng)
+    ids = random_blocks(batch, 2, 16, rng)
+    if blocks != "random":
+        shared = overlapping_blocks(batch, 2, 16, 20, rng)
+        ids = (
+            torch.where(torch.arange(len(ids))[:, None, None] // 50 % 2 == 0, ids, shared)
+            if blocks == "both"
+            else shared
+        )
+    check_attention("sparse_attention", *args, ids.to(CUDA), *batch.arguments(CUDA), SCALE)
+
+
 @pytest.mark.parametrize("heads", [(32, 2), (12, 2), (3, 3)], ids=["16", "6", "1"])
 @pytest.mark.parametrize("lens", DECODES)
 def test_paged_decode(lens, heads, rng):
@@ -175,6 +210,19 @@ def test_score_range(lens, magnitude, rng):
     ids = random_blocks(batch, 2, 4, rng).to(CUDA)
     check_attention("sparse_attention", q * magnitude, k, v, ids, *batch.arguments(CUDA), 1.0)
     check_attention("paged_attention", q * magnitude, k, v, *batch.arguments(CUDA), 1.0)
+
+
+@pytest.mark.parametrize(
+    "lens", [[(1, 700), (2, 300)], [(400, 1100)], [(300, 9000)]], ids=["decode", "prefill", "lists"]
+)
+def test_huge_values(lens, rng):
+    """Scores of a few thousand, so that one key takes all the weight; values near the end of the range."""
+    batch = make_batch(lens, PAGE, rng)
+    q, k, v = attention_inputs(batch, 32, 2, rng)
+    ids = random_blocks(batch, 2, 16, rng).to(CUDA)
+    tail = (*batch.arguments(CUDA), 1.0)
+    check_attention("sparse_attention", q * 100, k, v * 1e34, ids, *tail)
+    check_attention("paged_attention", q * 100, k, v * 1e34, *tail)
 
 
 def test_random_shapes(rng):
@@ -214,7 +262,7 @@ def runs_of_each_op(
 
 
 @pytest.mark.parametrize(
-    "lens", [[(1, 4000), (1, 700), (2, 3000)], [(2300, 4000)]], ids=["decode", "prefill"]
+    "lens", [[(1, 4000), (1, 700), (2, 3000)], [(2300, 9000)]], ids=["decode", "prefill"]
 )
 def test_repetition(lens, rng):
     for run in runs_of_each_op(make_batch(lens, PAGE, rng), rng)[0]:

@@ -5,6 +5,7 @@
 #include "cpp/core/math.h"
 #include "cpp/core/params/attention.h"
 #include "cuda/kernels/attention/sm90_prefill_plan.h"
+#include "cuda/kernels/attention/tile_plan.h"
 
 /// Which attention kernels serve a call and how they split it: pure functions of sizes, tested without a
 /// device.
@@ -38,9 +39,9 @@ inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
     if (!sm90_attention_fits(b) || p.topk > kDecodeMaxTopk) return AttentionKernel::kSimple;
     if (decodes_only(b)) return AttentionKernel::kSm90Decode;
     const PrefillPlan plan = make_prefill_plan(p);
-    // A bucket should fill row tiles: with fewer choices each, K and V are re-read about as often as per
-    // query.
-    const bool lists_fill = b.num_tokens * p.topk >= kTileQueries * b.num_seqs * b.max_blocks_per_seq;
+    // A bucket of the longest chunk should fill row tiles: with fewer choices each, K and V are re-read about
+    // as often as per query.
+    const bool lists_fill = b.max_seqlen_q * p.topk >= kTileQueries * b.max_blocks_per_seq;
     if (b.num_heads == 16 * b.num_kv_heads && b.num_kv_heads < 256 && b.num_tokens >= kPrefillMinTokens &&
         lists_fill && plan.slab_buckets <= kMaxSlabBuckets)
         return AttentionKernel::kSm90Prefill;
@@ -90,11 +91,13 @@ inline int64_t paged_decode_tokens(const PagedAttentionParams& p) {
     return kPagedMaxPartialBytes / (bytes / p.num_tokens);
 }
 
-/// Chunks of prompts too: one token at a time, but on tensor cores, as long as the partial results stay
-/// bounded.
+/// Chunks of prompts, and what is batched with them, go through row tiles. Drafts are decoded one token at a
+/// time as long as the partial results stay bounded.
 inline AttentionKernel choose_paged(const PagedAttentionParams& p) {
-    const bool decodes = decodes_only(p) || paged_partial_bytes(p) <= kPagedMaxPartialBytes;
-    return sm90_attention_fits(p) && decodes ? AttentionKernel::kSm90Decode : AttentionKernel::kSimple;
+    if (!sm90_attention_fits(p)) return AttentionKernel::kSimple;
+    if (decodes_only(p)) return AttentionKernel::kSm90Decode;
+    const bool decode = p.max_seqlen_q < kDenseMinQueryLen && paged_partial_bytes(p) <= kPagedMaxPartialBytes;
+    return decode ? AttentionKernel::kSm90Decode : AttentionKernel::kSm90Prefill;
 }
 
 inline int64_t sparse_workspace_bytes(const SparseAttentionParams& p) {
@@ -102,8 +105,12 @@ inline int64_t sparse_workspace_bytes(const SparseAttentionParams& p) {
 }
 
 inline int64_t paged_workspace_bytes(const PagedAttentionParams& p) {
-    if (choose_paged(p) == AttentionKernel::kSimple) return 0;
-    return std::min(paged_partial_bytes(p), kPagedMaxPartialBytes);
+    switch (choose_paged(p)) {
+        case AttentionKernel::kSm90Decode: return std::min(paged_partial_bytes(p), kPagedMaxPartialBytes);
+        case AttentionKernel::kSm90Prefill: return make_dense_plan(p).total;
+        case AttentionKernel::kSimple: break;
+    }
+    return 0;
 }
 
 }  // namespace mmx::cuda

@@ -9,5 +9,6 @@ namespace mmx::cuda::sm90 {
 void sparse_decode(const SparseAttentionParams& p, Stream stream);
 void sparse_prefill(const SparseAttentionParams& p, Stream stream);
 void paged_decode(const PagedAttentionParams& p, Stream stream);
+void paged_prefill(const PagedAttentionParams& p, Stream stream);
 
 }  // namespace mmx::cuda::sm90

@@ -4,18 +4,24 @@
 
 #include "cpp/core/math.h"
 #include "cpp/core/params/attention.h"
+#include "cuda/kernels/attention/tile_plan.h"
 
-/// Workspace of the KV-major sparse prefill. Queries are cut into slabs that are processed one after the
-/// other. A bucket is a (slab, KV head, sequence, block); its list names the queries that chose the block,
-/// padded to row tiles of 4 queries (4 x 16 heads = 64 rows). An item is a run of row tiles of one bucket.
+/// Workspace of the sparse prefill. Tokens whose neighbours chose much the same blocks form row tiles that
+/// read the union of their choices. The others are worked on KV-major: queries are cut into slabs that are
+/// processed one after the other. A bucket is a (slab, KV head, sequence, block); its list names the queries
+/// that chose the block, padded to row tiles of 4 queries (4 x 16 heads = 64 rows). An item is a run of row
+/// tiles of one bucket.
 namespace mmx::cuda {
 
 inline constexpr int64_t kTileQueries = 4;
-inline constexpr int64_t kRunTiles = 16;           // row tiles that share one load of K and V
-inline constexpr int64_t kSlabTokens = 2048;       // bounds the partial results: 64 KB per token and KV head
-inline constexpr int64_t kMaxSlabBuckets = 65536;  // a single thread block scans the buckets of a slab
+inline constexpr int64_t kRunTiles = 16;            // row tiles that share one load of K and V
+inline constexpr int64_t kSlabTokens = 4096;        // bounds the partial results: 64 KB per token and KV head
+inline constexpr int64_t kMaxSlabBuckets = 131072;  // a single thread block scans the buckets of a slab
 inline constexpr int64_t kPartialBytes = 16 * 128 * 2;
 inline constexpr int64_t kPrefillMinTokens = 256;
+// Up to this many pages a tile of 8 tokens is faster than KV-major work on their 8 x 16 choices (measured).
+inline constexpr int64_t kMaxUnionPages = 32;
+static_assert(kMaxUnionPages <= kMaxTilePages);
 
 /// What a work item says; 16 bytes.
 struct PrefillItem {
@@ -30,7 +36,9 @@ static_assert(sizeof(PrefillItem) == 16);
 struct PrefillPlan {
     int64_t num_slabs, slab_tokens, slab_buckets, slab_entries, slab_items;
     // Byte offsets in the workspace.
-    int64_t counts, starts, num_items, ranks, lists, items, lse, partials, total;
+    int64_t counts, counters, next_item, starts, num_items, ranks, lists, items, max_sums, partials;
+    int64_t is_union;  // [groups of kListedTokens tokens, KV heads] int32: a row tile does them
+    int64_t union_tiles, union_pages, total;
 };
 
 inline PrefillPlan make_prefill_plan(const SparseAttentionParams& p) {
@@ -50,13 +58,19 @@ inline PrefillPlan make_prefill_plan(const SparseAttentionParams& p) {
         return at;
     };
     plan.counts = take(plan.num_slabs * plan.slab_buckets * 4);
+    plan.counters = take(2 * 4);  // row tiles listed, row tiles drawn
+    plan.next_item = take(plan.num_slabs * 4);
     plan.starts = take(plan.num_slabs * plan.slab_buckets * 4);
     plan.num_items = take(plan.num_slabs * 4);
     plan.ranks = take(b.num_tokens * b.num_kv_heads * p.topk * 4);
     plan.lists = take(plan.num_slabs * plan.slab_entries * 4);
     plan.items = take(plan.num_slabs * plan.slab_items * static_cast<int64_t>(sizeof(PrefillItem)));
-    plan.lse = take(chosen * 16 * 4);
+    plan.max_sums = take(chosen * 16 * 8);
     plan.partials = take(chosen * kPartialBytes);
+    const int64_t num_groups = ceil_div(b.num_tokens, kListedTokens) * b.num_kv_heads;
+    plan.is_union = take(num_groups * 4);
+    plan.union_tiles = take(num_groups * static_cast<int64_t>(sizeof(RowTile)));
+    plan.union_pages = take(num_groups * kMaxTilePages * static_cast<int64_t>(sizeof(TilePage)));
     plan.total = offset;
     return plan;
 }

@@ -1,0 +1,35 @@
+#pragma once
+
+#include "cpp/core/stream.h"
+#include "cuda/kernels/attention/choose.h"
+
+namespace mmx::cuda::sm90 {
+
+/// Everything that the kernels of one sparse prefill share.
+struct SparseJob {
+    SparseAttentionParams p;
+    PrefillPlan plan;
+
+    template <class T>
+    __host__ __device__ __forceinline__ T* at(int64_t offset) const {
+        return reinterpret_cast<T*>(static_cast<char*>(p.base.workspace) + offset);
+    }
+    __device__ __forceinline__ int slab_of(int token) const {
+        return token / static_cast<int>(plan.slab_tokens);
+    }
+    /// Whether a row tile does the token.
+    __device__ __forceinline__ bool in_union(int token, int head) const {
+        const int group = token / static_cast<int>(kListedTokens);
+        return at<int>(plan.is_union)[group * static_cast<int>(p.base.num_kv_heads) + head] != 0;
+    }
+};
+
+// An entry of a bucket's list: token << kEntryTokenShift | place in the token's own list of blocks.
+inline constexpr int kEntryTokenShift = 6;
+static_assert(kDecodeMaxTopk <= 1 << kEntryTokenShift);
+
+/// Lists row tiles of neighbours that chose much the same blocks, and for the other tokens which queries
+/// chose each block.
+void list_choices(const SparseJob& job, Stream stream);
+
+}  // namespace mmx::cuda::sm90

@@ -1,0 +1,18 @@
+#pragma once
+
+#include "cpp/core/params/attention.h"
+#include "cpp/core/stream.h"
+#include "cuda/kernels/attention/tile_plan.h"
+
+namespace mmx::cuda::sm90 {
+
+/// Device memory of a list of row tiles of kListedTokens tokens x 16 heads, each with its own list of pages.
+struct ListedTiles {
+    int *num_tiles, *next_unit;  // next_unit starts at 0
+    RowTile* tiles;
+    const TilePage* pages;  // [tile, kMaxTilePages], descending blocks, at least one
+};
+
+void listed_prefill(const char* op, const PagedAttentionParams& p, const ListedTiles& list, Stream stream);
+
+}  // namespace mmx::cuda::sm90

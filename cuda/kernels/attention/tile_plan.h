@@ -1,0 +1,63 @@
+#pragma once
+
+#include <algorithm>
+
+#include "cpp/core/math.h"
+#include "cpp/core/params/attention.h"
+
+/// Work of the dense prefill. A row tile holds neighbouring tokens of one sequence with all query heads of a
+/// KV head; a kernel lists the tiles, longest context first, and thread blocks draw (tile, KV head) units.
+namespace mmx::cuda {
+
+inline constexpr int64_t kDenseTileRows = 128;
+inline constexpr int64_t kDenseMinQueryLen = 16;  // fewer query tokens of a sequence leave tiles mostly empty
+inline constexpr int64_t kDenseSharedBytes = int64_t{32} << 20;  // K and V that stay in the L2
+
+/// What a list says of a row tile; 32 bytes.
+struct RowTile {
+    int32_t first_token;
+    int32_t first_position;  // of the first token in its sequence
+    int32_t seq;
+    int32_t head;  // KV head; a dense tile is listed once for all heads
+    int32_t num_tokens;
+    int32_t num_pages;
+    int32_t num_keys;  // slots of the tile's last page that the sequence holds
+    int32_t unused;
+};
+static_assert(sizeof(RowTile) == 32);
+
+/// A page that tokens of a listed tile attend to: block << kTilePageShift | bit i: token i does.
+struct TilePage {
+    int32_t page;
+    int32_t block_and_tokens;
+};
+inline constexpr int64_t kListedTokens = 8;  // with 16 query heads per KV head
+inline constexpr int kTilePageShift = 8;
+inline constexpr int64_t kMaxTilePages = 64;
+
+struct DensePlan {
+    int64_t tile_tokens;
+    int64_t max_tiles;
+    int64_t shared_heads;  // KV heads that are worked on at the same time: what the L2 can hold
+    // Byte offsets in the workspace.
+    int64_t num_tiles, next_unit, tiles, total;
+};
+
+inline DensePlan make_dense_plan(const PagedAttentionParams& p) {
+    DensePlan plan{};
+    plan.tile_tokens = kDenseTileRows / (p.num_heads / p.num_kv_heads);
+    // Each sequence may leave one tile partly empty.
+    plan.max_tiles = p.num_tokens / plan.tile_tokens + std::min(p.num_seqs, p.num_tokens);
+    const int64_t head_bytes = std::max<int64_t>(1, p.max_blocks_per_seq) * p.block_size * p.head_dim * 4;
+    plan.shared_heads = p.num_kv_heads;
+    while (p.num_kv_heads % plan.shared_heads != 0 ||
+           (plan.shared_heads > 1 && plan.shared_heads * head_bytes > kDenseSharedBytes))
+        --plan.shared_heads;
+    plan.num_tiles = 0;
+    plan.next_unit = 4;
+    plan.tiles = 256;
+    plan.total = plan.tiles + plan.max_tiles * static_cast<int64_t>(sizeof(RowTile));
+    return plan;
+}
+
+}  // namespace mmx::cuda

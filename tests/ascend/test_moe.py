@@ -73,6 +73,7 @@ def check_gate_up(x, weight, offsets, rows, activation, run_all):
     truth = reference.moe_gate_up(x.double(), *args)
     assert_close_to_truth(out[:num_local], truth[:num_local], reference.moe_gate_up(x, *args)[:num_local])
     assert out[num_local:].isnan().all()
+    return out
 
 
 @pytest.mark.parametrize("activation", list(Activation))
@@ -128,3 +129,40 @@ def test_refuses_fp8_weights(emulator):
     values = down_values(x.clone(), x, weight, torch.tensor([0, 1], dtype=torch.int32))
     with pytest.raises(RefusedError, match=r"moe_down: on Ascend weight must be bfloat16 \(expand fp8 with"):
         emulator.run("moe_down", "MoeDownParams", values)
+
+
+GATES = [
+    0.0,
+    1.0,
+    -1.0,
+    6.96875,
+    7.0,
+    7.03125,
+    -7.0,
+    -52.0,
+    -60.0,
+    100.0,
+    -1e4,
+    1e30,
+    -1e30,
+    3e-39,
+    -0.0,
+    0.5,
+]
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+def test_activation_at_its_edges(activation, run_all):
+    """Every pair of gate and up out of GATES: clamps, overflow of exp, signed zero.
+
+    Products are exact: a token picks one column of the weights.
+    """
+    count = len(GATES)
+    x = torch.eye(16, dtype=BF16)
+    weight = torch.zeros(1, 2 * count * count, 16, dtype=BF16)
+    pairs = torch.cartesian_prod(torch.tensor(GATES), torch.tensor(GATES)).to(BF16)
+    weight[0, : count * count, 3], weight[0, count * count :, 3] = pairs[:, 0], pairs[:, 1]
+    offsets, rows = torch.tensor([0, 16], dtype=torch.int32), torch.arange(16, dtype=torch.int32)
+    out = check_gate_up(x, weight, offsets, rows, activation, run_all)
+    truth = reference.moe_gate_up(x.double(), weight, None, offsets, rows, activation, ALPHA, LIMIT)
+    torch.testing.assert_close(out[3].double(), truth[3], rtol=2**-8, atol=1e-37)

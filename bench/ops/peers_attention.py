@@ -4,9 +4,9 @@ usage: peers_attention.py RUN_PY PEERS_DIR [section ...]
 
 Sections: selector_decode sparse_decode selector_prefill sparse_prefill dense_decode dense_prefill; all by
 default. RUN_PY is a script that offers ``med`` (timer), ``paged`` (page table and lengths),
-``overlapping_blocks`` and ``load_vllm_ops`` (loads the peers' kernels from PEERS_DIR). Prints a line per case:
-ours, the peer's, their ratio; selector and sparse decode warm and cold (inputs take turns until none is left in
-the L2), and ours on fp8 pages.
+``overlapping_blocks`` and ``load_vllm_ops`` (loads the peers' kernels from PEERS_DIR). Prints a line per
+case: ours, the peer's, their ratio; selector and sparse decode warm and cold (inputs take turns until none is
+left in the L2), and ours on fp8 pages.
 """
 
 from __future__ import annotations

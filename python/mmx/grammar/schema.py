@@ -38,6 +38,8 @@ from mmx.grammar.patterns import FORMATS, pattern
 MAX_DEPTH = 16
 """How often references to a schema that contains itself are followed, and how deep free values nest."""
 MAX_BRANCHES = 256
+MAX_NODES = 20_000
+"""Places of a schema with all its branches and repetitions written out."""
 MAX_COUNT = 20_000
 """The largest length or number of items that a schema may ask for."""
 
@@ -80,6 +82,7 @@ class _Reader:
         self._root = root
         self._known: dict[tuple[int, int], Node | None] = {}
         self._recursive: dict[str, bool] = {}
+        self._num_nodes = 0
         self._kept: list[Any] = []  # the keys of _known are addresses
 
     def node(self, schema: Any, path: str, level: int) -> Node | None:
@@ -199,6 +202,9 @@ class _Reader:
     # ---- one type --------------------------------------------------------------------------------------
 
     def _typed(self, flat: dict[str, Any], path: str, level: int) -> Node | None:
+        self._num_nodes += 1
+        if self._num_nodes > MAX_NODES:
+            raise SchemaError(path, f"{path} has too many branches to be enforced", "grammar_too_complex")
         types = types_of(flat, path)
         if "const" in flat or "enum" in flat:
             return self._choice(flat, types, path)

@@ -165,4 +165,5 @@ def test_activation_at_its_edges(activation, run_all):
     offsets, rows = torch.tensor([0, 16], dtype=torch.int32), torch.arange(16, dtype=torch.int32)
     out = check_gate_up(x, weight, offsets, rows, activation, run_all)
     truth = reference.moe_gate_up(x.double(), weight, None, offsets, rows, activation, ALPHA, LIMIT)
-    torch.testing.assert_close(out[3].double(), truth[3], rtol=2**-8, atol=1e-37)
+    # Rounded to bf16 the largest products are infinite, here as there.
+    torch.testing.assert_close(out[3].double(), truth[3].to(BF16).double(), rtol=2**-8, atol=1e-37)

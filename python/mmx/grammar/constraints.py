@@ -52,6 +52,7 @@ class Constraints:
         self._folder = Path(folder.partition("?")[0])
         self._room = room
         self._pool: ThreadPoolExecutor | None = None
+        self._masks: ThreadPoolExecutor | None = None
         self._vocabulary: Future[Vocabulary] | None = None
         self._held: dict[str, tuple[Submit, Future[_Tracked]]] = {}
         self._tracked: dict[str, _Tracked] = {}
@@ -87,7 +88,9 @@ class Constraints:
     def _start(self) -> ThreadPoolExecutor:
         if self._pool is None:
             threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
-            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="masks")
+            # Why a pool of its own for masks: running sequences must not wait while a grammar is compiled.
+            self._masks = ThreadPoolExecutor(threads, thread_name_prefix="masks")
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammars")
             self._vocabulary = self._pool.submit(lambda: Vocabulary(Tokenizer(self._folder)))
         return self._pool
 
@@ -186,8 +189,8 @@ class Constraints:
                         self._compute(tracked, token_id)
 
     def _compute(self, tracked: _Tracked, token_id: int | None) -> None:
-        assert self._pool is not None
-        tracked.mask = self._pool.submit(tracked.step, token_id)
+        assert self._masks is not None
+        tracked.mask = self._masks.submit(tracked.step, token_id)
 
     def drop(self, request_ids: Sequence[str]) -> None:
         """Forget these requests; unknown ids are ignored."""

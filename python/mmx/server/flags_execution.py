@@ -166,6 +166,11 @@ def execution() -> list[Flag]:
             choices=("auto", "llguidance", "xgrammar"), note=always("grammars run on llguidance"),
         ),
         row(
+            s, "structured_outputs_config", JSON, {}, None, "accepted; grammars run on llguidance",
+            keys=("backend", "disable_fallback", "reasoning_parser"),
+            note=always("grammars run on llguidance"),
+        ),
+        row(
             s, "model_loader_extra_config", JSON, {}, None, "accepted; weights are read in mmx's own way",
             note=always("weights are read in mmx's own way"),
         ),

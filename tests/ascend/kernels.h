@@ -2,6 +2,7 @@
 
 #include "ascend/kernels/attention.h"
 #include "ascend/kernels/moe.h"
+#include "ascend/kernels/moe_combine.h"
 #include "ascend/kernels/norm.h"
 #include "ascend/kernels/qkv.h"
 #include "ascend/kernels/quant.h"
@@ -14,6 +15,7 @@
     X(add_rms_norm, AddRmsNormParams, kAivOnly)           \
     X(fp8_block_dequant, Fp8BlockDequantParams, kAivOnly) \
     X(dynamic_quant, DynamicQuantParams, kAivOnly)        \
+    X(moe_combine, MoeCombineParams, kAivOnly)            \
     X(norm_rope_store, NormRopeStoreParams, kAivOnly)
 
 #define MMX_ASCEND_WORKSPACE_KERNELS(X)                \

@@ -202,6 +202,28 @@ def moe() -> Iterator[Launch]:
             yield Launch("moe_down", "MoeDownParams", shape, {**values, **shared, **types}, moved, flops)
 
 
+def combine() -> Iterator[Launch]:
+    for model, topk in ((M2, 8), (M3, 4)):
+        tokens, h = 2048, model.hidden
+        size = tokens * h * 2
+        values = {
+            "out": Pointer(size),
+            "x": Pointer(topk * size),
+            "shared": Pointer(size),
+            "row_positions": torch.arange(tokens * topk, dtype=torch.int32),
+            "topk_weights": torch.ones(tokens, topk),
+            "num_tokens": tokens,
+            "topk": topk,
+            "hidden": h,
+            "out_stride": h,
+            "shared_stride": h,
+            "dtype": BF16,
+        }
+        yield Launch(
+            "moe_combine", "MoeCombineParams", f"{model.name} {tokens} tokens", values, (topk + 2) * size
+        )
+
+
 @dataclass
 class Batch:
     """Equal sequences whose pages lie in order."""
@@ -316,7 +338,7 @@ def floor_us(launch: Launch, chip: Chip) -> tuple[float, float]:
 
 
 def rows(emulator: Emulator) -> Iterator[tuple[Launch, list[tuple[float, float, float, str]]]]:
-    for family in (norms, prepare, quant, moe, attention, selector):
+    for family in (norms, prepare, quant, moe, combine, attention, selector):
         for launch in family():
             report = emulator.run(launch.op, launch.params, launch.values, dry=True)
             results = []

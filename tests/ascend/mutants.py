@@ -157,6 +157,17 @@ def moe_cases() -> Iterator[Case]:
 
     yield Case("moe_down", "MoeDownParams", down)
 
+    def combine():
+        _, _, positions = test_moe.plan(dims, rng(3))
+        x, shared, out = (
+            randn(1, 300, 7000),
+            strided(randn(2, 150, 7000)),
+            strided(torch.zeros(150, 7000, dtype=BF16)),
+        )
+        return test_moe.combine_values(out, x, positions, torch.rand(150, 2, generator=rng(4)), shared), [out]
+
+    yield Case("moe_combine", "MoeCombineParams", combine)
+
 
 def attention_cases() -> Iterator[Case]:
     shapes = [

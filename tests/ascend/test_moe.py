@@ -106,6 +106,41 @@ def test_moe_down(dims, run_all, rng):
     assert out[num_local:].isnan().all()
 
 
+def combine_values(out, x, positions, weights, shared):
+    values = {
+        "out": out,
+        "x": x,
+        "row_positions": positions,
+        "topk_weights": weights,
+        "num_tokens": weights.shape[0],
+        "topk": weights.shape[1],
+        "hidden": x.shape[1],
+        "out_stride": out.stride(0),
+        "dtype": BF16,
+    }
+    return values if shared is None else values | {"shared": shared, "shared_stride": shared.stride(0)}
+
+
+@pytest.mark.parametrize("with_shared", [False, True])
+@pytest.mark.parametrize("dims", cases("moe_combine"))
+def test_moe_combine(dims, with_shared, run_all, rng):
+    offsets, _, positions = plan(dims, rng)
+    x = torch.randn(positions.numel(), dims["hidden"], generator=rng).to(BF16)
+    x[int(offsets[-1]) :] = POISON
+    weights = torch.rand(dims["num_tokens"], dims["topk"], generator=rng)
+    shape = (dims["num_tokens"], dims["hidden"])
+    shared = torch.randn(shape, generator=rng).to(BF16) if with_shared else None
+
+    def make():
+        out = strided(torch.zeros(shape, dtype=BF16))
+        added = None if shared is None else strided(shared)
+        return combine_values(out, x, positions, weights, added), [out]
+
+    (out,) = run_all("moe_combine", "MoeCombineParams", make)
+    args = (positions, weights, shared)
+    assert_close_to_truth(out, reference.moe_combine(x.double(), *args), reference.moe_combine(x, *args))
+
+
 COUNTS = {
     "one expert has all": [0, 129, 0, 0],
     "borders of a tile": [127, 128, 129, 1],

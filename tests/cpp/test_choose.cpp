@@ -77,6 +77,8 @@ void test_sparse() {
     EXPECT(choose_sparse(sparse_params(1, 1, 256)) == AttentionKernel::kSm90Decode);
     EXPECT(choose_sparse(sparse_params(1, 8192, 1024)) == AttentionKernel::kSm90Prefill);
     EXPECT(choose_sparse(sparse_params(1, kPrefillMinTokens - 1, 64)) == AttentionKernel::kSm90Decode);
+    EXPECT(sparse_workspace_bytes(sparse_params(0, 1, 0)) == 0);  // a rank without tokens
+    EXPECT(paged_workspace_bytes(paged_params(0, 1, 64, 4, 0)) == 0);
     EXPECT(choose_sparse(sparse_params(128, 2, 1024)) == AttentionKernel::kSm90Decode);  // lists stay short
     // Decodes beside a long chunk do not keep it from its lists.
     SparseAttentionParams p = sparse_params(65, 1, 256);

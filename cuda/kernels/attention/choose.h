@@ -37,13 +37,13 @@ inline bool decodes_only(const PagedAttentionParams& p) {
 inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
     const PagedAttentionParams& b = p.base;
     if (!sm90_attention_fits(b) || p.topk > kDecodeMaxTopk) return AttentionKernel::kSimple;
-    if (decodes_only(b)) return AttentionKernel::kSm90Decode;
+    if (decodes_only(b) || b.num_tokens < kPrefillMinTokens) return AttentionKernel::kSm90Decode;
     const PrefillPlan plan = make_prefill_plan(p);
     // A bucket of the longest chunk should fill row tiles: with fewer choices each, K and V are re-read about
     // as often as per query.
     const bool lists_fill = b.max_seqlen_q * p.topk >= kTileQueries * b.max_blocks_per_seq;
-    if (b.num_heads == 16 * b.num_kv_heads && b.num_kv_heads < 256 && b.num_tokens >= kPrefillMinTokens &&
-        lists_fill && plan.slab_buckets <= kMaxSlabBuckets)
+    if (b.num_heads == 16 * b.num_kv_heads && b.num_kv_heads < 256 && lists_fill &&
+        plan.slab_buckets <= kMaxSlabBuckets)
         return AttentionKernel::kSm90Prefill;
     return AttentionKernel::kSm90Decode;
 }

@@ -18,8 +18,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 VARIANT = VARIANTS["fp8"] | {"num_local_experts": 4, "num_experts_per_tok": 4}
 # Share of the logits' norm. Rows rounded to e4m3 (3 bits) before every product of 3 random layers:
 ROUNDED_ROWS = 0.15
-# The same rounding, but sums in another order, which now and then round to the neighbouring code:
-SAME_ROUNDING = 0.03
+# The same rounding, but other sums (on a GPU of 14 bits), which now and then round to the neighbouring code:
+SAME_ROUNDING = 0.06
 FP8_OPS = ("fp8_linear", "fp8_moe_down", "fp8_moe_gate_up", "fp8_quantize")
 
 

@@ -12,14 +12,14 @@ namespace mmx::cuda {
 
 /// Weight rows x rows of one tile of the Hopper kernels.
 enum class Fp8Tile {
-    k32x16,         // dense, a few rows: small enough to spread over every multiprocessor
+    k64x16,         // dense, a few rows: small enough to spread over many multiprocessors
     k32x64,         // dense, more of them
     k256x32,        // bound by reading the weights
     k256x128Pairs,  // rows weigh on the L2 or on the tensor cores: two thread blocks share each weight tile
 };
 
 inline Fp8Tile choose_fp8_tile(int64_t num_rows, int64_t num_experts) {
-    if (num_experts == 1 && num_rows <= 256) return num_rows <= 16 ? Fp8Tile::k32x16 : Fp8Tile::k32x64;
+    if (num_experts == 1 && num_rows <= 256) return num_rows <= 64 ? Fp8Tile::k64x16 : Fp8Tile::k32x64;
     return num_rows <= 24 * num_experts ? Fp8Tile::k256x32 : Fp8Tile::k256x128Pairs;
 }
 

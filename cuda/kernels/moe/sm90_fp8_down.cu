@@ -46,7 +46,7 @@ void launch(const Rows& p, Stream stream) {
 
 void launch(const Rows& p, Stream stream) {
     switch (choose_fp8_tile(p.num_rows, p.num_experts)) {
-        case Fp8Tile::k32x16: return launch<Fp8Config<false, 32, 16, 14, 1>>(p, stream);
+        case Fp8Tile::k64x16: return launch<Fp8Config<false, 64, 16, 8, 1>>(p, stream);
         case Fp8Tile::k32x64: return launch<Fp8Config<false, 32, 64, 6, 1>>(p, stream);
         case Fp8Tile::k256x32: return launch<Fp8Config<false, 256, 32, 5, 1>>(p, stream);
         case Fp8Tile::k256x128Pairs: return launch<Fp8Config<false, 256, 128, 4, 2>>(p, stream);

@@ -17,10 +17,10 @@ def fp8_quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide[:, :cols] = x
     wide = wide.view(rows, groups, 128)
     amax = wide.abs().where(~wide.isnan(), 0).amax(-1).clamp(min=_LEAST_AMAX)
-    # Why not _MAX / amax: torch would multiply by the rounded reciprocal.
-    factor = torch.full_like(amax, _MAX) / amax
-    codes = (wide * factor[..., None]).to(torch.float8_e4m3fn)
-    return codes.view(rows, groups * 128)[:, :cols].contiguous(), amax / _MAX
+    # Why a tensor: torch multiplies by the rounded reciprocal of a number.
+    most = torch.full_like(amax, _MAX)
+    codes = (wide * (most / amax)[..., None]).to(torch.float8_e4m3fn)
+    return codes.view(rows, groups * 128)[:, :cols].contiguous(), amax / most
 
 
 def fp8_linear(

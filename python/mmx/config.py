@@ -154,7 +154,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     the model's. ``max_num_batched_tokens`` bounds the tokens of one step. ``enforce_eager`` keeps decode
     steps out of device graphs. ``async_scheduling`` plans a step while the one before it runs, where the
     device works on its own. ``deterministic``: a row's result does not depend on its batch, on a GPU in bf16
-    either. ``place`` is what this process adds to ``parallel``: it differs between nodes.
+    either. ``dequantize_weights`` multiplies fp8 weights out when they are loaded. ``place`` is what this
+    process adds to ``parallel``: it differs between nodes.
     """
 
     model: str
@@ -174,6 +175,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_dtype: str = "auto"
     index_kv_dtype: str = "auto"
     deterministic: bool = False
+    dequantize_weights: bool = False
     seed: int = 0
     parallel: ParallelConfig = ParallelConfig()
     place: Place = Place()

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 M2_BLOCK_SIZE = 128
 FP8_BLOCK = 128
+W8A8_DESCRIPTION = "quant_model_description.json"
 _FAMILIES: dict[str, Family] = {
     "MiniMaxM2ForCausalLM": "m2",
     "MiniMaxM3SparseForCausalLM": "m3",
@@ -53,8 +54,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention with an indexer instead of dense attention. ``inter`` is one routed expert's width,
     ``shared_inter`` the shared expert's (0: none), ``dense_inter`` a dense MLP's. ``block_size`` is the
     tokens of a page, on M3 also of a sparse block; ``topk_blocks`` counts forced blocks too.
-    ``fp8_blocks``: matrices are e4m3 with a scale per 128 x 128 block; ``mxfp8``: with a power of two per 32
-    columns of a row.
+    ``fp8_blocks``: matrices are e4m3 with a scale per 128 x 128 block, multiplied out when they are loaded if
+    ``dequantize``; ``mxfp8``: with a power of two per 32 columns of a row; ``w8a8``: a description beside
+    the weights says which are int8.
     """
 
     family: Family
@@ -87,6 +89,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_index_heads: int
     fp8_blocks: bool
     mxfp8: bool = False
+    w8a8: bool = False
+    dequantize: bool = False
 
     @property
     def gemma(self) -> bool:
@@ -99,9 +103,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.head_dim
 
 
-def load_model_config(folder: Path) -> ModelConfig:
+def load_model_config(folder: Path, dequantize: bool = False) -> ModelConfig:
     """Read ``folder/config.json``; ConfigError in one sentence where it can not be served."""
-    return parse_model_config(_read_object(folder / "config.json"))
+    config = parse_model_config(_read_object(folder / "config.json"))
+    w8a8 = (folder / W8A8_DESCRIPTION).is_file()
+    if w8a8 and (config.fp8_blocks or config.mxfp8):
+        raise ConfigError(f"config.json must not have quantization_config beside {W8A8_DESCRIPTION}")
+    return msgspec.structs.replace(config, w8a8=w8a8, dequantize=dequantize)
 
 
 def load_eos_token_ids(folder: Path) -> tuple[int, ...]:

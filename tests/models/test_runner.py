@@ -110,6 +110,7 @@ class Device:
 
     name = "gpu"
     has_graphs = True
+    has_fp8 = True
     pool_share: float | None = None
 
     def __init__(self, free: int) -> None:

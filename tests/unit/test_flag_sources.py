@@ -212,6 +212,7 @@ def test_agreement_with_m2(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         (said(quantization="fp8"), ["--quantization fp8", "not FP8"]),
+        (said(quantization="ascend"), ["--quantization ascend", "quant_model_description.json"]),
         (said(block_size=64), ["--block-size", "expected 128", "got 64"]),
         (said(sparse_attention={"sparse_block_size": 64}), ["sparse_block_size", "has 128", "got 64"]),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmx.server.__main__ import main
-from mmx.server.flag_kinds import FlagError, normal
+from mmx.server.flag_kinds import normal
 from mmx.server.guides import ASCEND_FLAGS, ASCEND_VARIABLES, TRT_FLAGS, TRT_KEYS, flag_of, guides_markdown
 from mmx.server.settings import ServerConfig, load_config
 
@@ -64,21 +64,11 @@ A2 = (
     """'{"enable_multithread_load":true,"num_threads":16}' """
     f"--speculative_config {DRAFT}"
 )
-ASCEND_ONE_DEVICE = " -tp 1 -dp 1 -pcp 1 --no-enable-expert-parallel --quantization auto"
+ASCEND_ONE_DEVICE = " -tp 1 -dp 1 -pcp 1 --no-enable-expert-parallel"
 
 
 def load(command: str, environ: dict[str, str] | None = None) -> ServerConfig:
     return load_config(shlex.split(command), environ or {})
-
-
-def refused(command: str) -> set[str]:
-    """The flags that the refusal names."""
-    with pytest.raises(FlagError) as caught:
-        load(command)
-    assert caught.value.exit_code == 3
-    kind, _, reasons = str(caught.value).partition(": ")
-    assert (kind, "\n" in reasons) == ("refused", False)
-    return {reason.split()[0] for reason in reasons.split("; ")}
 
 
 @pytest.fixture
@@ -110,23 +100,11 @@ def test_trt_command_on_one_device(options: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "names"),
-    [
-        (A3, {"--quantization"}),
-        (A2, {"--quantization"}),
-    ],
-    ids=["A3", "A2"],
-)
-def test_ascend_commands_are_refused_for_their_weights_only(command: str, names: set[str]) -> None:
-    assert refused(command) == names
-
-
-@pytest.mark.parametrize(
     ("command", "sizes"),
     [
-        (A3 + " --quantization auto", (4, 4, 1, True)),
+        (A3, (4, 4, 1, True)),
         (A3_LONG, (8, 1, 2, None)),
-        (A2 + " --quantization auto", (8, 1, 1, True)),
+        (A2, (8, 1, 1, True)),
     ],
     ids=["A3", "A3-long", "A2"],
 )

@@ -21,6 +21,9 @@ class Backend(Protocol):
     has_graphs: bool
     """Whether a fixed sequence of kernels can be recorded and replayed."""
 
+    has_fp8: bool
+    """Whether kernels compute with e4m3 weights; else these are multiplied out when they are loaded."""
+
     pool_share: float | None
     """Share of the memory left by the weights that the page pool takes by default; None: all that the engine
     may use."""

@@ -14,6 +14,7 @@ class CpuBackend:
 
     name = "cpu"
     has_graphs = False
+    has_fp8 = True
     # Why so little: activations and the rest of the machine live in the same memory.
     pool_share: float | None = 0.25
     device = torch.device("cpu")

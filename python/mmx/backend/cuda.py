@@ -25,6 +25,7 @@ class CudaBackend:
 
     name = "cuda"
     has_graphs = True
+    has_fp8 = True
     pool_share: float | None = None
 
     def __init__(self) -> None:

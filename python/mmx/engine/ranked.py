@@ -35,11 +35,12 @@ def join_ranks(
         config.gpu_memory_utilization,
         config.kv_cache_free_gpu_memory_fraction,
     )
-    share = resolve_backend(config.device).pool_share
+    backend = resolve_backend(config.device)
+    share = backend.pool_share
     if device.type == "cpu" and share is not None and settings == (None, None, None):
         # Why: the ranks of one machine have one memory.
         config = msgspec.structs.replace(config, kv_cache_free_gpu_memory_fraction=share / local_world)
-    model_config = load_model_config(Path(config.model))
+    model_config = load_model_config(Path(config.model), config.dequantize_weights or not backend.has_fp8)
     ranks = Ranks.join(
         model_config,
         make_layout(parallel, model_config),

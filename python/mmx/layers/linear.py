@@ -21,7 +21,8 @@ def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
 def keeps_fp8(config: ModelConfig, *widths: int) -> bool:
     """Whether matrices that are merged from, or cut into, parts of ``widths`` stay e4m3: their scale blocks
     must not be cut. Else they are dequantised when they are loaded."""
-    return config.fp8_blocks and all(width % FP8_BLOCK == 0 for width in widths)
+    kept = config.fp8_blocks and not config.dequantize
+    return kept and all(width % FP8_BLOCK == 0 for width in widths)
 
 
 def fp8_parameters(*shape: int) -> tuple[nn.Parameter, nn.Parameter]:

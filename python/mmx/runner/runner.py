@@ -224,7 +224,7 @@ def build_runner(
     """
     folder = Path(config.model)
     backend = resolve_backend(config.device)
-    model_config = load_model_config(folder)
+    model_config = load_model_config(folder, config.dequantize_weights or not backend.has_fp8)
     dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
     ranks = ranks or Ranks.alone(model_config)
     types = page_types(dtype, config.kv_cache_dtype, config.index_kv_dtype)

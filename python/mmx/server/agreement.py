@@ -24,6 +24,10 @@ def check_agreement(said: CheckpointSettings, folder: Path) -> None:
     model = load_model_config(folder)
     if said.quantization == "fp8" and not model.fp8_blocks:
         raise FlagError("--quantization fp8: the checkpoint's weights are not FP8", EXIT_CONFIG)
+    if said.quantization == "ascend" and not model.w8a8:
+        raise FlagError(
+            "--quantization ascend: the checkpoint has no quant_model_description.json", EXIT_CONFIG
+        )
     if said.block_size not in (None, model.block_size):
         raise FlagError(
             f"--block-size: expected {model.block_size}, the page of this model, got {said.block_size}",

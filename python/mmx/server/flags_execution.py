@@ -82,9 +82,13 @@ def execution() -> list[Flag]:
     return [
         row(
             s, "quantization", TEXT, "auto", "checkpoint.quantization",
-            "must agree with the checkpoint; fp8 (blocks of 128 x 128) is the only format that is built",
+            "must agree with the checkpoint: fp8 (blocks of 128 x 128), ascend (int8; widened when loaded)",
             short=("q",),
-            refuse=other_than(("auto", "fp8"), "weights in this number format can not be read yet"),
+            refuse=other_than(("auto", "fp8", "ascend"), "weights in this number format can not be read yet"),
+        ),
+        row(
+            s, "dequantize_weights", BOOL, _ENGINE["dequantize_weights"], "engine.dequantize_weights",
+            "multiply fp8 weights out when they are loaded; always so where the device has no fp8",
         ),
         row(
             s, "compilation_config", JSON, {}, None,

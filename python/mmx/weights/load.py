@@ -17,6 +17,7 @@ from mmx.model_config import FP8_BLOCK, ModelConfig
 from mmx.weights.rules import MXFP8_SUFFIX, SCALE_SUFFIX, Piece, pieces, text_name
 from mmx.weights.stage import Job, copy_all
 from mmx.weights.stream import Checkpoint
+from mmx.weights.w8a8 import FLOAT, part_names, read_int8, read_kinds
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -33,10 +34,8 @@ def load_weights(
 
     Values are converted to the parameter's dtype. fp8-block matrices stay what they are where the parameter
     is e4m3, with its scales in the parameter of the same name and ``_scale``; else they are dequantised, as
-    mxfp8 matrices are.
-    ``progress`` gets
-    the share of loaded bytes, up to 1, once per percent. Raises WeightsError naming the first tensor that
-    is missing, unexpected, mis-shaped or of a wrong type.
+    mxfp8 and int8 matrices are. ``progress`` gets the share of loaded bytes, up to 1, once per percent.
+    Raises WeightsError naming the first tensor that is missing, unexpected, mis-shaped or of a wrong type.
     """
     checkpoint = Checkpoint(folder)
     found = {text: name for name in checkpoint.names() if (text := text_name(name)) is not None}
@@ -44,12 +43,15 @@ def load_weights(
     suffix = MXFP8_SUFFIX if config.mxfp8 else SCALE_SUFFIX
     has_scales = config.fp8_blocks or config.mxfp8
     scales = {name + suffix for name, piece in names.items() if has_scales and piece.matrix}
-    if missing := names.keys() - found.keys():
-        name = min(missing, key=list(names).index)
+    kinds = read_kinds(folder) if config.w8a8 else {}
+    parts = [part for name in names for part in part_names(name, kinds.get(name, FLOAT))]
+    needed = [*names, *parts]
+    if missing := set(needed) - found.keys():
+        name = min(missing, key=needed.index)
         raise WeightsError(
             f"tensor {name} is missing: {checkpoint.whereabouts(name)} ({len(missing)} missing in all)"
         )
-    if unexpected := found.keys() - names.keys() - scales:
+    if unexpected := found.keys() - set(needed) - scales:
         name = min(unexpected)
         file = checkpoint.entry(found[name]).file
         raise WeightsError(
@@ -64,14 +66,10 @@ def load_weights(
     for name in sorted(table, key=lambda name: (sizes[name].file, sizes[name].begin)):
         piece = table[name]
         target = _target(parameters, piece)
-        read = partial(
-            _read_mxfp8 if name + MXFP8_SUFFIX in found else _read,
-            checkpoint,
-            found,
-            name,
-            piece,
-            target.dtype,
-        )
+        reader = _read_mxfp8 if config.mxfp8 and name + MXFP8_SUFFIX in found else _read
+        if (kind := kinds.get(name, FLOAT)) != FLOAT:
+            reader = partial(read_int8, kind)
+        read = partial(reader, checkpoint, found, name, piece, target.dtype)
         jobs.append((target, read, sizes[name].end - sizes[name].begin))
         if target.dtype == torch.float8_e4m3fn:
             blocks = _blocks_of(piece)

@@ -5,10 +5,10 @@
 #include "cpp/core/params/fp8.h"
 #include "cuda/common/chain.h"
 #include "cuda/common/gated_act.cuh"
-#include "cuda/common/ptx/async_copy.cuh"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/mma.cuh"
 #include "cuda/common/ptx/multicast.cuh"
+#include "cuda/common/ptx/store.cuh"
 #include "cuda/common/ptx/wgmma.cuh"
 #include "cuda/common/ptx/wgmma_e4m3.cuh"
 #include "cuda/common/tensor_map.h"
@@ -43,19 +43,17 @@ struct Fp8Maps {
 };
 inline constexpr int kFp8BoxRows = 8;  // of x
 
-/// Tiles of kTileRows weight rows (256, 128; not gate and up: 64, 32) x at most kMaxHeight rows. A warpgroup
+/// Tiles of kTileRows weight rows (256; not gate and up: 128, 64, 32) x at most kMaxHeight rows. A warpgroup
 /// owns up to 128 weight rows in halves of 64; of gate and up 64 rows each, which meet in one thread.
-/// kCluster 2: with 256 rows the blocks of a pair share their weights where they differ in rows; with 128
-/// (gate and up only) they own the halves of the 128 channels that share a scale.
+/// kCluster 2: the blocks of a pair share their weights where they differ in rows.
 template <bool kGateUp_, int kTileRows_, int kMaxHeight_, int kStages_, int kCluster_>
 struct Fp8Config {
     static constexpr bool kGateUp = kGateUp_;
     static constexpr int kTileRows = kTileRows_, kMaxHeight = kMaxHeight_, kStages = kStages_,
                          kCluster = kCluster_;
     static constexpr int kGroups = kTileRows == 256 ? 2 : 1, kHalves = kTileRows >= 128 ? 2 : 1;
-    static constexpr bool kMulticast = kGroups == 2 && kCluster == 2;
-    static constexpr bool kExchange = kGateUp && kGroups == 1;
-    static_assert(!kExchange || kCluster == 2, "two blocks make up a group of channels");
+    static_assert(!kGateUp || kGroups == 2, "a tile is the 128 channels that share a scale");
+    static_assert(kCluster == 1 || kGroups == 2, "each block of a pair loads one of two boxes");
     static constexpr int kThreads = 128 * (1 + kGroups), kBlocksPerSm = kGroups == 1 ? 2 : 1;
     static constexpr int kBoxRows = kTileRows / kHalves;  // a stage has kHalves boxes of weight rows
     static constexpr int kBoxBytes = kBoxRows * kFp8Block;
@@ -63,7 +61,6 @@ struct Fp8Config {
     // Output is transposed here; 16 bytes more per row than needed keep it free of bank conflicts.
     static constexpr int kStagedRow = kChannels * (kGateUp ? 1 : 2) + 16;
     static constexpr int kStagedRows = kGateUp ? kMaxHeight : kGroups * 32;
-    static constexpr int kListCluster = kMulticast ? 2 : 1;
     // Products of a row's scale with those of gate and up, or of each group's block of weights. They lie as a
     // thread of the products wants them: those of its columns 8j + 2t, + 1 in a run.
     static constexpr int kScaleSets = kGateUp ? 2 : kGroups;
@@ -81,9 +78,8 @@ struct Fp8Shared {
     alignas(16) uint8_t staged[C::kStagedRows * C::kStagedRow];
     float amax[C::kGateUp ? 4 * C::kGroups : 1][C::kMaxHeight];
     float factor[C::kMaxHeight];
-    float peer_amax[2][C::kExchange ? C::kMaxHeight : 1];
-    uint64_t full[C::kStages], empty[C::kStages], peer_ready;
-    MoeWorkList<C::kMaxHeight, C::kListCluster> list;
+    uint64_t full[C::kStages], empty[C::kStages];
+    MoeWorkList<C::kMaxHeight, C::kCluster> list;
 };
 
 struct Fp8Cursor {
@@ -106,13 +102,12 @@ __device__ __forceinline__ void fp8_produce(const Fp8Job& job, const Fp8Maps& ma
         // Boxes: gate and up; or the upper and the lower half of the tile's rows.
         const int box_step = C::kGateUp ? job.weight_rows / 2 : C::kBoxRows;
         int row = unit.weight_tile * (C::kGateUp ? kFp8Block : C::kTileRows);
-        if (C::kExchange) row += rank * 64;
         ptx::barrier_arrive_expect(shared.full[stage],
                                    C::kHalves * C::kBoxBytes + (C::kGateUp ? 0 : unit.height * kFp8Block));
 #pragma unroll
         for (int box = 0; box < C::kHalves; ++box) {
             uint8_t* to = shared.weights[stage] + box * C::kBoxBytes;
-            if (C::kMulticast && unit.is_weight_shared) {
+            if (C::kCluster == 2 && unit.is_weight_shared) {
                 if (box == rank)
                     ptx::tma_load_3d_multicast(to, maps.weight, shared.full[stage], 3, step * kFp8Block,
                                                row + box * box_step, unit.expert);
@@ -131,7 +126,7 @@ __device__ __forceinline__ void fp8_produce(const Fp8Job& job, const Fp8Maps& ma
     int ahead = 0;  // steps whose weights were asked for before the predecessor's end
     if (!C::kGateUp && !job.offsets) {
         if (first_item < num_items) {
-            const MoeUnit unit = shared.list.unit(first_item, C::kMulticast ? rank : 0);
+            const MoeUnit unit = shared.list.unit(first_item, rank);
             ahead = min(C::kStages, job.num_steps);
             if (tid == 0)
                 for (int step = 0; step < ahead; ++step) load_weights(unit, step, step);
@@ -140,7 +135,7 @@ __device__ __forceinline__ void fp8_produce(const Fp8Job& job, const Fp8Maps& ma
         ptx::let_successors_start();
     }
     for (int item = first_item; item < num_items; item += item_step) {
-        const MoeUnit unit = shared.list.unit(item, C::kMulticast ? rank : 0);
+        const MoeUnit unit = shared.list.unit(item, rank);
         const uint8_t* from[kPasses];
 #pragma unroll
         for (int i = 0; i < kPasses; ++i)
@@ -267,7 +262,7 @@ __device__ __forceinline__ void fp8_multiply(float (&acc)[C::kHalves][kN / 2], F
                 fp8_promote<kN>(acc[h], part, scale(h));
             }
         }
-        if constexpr (C::kMulticast) {
+        if constexpr (C::kCluster == 2) {
             if (lane_idx < 2) ptx::barrier_arrive_at(shared.empty[at.stage], lane_idx);
         } else {
             if (lane_idx == 0) ptx::barrier_arrive(shared.empty[at.stage]);
@@ -276,7 +271,7 @@ __device__ __forceinline__ void fp8_multiply(float (&acc)[C::kHalves][kN / 2], F
     }
 }
 
-__device__ __forceinline__ float fast_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+__device__ __forceinline__ float quick_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 /// One exchange of fp8_column_amax: this lane keeps the lower or the upper kCount columns; returns which, as
 /// the number of the first.
@@ -313,8 +308,7 @@ __device__ __forceinline__ void fp8_column_amax(float* amax, const float (&h)[kN
 /// Gate and up: the activation in fp32, then e4m3 with a scale per row and 128 channels.
 template <class C, int kN>
 __device__ __forceinline__ void fp8_store_gate_up(const Fp8Job& job, float (&acc)[C::kHalves][kN / 2],
-                                                  Fp8Shared<C>& shared, const MoeUnit& unit, int group,
-                                                  int turn, int rank) {
+                                                  Fp8Shared<C>& shared, const MoeUnit& unit, int group) {
     constexpr int kConsumers = 128 * C::kGroups;
     const int tid = static_cast<int>(threadIdx.x) - 128, warp_idx = tid / 32 % 4, lane_idx = tid % 32;
     const int t = lane_idx % 4;
@@ -322,14 +316,14 @@ __device__ __forceinline__ void fp8_store_gate_up(const Fp8Job& job, float (&acc
     // Few instructions and no calls: this code runs once per tile, straight from the L2.
     if (job.activation == Activation::kSilu) {
 #pragma unroll
-        for (int i = 0; i < kN / 2; ++i) h[i] = h[i] * acc[1][i] * fast_sigmoid(h[i]);
+        for (int i = 0; i < kN / 2; ++i) h[i] = h[i] * acc[1][i] * quick_sigmoid(h[i]);
     } else {
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) {
             const float gate = h[i] > job.limit ? job.limit : h[i];
             float up = acc[1][i] > job.limit ? job.limit : acc[1][i];
             up = up < -job.limit ? -job.limit : up;
-            h[i] = gate * fast_sigmoid(job.alpha * gate) * (up + 1.0f);
+            h[i] = gate * quick_sigmoid(job.alpha * gate) * (up + 1.0f);
         }
     }
     fp8_column_amax<kN>(shared.amax[group * 4 + warp_idx], h);
@@ -339,20 +333,10 @@ __device__ __forceinline__ void fp8_store_gate_up(const Fp8Job& job, float (&acc
 #pragma unroll
         for (int i = 0; i < 4 * C::kGroups; ++i) most = fmaxf(most, shared.amax[i][tid]);
     }
-    if constexpr (C::kExchange) {
-        static_assert(C::kMaxHeight <= 32, "one warp has all rows");
-        if (warp_idx == 0) {
-            if (tid < kN) ptx::store_at(shared.peer_amax[turn & 1][tid], most, rank ^ 1);
-            __syncwarp();
-            if (tid == 0) ptx::barrier_publish_at(shared.peer_ready, rank ^ 1);
-            ptx::barrier_wait_cluster(shared.peer_ready, turn & 1);
-            if (tid < kN) most = fmaxf(most, shared.peer_amax[turn & 1][tid]);
-        }
-    }
     if (tid < kN) {
         most = fmaxf(most, kFp8LeastAmax);
         shared.factor[tid] = kFp8Max / most;
-        if (tid < unit.num_rows && (!C::kExchange || rank == 0))
+        if (tid < unit.num_rows)
             job.out_scale[static_cast<int64_t>(unit.first_row + tid) * (job.weight_rows / 256) +
                           unit.weight_tile] = most / kFp8Max;
     }
@@ -376,7 +360,7 @@ __device__ __forceinline__ void fp8_store_gate_up(const Fp8Job& job, float (&acc
                                         __byte_perm(v.x, v.y, 0x7531), __byte_perm(v.z, v.w, 0x7531));
         uint8_t* out = static_cast<uint8_t*>(job.out) +
                        static_cast<int64_t>(unit.first_row + row) * (job.weight_rows / 2) +
-                       unit.weight_tile * 128 + (C::kExchange ? rank * 64 : 0) + column * 16;
+                       unit.weight_tile * 128 + column * 16;
         *reinterpret_cast<uint4*>(out) = sorted;
     }
 }
@@ -434,16 +418,15 @@ __device__ __forceinline__ void fp8_consume(const Fp8Job& job, Fp8Shared<C>& sha
     const int group = static_cast<int>(threadIdx.x) / 128 - 1;
     const int num_items = shared.list.num_items();
     Fp8Cursor at;
-    int turn = 0;
-    for (int item = first_item; item < num_items; item += item_step, ++turn) {
-        const MoeUnit unit = shared.list.unit(item, C::kMulticast ? rank : 0);
+    for (int item = first_item; item < num_items; item += item_step) {
+        const MoeUnit unit = shared.list.unit(item, rank);
         with_height<C::kMaxHeight>(unit.height, [&](auto height) {
             constexpr int kN = decltype(height)::value;
             float acc[C::kHalves][kN / 2] = {};
             fp8_multiply<C, kN>(acc, shared, at, job.num_steps, group);
             if (!unit.is_valid) return;
             if constexpr (C::kGateUp)
-                fp8_store_gate_up<C, kN>(job, acc, shared, unit, group, turn, rank);
+                fp8_store_gate_up<C, kN>(job, acc, shared, unit, group);
             else
                 fp8_store_rows<C, kN>(job, acc, shared, unit, group);
         });
@@ -465,9 +448,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::kStages; ++i) {
             ptx::barrier_init(shared.full[i], (C::kGateUp ? 128 : 0) + 4 + 1);
-            ptx::barrier_init(shared.empty[i], 4 * C::kGroups * (C::kMulticast ? 2 : 1));
+            ptx::barrier_init(shared.empty[i], 4 * C::kGroups * C::kCluster);
         }
-        ptx::barrier_init(shared.peer_ready, 1);
         ptx::barrier_init_done();
     }
     // A dense product knows its work without its predecessor and asks for weights first (fp8_produce).

@@ -1,12 +1,13 @@
-"""Times the grouped GEMMs of the experts, router and plan beside other engines' kernels, in one process, by
-the same timer and with the same routing.
+"""Times the bf16 grouped GEMMs of the experts, router and plan beside other engines' kernels, in one process,
+by the same timer and with the same routing.
 
-usage: peers_moe.py RUN_PY PEERS_DIR [section ...]
+usage: peers_moe.py RUN_PY PEERS_DIR [section ...] [tokens ...]
 
-Sections: bf16 fp8 deepgemm skew router; all by default. RUN_PY is a script that offers ``med`` (timer),
-``routing`` (random expert ids), ``MOE`` (shapes), ``moe_triton`` and ``deepgemm`` (time the peers' kernels
-from PEERS_DIR) and reports through its function ``report``. Prints a line per case: ours (activation
-included), the time in which memory or tensor cores could have done it, the peer's (without activation).
+Sections: triton deepgemm skew router; all by default, at the token counts of RUN_PY. RUN_PY is a script that
+offers ``med`` (timer), ``routing`` (random expert ids), ``MOE`` (shapes), ``moe_triton`` and ``deepgemm``
+(time the peers' kernels from PEERS_DIR) and reports through its function ``report``. Prints a line per case:
+ours (activation included), the time in which memory or tensor cores could have done it, the peer's (without
+activation).
 """
 
 from __future__ import annotations
@@ -21,25 +22,19 @@ from peers_attention import CUDA, call, load_script
 import mmx.ops as ops
 from mmx.ops import Activation
 
-BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
-ACTIVATIONS = {"m3": Activation.SWIGLU_OAI, "m25": Activation.SILU}
+BF16 = torch.bfloat16
 
 
 class Layer:
-    """Both grouped GEMMs of one layer's routed experts, on weights of its own."""
+    """Both grouped GEMMs of the routed experts of an M3 layer, on weights of its own."""
 
-    def __init__(self, name: str, fp8: bool) -> None:
-        self.name, self.fp8 = name, fp8
-        self.num_experts, self.topk, self.hidden, self.inter = script.MOE[name]
+    def __init__(self) -> None:
+        self.num_experts, self.topk, self.hidden, self.inter = script.MOE["m3"]
         self.gate_up = self.weight(2 * self.inter, self.hidden)
         self.down = self.weight(self.hidden, self.inter)
 
-    def weight(self, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight = torch.randn(self.num_experts, n, k, device=CUDA, dtype=BF16) * 0.02
-        if not self.fp8:
-            return weight, None
-        scale = torch.rand(self.num_experts, n // 128, k // 128, device=CUDA)
-        return weight.to(E4M3), scale
+    def weight(self, n: int, k: int) -> torch.Tensor:
+        return torch.randn(self.num_experts, n, k, device=CUDA, dtype=BF16) * 0.02
 
     def time(self, ids: torch.Tensor) -> float:
         num_tokens = ids.shape[0]
@@ -47,9 +42,9 @@ class Layer:
         offsets, rows, _ = ops.moe_plan(ids.int(), 0, self.num_experts)
         act = torch.empty(ids.numel(), self.inter, device=CUDA, dtype=BF16)
         out = torch.empty(ids.numel(), self.hidden, device=CUDA, dtype=BF16)
-        activation = (int(ACTIVATIONS[self.name]), 1.702, 7.0)
-        gate_up = call("moe_gate_up", (act, x, *self.gate_up, offsets, rows), *activation)
-        down = call("moe_down", (out, act, *self.down, offsets))
+        activation = (int(Activation.SWIGLU_OAI), 1.702, 7.0)
+        gate_up = call("moe_gate_up", (act, x, self.gate_up, None, offsets, rows), *activation)
+        down = call("moe_down", (out, act, self.down, None, offsets))
 
         def both() -> None:
             gate_up()
@@ -60,8 +55,7 @@ class Layer:
         return script.med(both, num_tokens <= 128)
 
     def floor(self, ids: torch.Tensor) -> float:
-        width, peak = (1, script.TF_FP8) if self.fp8 else (2, script.TF_BF16)
-        return script.moe_floor(ids, self.hidden, self.inter, width, peak)
+        return script.moe_floor(ids, self.hidden, self.inter, 2, script.TF_BF16)
 
 
 def show(case: str, ours: float, floor: float, peer: float | None = None) -> None:
@@ -69,8 +63,9 @@ def show(case: str, ours: float, floor: float, peer: float | None = None) -> Non
     print(line + (f"   peer {peer:9.2f} us   {peer / ours:.2f}x" if peer else ""), flush=True)
 
 
-def beside(layers: dict[str, Layer], run_peers: Callable[[], None]) -> None:
-    """Ours after each report of ``run_peers`` whose case holds a key of ``layers``, with the same routing."""
+def beside(peer: str, run_peers: Callable[[], None]) -> None:
+    """Ours after each report of ``run_peers`` whose case holds ``peer``, with the same routing."""
+    layer = Layer()
     drawn: list[torch.Tensor] = []
     draw, tell = script.routing, script.report
 
@@ -79,9 +74,8 @@ def beside(layers: dict[str, Layer], run_peers: Callable[[], None]) -> None:
         return drawn[-1]
 
     def report(case: str, us: float, floor_us: float | None = None, **_: object) -> None:
-        for key, layer in layers.items():
-            if key in case:
-                show(case, layer.time(drawn[-1]), layer.floor(drawn[-1]), us)
+        if peer in case:
+            show(case, layer.time(drawn[-1]), layer.floor(drawn[-1]), us)
 
     script.routing, script.report = routing, report
     try:
@@ -90,31 +84,26 @@ def beside(layers: dict[str, Layer], run_peers: Callable[[], None]) -> None:
         script.routing, script.report = draw, tell
 
 
-def bf16() -> None:
-    beside({"m3_triton": Layer("m3", False)}, lambda: script.moe_triton(peers, "m3", False))
-
-
-def fp8() -> None:
-    beside({"m25_triton": Layer("m25", True)}, lambda: script.moe_triton(peers, "m25", True))
+def triton() -> None:
+    beside("m3_triton", lambda: script.moe_triton(peers, "m3", False))
 
 
 def deepgemm() -> None:
-    layers = {"m3_deepgemm_bf16": Layer("m3", False), "m25_deepgemm_fp8": Layer("m25", True)}
-    beside(layers, lambda: script.deepgemm(peers))
+    beside("m3_deepgemm_bf16", lambda: script.deepgemm(peers))
 
 
 def skew() -> None:
     """One expert that every token chooses, 16 that none does; and the same number of tokens spread evenly."""
-    for name, is_fp8 in (("m3", False), ("m25", True)):
-        layer = Layer(name, is_fp8)
-        for num_tokens in (64, 512, 2048, 8192):
-            ids = script.routing(num_tokens, layer.num_experts, layer.topk)
-            even = layer.time(ids)
-            skewed = 16 + script.routing(num_tokens, layer.num_experts - 17, layer.topk)
-            skewed[:, 0] = layer.num_experts - 1
-            us = layer.time(skewed)
-            show(f"{name} skewed, tokens {num_tokens}", us, layer.floor(skewed))
-            print(f"    evenly spread {even:.2f} us, skewed / even {us / even:.2f}", flush=True)
+    layer = Layer()
+    for num_tokens in script.MOE_TOKENS:
+        even = script.routing(num_tokens, layer.num_experts, layer.topk)
+        even_us = layer.time(even)
+        show(f"even, tokens {num_tokens}", even_us, layer.floor(even))
+        skewed = 16 + script.routing(num_tokens, layer.num_experts - 17, layer.topk)
+        skewed[:, 0] = layer.num_experts - 1
+        us = layer.time(skewed)
+        show(f"skewed, tokens {num_tokens}", us, layer.floor(skewed))
+        print(f"    skewed / even {us / even_us:.2f}", flush=True)
 
 
 def router() -> None:
@@ -141,14 +130,16 @@ def router() -> None:
             print(f"{op} m3 tokens {num_tokens:6d} {us:9.2f} us{rate}", flush=True)
 
 
-SECTIONS = [bf16, fp8, deepgemm, skew, router]
+SECTIONS = [triton, deepgemm, skew, router]
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     script = load_script(sys.argv[1])
     peers = Path(sys.argv[2]).resolve()
+    wanted = [word for word in sys.argv[3:] if not word.isdigit()]
+    script.MOE_TOKENS = [int(word) for word in sys.argv[3:] if word.isdigit()] or script.MOE_TOKENS
     torch.manual_seed(0)
     for section in SECTIONS:
-        if not sys.argv[3:] or section.__name__ in sys.argv[3:]:
+        if not wanted or section.__name__ in wanted:
             section()

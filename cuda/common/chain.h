@@ -45,4 +45,25 @@ inline int64_t num_multiprocessors() {
     return count;
 }
 
+/// Blocks of a kernel that fit on the device together, in whole clusters along x: what a kernel whose blocks
+/// loop over the work should launch. Fewer than the multiprocessors may hold, because those that share a
+/// cluster's hardware need not be an even number.
+template <class... P>
+int64_t num_resident_blocks(void (*kernel)(P...), dim3 block, size_t smem_bytes, unsigned cluster) {
+    MMX_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(smem_bytes)));
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {cluster, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(cluster);
+    config.blockDim = block;
+    config.dynamicSmemBytes = smem_bytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int clusters = 0;
+    MMX_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+    return static_cast<int64_t>(clusters) * cluster;
+}
+
 }  // namespace mmx::cuda

@@ -1,5 +1,6 @@
 #include "cpp/core/math.h"
-#include "cuda/common/launch.h"
+#include "cuda/common/chain.h"
+#include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 
@@ -10,6 +11,7 @@ namespace {
 constexpr int kPlanThreads = 1024;
 constexpr int kRowsPerThread = 4;
 constexpr int kThreads = 256;
+constexpr int kRun = 8;
 
 /// Exclusive prefix sum of x over the block and, in `total`, its sum. Ends with a barrier behind the last
 /// read.
@@ -37,6 +39,7 @@ __device__ int block_exclusive_sum(int x, int* total) {
 /// One block per local expert. It counts the rows of the experts before its own, then places its own rows by
 /// prefix sums in row order: no atomics, so the order is the same in every run.
 __global__ void __launch_bounds__(kPlanThreads) moe_plan_kernel(MoePlanParams p) {
+    ptx::wait_for_predecessors();
     const int64_t num_rows = p.num_tokens * p.topk;
     const int64_t expert = blockIdx.x;
     int before = 0;
@@ -72,17 +75,26 @@ __global__ void __launch_bounds__(kPlanThreads) moe_plan_kernel(MoePlanParams p)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) moe_combine_kernel(MoeCombineParams p) {
-    const int64_t token = blockIdx.x, i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+__global__ void __launch_bounds__(kThreads) moe_combine_kernel(MoeCombineParams p, bool packable) {
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
+    const int64_t token = blockIdx.x;
+    const int64_t i = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
     if (i >= p.hidden) return;
-    float sum = 0;
+    float sum[kRun] = {}, x[kRun];
     for (int64_t row = token * p.topk; row < (token + 1) * p.topk; ++row) {
         const int64_t position = p.row_positions[row];
         if (position < 0) continue;
-        sum = fmaf(p.topk_weights[row], to_float(static_cast<const T*>(p.x)[position * p.hidden + i]), sum);
+        load_run(x, static_cast<const T*>(p.x) + position * p.hidden + i, p.hidden - i, packable);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) sum[j] = fmaf(p.topk_weights[row], x[j], sum[j]);
     }
-    if (p.shared) sum += to_float(static_cast<const T*>(p.shared)[token * p.shared_stride + i]);
-    static_cast<T*>(p.out)[token * p.out_stride + i] = from_float<T>(sum);
+    if (p.shared) {
+        load_run(x, static_cast<const T*>(p.shared) + token * p.shared_stride + i, p.hidden - i, packable);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) sum[j] += x[j];
+    }
+    store_run(static_cast<T*>(p.out) + token * p.out_stride + i, sum, p.hidden - i, packable);
 }
 
 }  // namespace
@@ -91,14 +103,18 @@ int64_t moe_plan_workspace(const MoePlanParams&) { return 0; }
 
 void moe_plan(const MoePlanParams& p, Stream stream) {
     const dim3 grid(static_cast<unsigned>(p.num_local_experts));
-    Launch{"moe_plan", grid, kPlanThreads, 0, stream}(moe_plan_kernel, p);
+    LaunchChain{"moe_plan", grid, kPlanThreads, 0, stream}(moe_plan_kernel, p);
 }
 
 void moe_combine(const MoeCombineParams& p, Stream stream) {
     dispatch_float(p.dtype, [&](auto t) {
+        using T = decltype(t);
+        const bool packable = is_packable<T, kRun>(p.x, {p.hidden}) &&
+                              is_packable<T, kRun>(p.out, {p.out_stride}) &&
+                              is_packable<T, kRun>(p.shared, {p.shared_stride});
         const dim3 grid(static_cast<unsigned>(p.num_tokens),
-                        static_cast<unsigned>(ceil_div(p.hidden, kThreads)));
-        Launch{"moe_combine", grid, kThreads, 0, stream}(moe_combine_kernel<decltype(t)>, p);
+                        static_cast<unsigned>(ceil_div(p.hidden, kThreads * kRun)));
+        LaunchChain{"moe_combine", grid, kThreads, 0, stream}(moe_combine_kernel<T>, p, packable);
     });
 }
 

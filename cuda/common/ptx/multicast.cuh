@@ -62,14 +62,6 @@ __device__ __forceinline__ void tma_load_5d_multicast(void* smem, const CUtensor
         : "memory");
 }
 
-/// Brings a box to the L2 and nowhere else: harmless whatever becomes of the data.
-__device__ __forceinline__ void tma_prefetch_5d(const CUtensorMap& map, int c0, int c1, int c2, int c3,
-                                                int c4) {
-    asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global [%0, {%1, %2, %3, %4, %5}];" ::"l"(&map),
-                 "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-                 : "memory");
-}
-
 /// 16 bytes from global to shared memory in the background, if `wanted`. Readers that are tensor cores need
 /// `fence_async_proxy` between their wait and the read.
 __device__ __forceinline__ void copy_async_16(uint32_t smem_address, const void* from, bool wanted = true) {

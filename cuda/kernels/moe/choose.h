@@ -28,16 +28,16 @@ constexpr RowTiles split_rows(int rows, int max_height) {
 
 /// Tiles of the bf16 grouped GEMMs: weight rows (gate and up counted) x rows of x.
 enum class MoeBf16Tile {
-    k64x32,           // a few tokens: small enough to keep every multiprocessor reading
-    k128x64,          // bound by reading the weights
-    k256x160,         // bound by reading the weights, but rows are many enough to weigh on the L2
+    k64x8,            // a token or two: every multiprocessor reads at once, and as deep as its memory allows
+    k64x32,           // bound by reading the weights
+    k256x96,          // bound by reading the weights, but rows are many enough to weigh on the L2
     k256x160Cluster,  // bound by the tensor cores: two thread blocks share each weight tile
 };
 
 inline MoeBf16Tile choose_bf16_tile(int64_t num_rows, int64_t num_experts) {
-    if (num_rows <= 16) return MoeBf16Tile::k64x32;
-    if (num_rows <= 32 * num_experts) return MoeBf16Tile::k128x64;
-    return num_rows <= 128 * num_experts ? MoeBf16Tile::k256x160 : MoeBf16Tile::k256x160Cluster;
+    if (num_rows <= 8) return MoeBf16Tile::k64x8;
+    if (num_rows <= 4 * num_experts) return MoeBf16Tile::k64x32;
+    return num_rows <= 96 * num_experts ? MoeBf16Tile::k256x96 : MoeBf16Tile::k256x160Cluster;
 }
 
 inline bool sm90_bf16_fits(DType dtype, DType weight_dtype, int64_t num_experts, int64_t k, int64_t x_rows,
@@ -54,6 +54,15 @@ inline bool sm90_bf16_fits(const MoeGateUpParams& p) {
 inline bool sm90_bf16_fits(const MoeDownParams& p) {
     return sm90_bf16_fits(p.dtype, p.weight_dtype, p.num_local_experts, p.inter, p.num_rows, p.inter) &&
            p.hidden % 32 == 0;
+}
+
+/// Bytes of workspace for a copy of x in plan order: where tensor cores are the limit, gathering rows without
+/// the copy engine costs more than the copy. 0: rows are gathered on the way.
+inline int64_t bf16_copied_bytes(const MoeGateUpParams& p) {
+    constexpr int64_t kMaxBytes = int64_t{1} << 30;
+    const int64_t num_rows = p.num_tokens * p.topk, bytes = num_rows * p.hidden * 2;
+    const bool wanted = choose_bf16_tile(num_rows, p.num_local_experts) == MoeBf16Tile::k256x160Cluster;
+    return sm90_bf16_fits(p) && wanted && bytes <= kMaxBytes ? bytes : 0;
 }
 
 /// The Hopper router: its sums over k are cut into kRouterSplits parts whatever the number of tokens, so that

@@ -15,20 +15,22 @@ inline constexpr int kChunk = 64;           // of k: 128 bytes, the width of a b
 inline constexpr int kBoxBytes = 64 * 128;  // weights of one product
 inline constexpr int kRowThreads = 96;      // that gather rows of x
 
-/// kGroups consumer warpgroups, each kParts x 64 weight rows; up to kHeight rows of x; a ring of kStages,
-/// each kDepth chunks of k; kBlocks thread blocks share a multiprocessor, kCluster of them the weights.
-template <int kGroups_, int kParts_, int kHeight_, int kStages_, int kDepth_, int kCluster_, int kBlocks_>
+/// kGroups consumer warpgroups, each kParts x 64 weight rows; up to kHeight rows of x; a ring of kStages
+/// chunks of k; kBlocks thread blocks share a multiprocessor, kCluster of them the weights; rows of x that
+/// need not be gathered come kBoxRows at a time.
+template <int kGroups_, int kParts_, int kHeight_, int kStages_, int kCluster_, int kBlocks_,
+          int kBoxRows_ = kHeight_ < 16 ? kHeight_ : 16>
 struct Bf16Tile {
     static constexpr int kGroups = kGroups_, kParts = kParts_, kHeight = kHeight_, kStages = kStages_;
-    static constexpr int kDepth = kDepth_, kCluster = kCluster_, kBlocks = kBlocks_;
+    static constexpr int kCluster = kCluster_, kBlocks = kBlocks_;
     static constexpr int kBoxes = kGroups * kParts, kWeightRows = kBoxes * 64;
     static constexpr int kThreads = (1 + kGroups) * 128;
-    static constexpr int kBoxRows = kHeight < 32 ? kHeight : 32;  // of x
+    static constexpr int kBoxRows = kBoxRows_;
     static_assert(kHeight % kBoxRows == 0 && kBoxRows % 8 == 0 && kBoxes % kCluster == 0);
 
     struct Stage {
-        char weight[kDepth][kBoxes * kBoxBytes];
-        char x[kDepth][kHeight * 128];
+        char weight[kBoxes * kBoxBytes];
+        char x[kHeight * 128];
     };
     struct Shared {
         alignas(1024) Stage stages[kStages];
@@ -67,50 +69,46 @@ struct Ring {
     }
 };
 
-/// Calls f(stage, chunk, number of chunks) for every stage of k, with the ring moved on behind it.
+/// The weight boxes of one chunk that this block has to fetch.
 template <class Tile, class F>
-__device__ __forceinline__ void for_each_stage(Ring<Tile>& ring, int num_chunks, F&& f) {
-    for (int chunk = 0; chunk < num_chunks; chunk += Tile::kDepth) {
-        f(ring.stage, chunk, Tile::kDepth == 1 ? 1 : min(Tile::kDepth, num_chunks - chunk));
-        ring.advance();
+__device__ __forceinline__ void for_each_box(const MoeUnit& unit, int rank, F&& f) {
+    constexpr int kShare = Tile::kBoxes / Tile::kCluster;
+#pragma unroll
+    for (int i = 0; i < Tile::kBoxes; ++i) {
+        if (Tile::kCluster > 1 && unit.is_weight_shared && i >= kShare) break;
+        const int box = Tile::kCluster == 1 ? i : (i + rank * kShare) % Tile::kBoxes;
+        f(box, (unit.weight_tile * Tile::kGroups + box / Tile::kParts) * 4);
     }
 }
 
-template <class Tile, bool kGateUp>
+template <class Tile, bool kGather>
 __device__ __forceinline__ void produce_boxes(const Bf16Job& job, const Bf16Maps<Tile::kParts>& maps,
                                               typename Tile::Shared& shared, int rank) {
-    constexpr int kShare = Tile::kBoxes / Tile::kCluster;
     Ring<Tile> ring;
     for (int item = static_cast<int>(blockIdx.x) / Tile::kCluster; item < shared.list.num_items();
          item += static_cast<int>(gridDim.x) / Tile::kCluster) {
         const MoeUnit unit = shared.list.unit(item, rank);
-        const int row_boxes = kGateUp ? 0 : (unit.num_rows + Tile::kBoxRows - 1) / Tile::kBoxRows;
-        const int chunk_bytes = Tile::kBoxes * kBoxBytes + row_boxes * Tile::kBoxRows * 128;
-        for_each_stage<Tile>(ring, job.num_chunks, [&](int at, int chunk, int count) {
-            uint64_t& full = shared.full[at];
-            ptx::barrier_wait(shared.empty[at], ring.parity ^ 1);
-            ptx::barrier_arrive_expect(full, count * chunk_bytes);
-#pragma unroll
-            for (int i = 0; i < Tile::kBoxes; ++i) {
-                const int box = Tile::kCluster == 1 ? i : (i + rank * kShare) % Tile::kBoxes;
+        const int row_boxes = kGather ? 0 : (unit.num_rows + Tile::kBoxRows - 1) / Tile::kBoxRows;
+        const int bytes = Tile::kBoxes * kBoxBytes + row_boxes * Tile::kBoxRows * 128;
+        for (int chunk = 0; chunk < job.num_chunks; ++chunk) {
+            uint64_t& full = shared.full[ring.stage];
+            ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+            ptx::barrier_arrive_expect(full, bytes);
+            for_each_box<Tile>(unit, rank, [&](int box, int warp) {
+                char* to = shared.stages[ring.stage].weight + box * kBoxBytes;
                 const CUtensorMap& map = maps.weight[box % Tile::kParts];
-                const int warp = (unit.weight_tile * Tile::kGroups + box / Tile::kParts) * 4;
-                for (int depth = 0; depth < count; ++depth) {
-                    char* to = shared.stages[at].weight[depth] + box * kBoxBytes;
-                    const int k = (chunk + depth) * kChunk;
-                    if (Tile::kCluster == 1 || !unit.is_weight_shared)
-                        ptx::tma_load_5d(to, map, full, k, 0, 0, warp, unit.expert);
-                    else if (i < kShare)
-                        ptx::tma_load_5d_multicast(to, map, full, (1 << Tile::kCluster) - 1, k, 0, 0, warp,
-                                                   unit.expert);
-                }
-            }
+                if (Tile::kCluster == 1 || !unit.is_weight_shared)
+                    ptx::tma_load_5d(to, map, full, chunk * kChunk, 0, 0, warp, unit.expert);
+                else
+                    ptx::tma_load_5d_multicast(to, map, full, (1 << Tile::kCluster) - 1, chunk * kChunk, 0, 0,
+                                               warp, unit.expert);
+            });
             // Boxes reach into the rows of the next expert: columns of the products that nobody stores.
-            for (int depth = 0; depth < count; ++depth)
-                for (int box = 0; box < row_boxes; ++box)
-                    ptx::tma_load_3d(shared.stages[at].x[depth] + box * Tile::kBoxRows * 128, maps.x, full,
-                                     (chunk + depth) * kChunk, unit.first_row + box * Tile::kBoxRows, 0);
-        });
+            for (int box = 0; box < row_boxes; ++box)
+                ptx::tma_load_3d(shared.stages[ring.stage].x + box * Tile::kBoxRows * 128, maps.x, full,
+                                 chunk * kChunk, unit.first_row + box * Tile::kBoxRows, 0);
+            ring.advance();
+        }
     }
 }
 
@@ -131,26 +129,24 @@ __device__ __forceinline__ void gather_rows(const Bf16Job& job, typename Tile::S
             const int m = unit.first_row + min(i * kStep + row, unit.num_rows - 1);
             from[i] = static_cast<uint32_t>(job.sorted_rows[m] / job.topk * (job.x_stride / 8));
         }
-        for_each_stage<Tile>(ring, job.num_chunks, [&](int at, int chunk, int count) {
-            ptx::barrier_wait(shared.empty[at], ring.parity ^ 1);
-            for (int depth = 0; depth < count; ++depth) {
-                const char* base = x + (chunk + depth) * 128;
-                const uint32_t to = ptx::smem_address(shared.stages[at].x[depth]) + row * 128;
+        for (int chunk = 0; chunk < job.num_chunks; ++chunk) {
+            ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+            const uint32_t to = ptx::smem_address(shared.stages[ring.stage].x) + row * 128;
 #pragma unroll
-                for (int i = 0; i < kSteps; ++i) {
-                    if (i * kStep >= unit.num_rows) break;
-                    const uint32_t swizzled = static_cast<uint32_t>(piece ^ ((row + i * kStep) % 8)) * 16;
-                    ptx::copy_async_16(to + i * kStep * 128 + swizzled,
-                                       base + static_cast<uint64_t>(from[i]) * 16,
-                                       i * kStep + row < unit.num_rows);
-                }
+            for (int i = 0; i < kSteps; ++i) {
+                if (i * kStep >= unit.num_rows) break;
+                const uint32_t swizzled = static_cast<uint32_t>(piece ^ ((row + i * kStep) % 8)) * 16;
+                ptx::copy_async_16(to + i * kStep * 128 + swizzled,
+                                   x + static_cast<uint64_t>(from[i]) * 16 + chunk * 128,
+                                   i * kStep + row < unit.num_rows);
             }
-            ptx::barrier_arrive_after_copies(shared.full[at]);
-        });
+            ptx::barrier_arrive_after_copies(shared.full[ring.stage]);
+            ring.advance();
+        }
     }
 }
 
-template <class Tile, bool kGateUp, int kColumns>
+template <class Tile, bool kGather, int kColumns>
 __device__ __forceinline__ void multiply(typename Tile::Shared& shared, Ring<Tile>& ring, int num_chunks,
                                          int group, float (&acc)[Tile::kParts][Tile::kHeight / 2]) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32;
@@ -162,28 +158,25 @@ __device__ __forceinline__ void multiply(typename Tile::Shared& shared, Ring<Til
         }
     };
     int previous = 0;
-    for_each_stage<Tile>(ring, num_chunks, [&](int at, int chunk, int) {
-        ptx::barrier_wait(shared.full[at], ring.parity);
-        if constexpr (kGateUp) ptx::fence_async_proxy();
-        const uint64_t weight = ptx::wgmma_operand(ptx::smem_address(shared.stages[at].weight) +
+    for (int chunk = 0; chunk < num_chunks; ++chunk) {
+        ptx::barrier_wait(shared.full[ring.stage], ring.parity);
+        if constexpr (kGather) ptx::fence_async_proxy();
+        const uint64_t weight = ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.stage].weight) +
                                                    group * Tile::kParts * kBoxBytes);
-        const uint64_t x = ptx::wgmma_operand(ptx::smem_address(shared.stages[at].x));
+        const uint64_t x = ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.stage].x));
         ptx::wgmma_begin();
 #pragma unroll
-        for (int depth = 0; depth < Tile::kDepth; ++depth) {
+        for (int step = 0; step < 4; ++step)
 #pragma unroll
-            for (int step = 0; step < 4; ++step)
-#pragma unroll
-                for (int part = 0; part < Tile::kParts; ++part)
-                    ptx::Wgmma<kColumns>::bf16(
-                        acc[part], weight + (((depth * Tile::kBoxes + part) * kBoxBytes + step * 32) >> 4),
-                        x + ((depth * Tile::kHeight * 128 + step * 32) >> 4), chunk + depth + step > 0);
-        }
+            for (int part = 0; part < Tile::kParts; ++part)
+                ptx::Wgmma<kColumns>::bf16(acc[part], weight + ((part * kBoxBytes + step * 32) >> 4),
+                                           x + (step * 32 >> 4), chunk + step > 0);
         ptx::wgmma_commit();
         ptx::wgmma_wait<1>();
         if (chunk > 0) release(previous);
-        previous = at;
-    });
+        previous = ring.stage;
+        ring.advance();
+    }
     ptx::wgmma_wait<0>();
     release(previous);
 }
@@ -243,7 +236,7 @@ __device__ __forceinline__ void store(const Bf16Job& job, const MoeUnit& unit, i
     }
 }
 
-template <class Tile, bool kGateUp>
+template <class Tile, bool kGateUp, bool kGather>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     moe_bf16_kernel(const __grid_constant__ Bf16Job job,
                     const __grid_constant__ Bf16Maps<Tile::kParts> maps) {
@@ -253,9 +246,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const int rank = Tile::kCluster > 1 ? ptx::cluster_rank() : 0;
     if (threadIdx.x == 0) {
         for (int part = 0; part < Tile::kParts; ++part) ptx::prefetch_map(maps.weight[part]);
-        if constexpr (!kGateUp) ptx::prefetch_map(maps.x);
+        if constexpr (!kGather) ptx::prefetch_map(maps.x);
         for (int i = 0; i < Tile::kStages; ++i) {
-            ptx::barrier_init(shared.full[i], kGateUp ? 1 + kRowThreads : 1);
+            ptx::barrier_init(shared.full[i], kGather ? 1 + kRowThreads : 1);
             ptx::barrier_init(shared.empty[i], Tile::kGroups * 4 * Tile::kCluster);
         }
         ptx::barrier_init_done();
@@ -270,8 +263,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const int group = static_cast<int>(threadIdx.x) / 128 - 1;
     if (group < 0) {
         if constexpr (Tile::kParts == 2) ptx::release_registers<72>();
-        if (threadIdx.x == 0) produce_boxes<Tile, kGateUp>(job, maps, shared, rank);
-        if (kGateUp && threadIdx.x >= 128 - kRowThreads)
+        if (threadIdx.x == 0) produce_boxes<Tile, kGather>(job, maps, shared, rank);
+        if (kGather && threadIdx.x >= 128 - kRowThreads)
             gather_rows<Tile>(job, shared, rank, static_cast<int>(threadIdx.x) - (128 - kRowThreads));
     } else {
         if constexpr (Tile::kParts == 2) ptx::take_registers<216>();
@@ -281,7 +274,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
             const MoeUnit unit = shared.list.unit(item, rank);
             float acc[Tile::kParts][Tile::kHeight / 2];
             ptx::dispatch_columns<Tile::kHeight>(unit.height, [&]<int kColumns>() {
-                multiply<Tile, kGateUp, kColumns>(shared, ring, job.num_chunks, group, acc);
+                multiply<Tile, kGather, kColumns>(shared, ring, job.num_chunks, group, acc);
             });
             store<Tile, kGateUp>(job, unit, group, acc);
         }
@@ -290,7 +283,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     if constexpr (Tile::kCluster > 1) ptx::cluster_sync();
 }
 
-template <class Tile, bool kGateUp>
+template <class Tile, bool kGateUp, bool kGather = kGateUp>
 void launch_bf16(const char* op, Bf16Job job, const void* weight, int64_t k, int64_t num_rows,
                  Stream stream) {
     constexpr int64_t kThreadRows =
@@ -305,19 +298,23 @@ void launch_bf16(const char* op, Bf16Job job, const void* weight, int64_t k, int
             {k, 8, 2, job.n / (8 * kThreadRows), job.num_experts},
             {kThreadRows * k, (kGateUp ? job.n : 1) * k, 8 * kThreadRows * k, expert_rows * k},
             {64, 8, 2, 4, 1});
-    if constexpr (!kGateUp)
+    if constexpr (!kGather)
         maps.x = make_tensor_map<3>(job.x, {k, num_rows, 1}, {job.x_stride, job.x_stride * num_rows},
                                     {kChunk, Tile::kBoxRows, 1});
     // The host does not know the rows per expert: at most one part-filled tile each.
     const int64_t tiles = num_rows / Tile::kHeight + std::min<int64_t>(job.num_experts, num_rows);
-    const int64_t blocks = std::min(num_multiprocessors() * Tile::kBlocks, tiles * job.num_weight_tiles);
-    const LaunchChain launch{op,
-                             dim3(static_cast<unsigned>(align_up(blocks, Tile::kCluster))),
-                             Tile::kThreads,
-                             sizeof(typename Tile::Shared) + 1024,
-                             stream,
-                             Tile::kCluster};
-    launch(moe_bf16_kernel<Tile, kGateUp>, job, maps);
+    constexpr size_t kSmemBytes = sizeof(typename Tile::Shared) + 1024;
+    const auto kernel = moe_bf16_kernel<Tile, kGateUp, kGather>;
+    int64_t blocks = num_multiprocessors() * Tile::kBlocks;
+    if constexpr (Tile::kCluster > 1) {
+        static const int64_t resident =
+            num_resident_blocks(kernel, Tile::kThreads, kSmemBytes, Tile::kCluster);
+        blocks = resident;
+    }
+    blocks = std::min(blocks, align_up(tiles * job.num_weight_tiles, Tile::kCluster));
+    const LaunchChain launch{
+        op, dim3(static_cast<unsigned>(blocks)), Tile::kThreads, kSmemBytes, stream, Tile::kCluster};
+    launch(kernel, job, maps);
 }
 
 }  // namespace mmx::cuda::sm90

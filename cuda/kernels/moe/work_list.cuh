@@ -26,20 +26,10 @@ struct MoeWorkList {
 
     __device__ __forceinline__ int num_items() const { return first_item[num_experts]; }
 
-    /// Whether this thread's share of the offsets is what `fill` found.
-    __device__ __forceinline__ bool is_current(const int32_t* offsets) const {
-        bool same = true;
-        for (int e = static_cast<int>(threadIdx.x); e <= num_experts; e += static_cast<int>(blockDim.x))
-            same = same && first_row[e] == __ldcg(offsets + e);
-        return same;
-    }
-
-    /// By all threads of the block; the caller synchronises the block before the list is read. A kernel may
-    /// fill its list before it waits for its predecessors, as long as it then asks `is_current`: offsets that
-    /// are not there yet make a list of nonsense, but one that can be read.
+    /// By all threads of the block; the caller synchronises the block before the list is read.
     __device__ __forceinline__ void fill(const int32_t* offsets, int experts, int weight_tiles) {
         for (int e = static_cast<int>(threadIdx.x); e <= experts; e += static_cast<int>(blockDim.x))
-            first_row[e] = __ldcg(offsets + e);  // Why: the L1 would not see a later change
+            first_row[e] = offsets[e];
         __syncthreads();
         if (threadIdx.x >= 32) return;
         const int lane_idx = static_cast<int>(threadIdx.x);

@@ -3,6 +3,7 @@ while the device works."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from mmx.grammar.sequence import Sequence as Constrained
 from mmx.grammar.vocabulary import Row, Vocabulary
 from mmx.protocol import Constraint, Failed, Submit, TokenOut
 from mmx.tokenizer import Tokenizer
+
+log = logging.getLogger("mmx.engine")
 
 MAX_GRAMMARS = 64
 MAX_THREADS = 8
@@ -153,8 +156,10 @@ class Constraints:
                 continue
             try:
                 found.append(tracked.mask.result())
-            except GrammarError as error:
-                tracked.error = str(error)
+            except Exception as error:
+                if not isinstance(error, GrammarError):
+                    log.error("the mask of request %s failed", seq.request_id, exc_info=error)
+                tracked.error = str(error) if isinstance(error, GrammarError) else "its token mask failed"
                 found.append(np.zeros_like(tracked.row))
         return found
 

@@ -49,14 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the process; returns its exit code."""
     args = parse_arguments("mmx.engine.rank", argv)
     config: EngineConfig = args.config
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    who = f"rank {config.place.first_rank}" if config.place.single else "ranks"
+    logging.basicConfig(level=logging.INFO, format=f"%(levelname)s %(name)s {who}: %(message)s")
     if not config.place.single:
         return _start_machine(config, args.runner)
     bind_to_parent(config.place.tied)
     try:
         follower = Follower(config)
     except (LaunchError, RefusedError, OSError) as error:
-        log.error("rank %d: %s", config.place.first_rank, error)
+        log.error("%s", error)
         return exit_code_of(error)
     return follower.run(args.runner)
 
@@ -115,13 +116,13 @@ class Follower:
 
     def _end(self, error: Exception) -> NoReturn:
         """Tell rank 0 why, and end."""
-        log.exception("rank %d ends", self.rank)
+        log.exception("this rank ends")
         doing = f" in {self.calls.current}" if self.calls.current else ""
         gone = Gone(message=f"{type(error).__name__}{doing}: {error}", exit_code=exit_code_of(error))
         try:
             self._line.send(gone)
         except OSError:
-            log.error("rank %d could not tell rank 0", self.rank)
+            log.error("rank 0 could not be told")
         # Why not return: collectives that will never end must not keep the process.
         os._exit(gone.exit_code)
 
@@ -161,7 +162,7 @@ class Follower:
                 self._take(word)
                 if isinstance(word, Stop):
                     return
-        log.error("rank %d ends: rank 0 has gone", self.rank)
+        log.error("rank 0 has gone, so this one ends")
         os._exit(1)
 
     def _take(self, word: object) -> None:

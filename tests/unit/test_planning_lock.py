@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mmx.backend.cuda import _lock, _open_shared
+from mmx.backend.accelerator import _lock, _open_shared
 
 
 def test_one_engine_plans_at_a_time(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from mmx.backend.accelerator import Recorder
+from mmx.backend.ascend import AscendBackend, npu_module
 from mmx.backend.cpu import CpuBackend
 from mmx.backend.cuda import CudaBackend
 from mmx.errors import ConfigError
@@ -47,9 +49,10 @@ class Backend(Protocol):
 
 
 def resolve_backend(device: str) -> Backend:
-    """The backend for a ``--device`` value; "auto" is the best device present."""
+    """The backend for a ``--device`` value; "auto" is the best device present but never an NPU, whose library
+    a program must ask for."""
     if device == "npu":
-        raise ConfigError("device npu needs torch_npu and the Ascend op library, which are not installed")
+        return AscendBackend()
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda needs an NVIDIA GPU and a torch built for CUDA, torch sees none")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
@@ -61,13 +64,15 @@ def use_local_device(device: str, local_rank: int) -> torch.device:
     """Make the machine's device number ``local_rank`` the one that ``resolve_backend`` finds. A launcher may
     show each rank its own device only: then that one is taken."""
     backend = resolve_backend(device)
-    if backend.name != "cuda":
+    if backend.name == "cpu":
         return backend.device
-    visible = torch.cuda.device_count()
+    api = npu_module() if backend.name == "npu" else torch.cuda
+    visible = api.device_count()
     if local_rank >= visible > 1:
-        raise ConfigError(f"local rank {local_rank} needs a GPU of its own, this machine shows {visible}")
-    torch.cuda.set_device(local_rank if visible > 1 else 0)
+        noun = "an NPU" if backend.name == "npu" else "a GPU"
+        raise ConfigError(f"local rank {local_rank} needs {noun} of its own, this machine shows {visible}")
+    api.set_device(local_rank if visible > 1 else 0)
     return resolve_backend(device).device
 
 
-__all__ = ["Backend", "resolve_backend", "use_local_device"]
+__all__ = ["Backend", "Recorder", "resolve_backend", "use_local_device"]

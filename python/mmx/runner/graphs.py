@@ -7,10 +7,12 @@ computes (of the host, or the one that the step before left in ``ids``), where, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 
+from mmx.backend import Recorder
 from mmx.batch import PENDING, ScheduledSeq
 from mmx.layers import ForwardBatch, LayerCache
 from mmx.runner.parts import Part
@@ -69,21 +71,17 @@ class DecodeGraphs:
         self._tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
         self._tables_hold: list[list[int]] = [[] for _ in range(max_num_seqs)]  # pages of each row
         self._cos_sin, self._caches = cos_sin, caches
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[int, tuple[Callable[[], None], torch.Tensor]] = {}
 
     def capture(self, progress: Callable[[float], None]) -> None:
         """Record all sizes, the largest first so that the others fit into its memory."""
-        pool = torch.cuda.graph_pool_handle()
+        recorder = Recorder(self._state.device)
         for done, size in enumerate(self._sizes):
             progress(done / len(self._sizes))
             self._fill([], size, {})
             # Why: kernels and libraries set themselves up on first use, which a capture does not allow.
             self._compute(size)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                logits = self._compute(size)
-            self._graphs[size] = (graph, logits)
+            self._graphs[size] = recorder.record(partial(self._compute, size))
         progress(1.0)
 
     def run(self, part: Part, sampled_rows: Mapping[str, int]) -> torch.Tensor | None:
@@ -97,8 +95,8 @@ class DecodeGraphs:
         return self._replay(size)[: len(seqs)]
 
     def _replay(self, size: int) -> torch.Tensor:
-        graph, logits = self._graphs[size]
-        graph.replay()
+        replay, logits = self._graphs[size]
+        replay()
         return logits
 
     def _compute(self, size: int) -> torch.Tensor:

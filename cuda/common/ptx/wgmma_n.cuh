@@ -9,8 +9,7 @@
 /// of an element does not depend on kN.
 namespace mmx::cuda::ptx {
 
-/// d = a . b^T (+ d if accumulate) over 32 bytes of k: `bf16` 16 elements, `e4m3` 32. Only the first kN / 2
-/// registers of d take part.
+/// d = a . b^T (+ d if accumulate) over k16, bf16. Only the first kN / 2 registers of d take part.
 template <int kN>
 struct Wgmma;
 
@@ -56,29 +55,20 @@ struct Wgmma;
 #define MMX_OPERANDS_152 MMX_OPERANDS_144, "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75])
 #define MMX_OPERANDS_160 MMX_OPERANDS_152, "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79])
 
-#define MMX_WGMMA_ASM(N, A, B, P, SHAPE, TAIL)                                                          \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P                                                \
-                 ", 0;\n"                                                                               \
-                 "wgmma.mma_async.sync.aligned.m64n" #N SHAPE " {" MMX_TEXT_##N "}, %" #A ", %" #B      \
-                                                                                ", p, 1, 1" TAIL ";\n}" \
-                 : MMX_OPERANDS_##N                                                                     \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
-
-#define MMX_WGMMA(N, A, B, P)                                                                  \
-    template <>                                                                                \
-    struct Wgmma<N> {                                                                          \
-        template <int kSize>                                                                   \
-        static __device__ __forceinline__ void bf16(float (&d)[kSize], uint64_t a, uint64_t b, \
-                                                    bool accumulate) {                         \
-            static_assert(kSize >= N / 2);                                                     \
-            MMX_WGMMA_ASM(N, A, B, P, "k16.f32.bf16.bf16", ", 0, 0");                          \
-        }                                                                                      \
-        template <int kSize>                                                                   \
-        static __device__ __forceinline__ void e4m3(float (&d)[kSize], uint64_t a, uint64_t b, \
-                                                    bool accumulate) {                         \
-            static_assert(kSize >= N / 2);                                                     \
-            MMX_WGMMA_ASM(N, A, B, P, "k32.f32.e4m3.e4m3", "");                                \
-        }                                                                                      \
+#define MMX_WGMMA(N, A, B, P)                                                                      \
+    template <>                                                                                    \
+    struct Wgmma<N> {                                                                              \
+        template <int kSize>                                                                       \
+        static __device__ __forceinline__ void bf16(float (&d)[kSize], uint64_t a, uint64_t b,     \
+                                                    bool accumulate) {                             \
+            static_assert(kSize >= N / 2);                                                         \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P                                   \
+                         ", 0;\n"                                                                  \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" MMX_TEXT_##N \
+                         "}, %" #A ", %" #B ", p, 1, 1, 0, 0;\n}"                                  \
+                         : MMX_OPERANDS_##N                                                        \
+                         : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                     \
+        }                                                                                          \
     }
 
 // N and the operand numbers of a, b and accumulate behind N / 2 registers.
@@ -104,7 +94,6 @@ MMX_WGMMA(152, 76, 77, 78);
 MMX_WGMMA(160, 80, 81, 82);
 
 #undef MMX_WGMMA
-#undef MMX_WGMMA_ASM
 #undef MMX_TEXT_8
 #undef MMX_TEXT_16
 #undef MMX_TEXT_24

@@ -1,4 +1,4 @@
-# libmmx_ops.so (schemas + CPU), libmmx_cuda.so, and the pybind11 module _C.
+# libmmx_ops.so (schemas + CPU), libmmx_cuda.so, libmmx_ascend.so, and the pybind11 module _C.
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
 
 # Why not find_package(Torch): on a CUDA wheel it insists on a toolkit of its own liking. Headers and
@@ -35,6 +35,27 @@ if(MMX_HAVE_CUDA)
     mmx_torch_library(mmx_cuda cuda/register.cpp)
     target_include_directories(mmx_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
     target_link_libraries(mmx_cuda PRIVATE mmx_cuda_kernels ${CMAKE_DL_LIBS})
+endif()
+
+if(MMX_HAVE_ASCEND)
+    execute_process(
+        COMMAND ${Python_EXECUTABLE} -c
+            "import importlib.util as u; s = u.find_spec('torch_npu'); print(s.submodule_search_locations[0] if s else '')"
+        OUTPUT_VARIABLE MMX_TORCH_NPU_DIR OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+    if(NOT MMX_TORCH_NPU_DIR)
+        message(FATAL_ERROR "CANN is here, but torch_npu is not importable by ${Python_EXECUTABLE}: install the "
+                            "version of its torch or configure with -DMMX_ASCEND=OFF")
+    endif()
+    # Why not mmx_torch_library: torch_npu's queue has C++ classes only, so that this library fits one torch.
+    add_library(mmx_ascend SHARED ascend/register.cpp)
+    mmx_warnings(mmx_ascend)
+    target_include_directories(mmx_ascend SYSTEM PRIVATE
+        ${MMX_TORCH_DIR}/include ${MMX_TORCH_DIR}/include/torch/csrc/api/include
+        ${MMX_TORCH_NPU_DIR}/include ${MMX_TORCH_NPU_DIR}/include/third_party/acl/inc)
+    target_link_libraries(mmx_ascend PRIVATE mmx_ascend_kernels ${MMX_TORCH_DIR}/lib/libtorch_cpu.so
+        ${MMX_TORCH_DIR}/lib/libc10.so ${MMX_TORCH_NPU_DIR}/lib/libtorch_npu.so)
+    set_target_properties(mmx_ascend PROPERTIES SKIP_BUILD_RPATH ON)
+    install(TARGETS mmx_ascend LIBRARY DESTINATION mmx)
 endif()
 
 find_package(pybind11 CONFIG QUIET)

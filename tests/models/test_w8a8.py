@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmx.distributed import Ranks
+from mmx.distributed.group import CallLog
 from mmx.errors import ConfigError, WeightsError
+from mmx.layout import Layout
 from mmx.model_config import load_model_config
+from mmx.models import build_model
+from mmx.weights import load_weights
 from models.harness import all_logits, greedy, random_ids, tiny_runner
 from models.tiny import write_json, write_shards, write_tiny_checkpoint
 from models.w8a8 import plain_tensors, rotated, write_w8a8
@@ -68,6 +73,48 @@ def test_values_are_code_times_scale(tmp_path: Path) -> None:
         assert torch.equal(attention.attention.qkv.weight, expected)
         output = stored[f"{stem}.o_proj.weight"].float() * stored[f"{stem}.o_proj.weight_scale"]
         assert torch.equal(attention.attention.o.weight, output)
+
+
+def test_the_log_says_that_weights_are_widened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_w8a8(write_tiny_checkpoint(tmp_path / "plain", "m2"), tmp_path / "int8")
+    fp8 = write_tiny_checkpoint(tmp_path / "fp8", "m2", torch.bfloat16, variant="fp8")
+    with caplog.at_level("INFO", logger="mmx.engine"):
+        tiny_runner(folder)
+        tiny_runner(fp8)
+        tiny_runner(fp8, dequantize_weights=True)
+    said = [record.getMessage() for record in caplog.records if "widened" in record.getMessage()]
+    assert said == [
+        "the checkpoint's int8 weights are widened to float32",
+        "the checkpoint's fp8 weights are widened to bfloat16",
+    ]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_reads_its_part_of_int8_matrices(tmp_path: Path, rank: int) -> None:
+    int8 = write_w8a8(write_tiny_checkpoint(tmp_path / "base", "m2"), tmp_path / "int8", ("_proj",))
+    stored = plain_tensors(int8)
+    widened = {
+        name: tensor.float() * stored[f"{name}_scale"] if f"{name}_scale" in stored else tensor
+        for name, tensor in stored.items()
+        if name.endswith(("weight", "e_score_correction_bias"))
+    }
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    write_json(plain / "config.json", json.loads((int8 / "config.json").read_text()))
+    write_shards(plain, widened)
+
+    def part(folder: Path) -> dict[str, torch.Tensor]:
+        config = load_model_config(folder)
+        ranks = Ranks(config, Layout(tp=2, moe_tp=2), rank, CallLog())
+        model = build_model(config, torch.float32, ranks).to_empty(device="cpu")
+        parameters = dict(model.named_parameters())
+        load_weights(folder, config, parameters, lambda done: None, ranks.share)
+        return parameters
+
+    found, expected = part(int8), part(plain)
+    assert expected["layers.0.attention.o.weight"].shape == (64, 32)
+    for name, parameter in expected.items():
+        assert torch.equal(found[name], parameter), name
 
 
 def _weights_error(folder: Path) -> str:

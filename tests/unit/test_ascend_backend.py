@@ -57,6 +57,13 @@ def test_a_missing_device_is_one_sentence(tmp_path: Path) -> None:
     run(tmp_path, program, FAKE_NPUS="0")
 
 
+@pytest.mark.parametrize(("count", "name"), [("2", "npu"), ("0", "cpu")])
+def test_auto_takes_an_npu_where_there_is_one(tmp_path: Path, count: str, name: str) -> None:
+    run(
+        tmp_path, f"assert resolve_backend('auto').name == {name!r}", FAKE_NPUS=count, CUDA_VISIBLE_DEVICES=""
+    )
+
+
 def test_facts_of_the_device(tmp_path: Path) -> None:
     program = """
     npu = resolve_backend("npu")

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from mmx.backend.accelerator import Recorder
-from mmx.backend.ascend import AscendBackend, npu_module
+from mmx.backend.ascend import AscendBackend, npu_module, npu_present
 from mmx.backend.cpu import CpuBackend
 from mmx.backend.cuda import CudaBackend
 from mmx.errors import ConfigError
@@ -49,9 +49,8 @@ class Backend(Protocol):
 
 
 def resolve_backend(device: str) -> Backend:
-    """The backend for a ``--device`` value; "auto" is the best device present but never an NPU, whose library
-    a program must ask for."""
-    if device == "npu":
+    """The backend for a ``--device`` value; "auto" is the best device present."""
+    if device == "npu" or (device == "auto" and npu_present() and not torch.cuda.is_available()):
         return AscendBackend()
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda needs an NVIDIA GPU and a torch built for CUDA, torch sees none")

@@ -39,6 +39,11 @@ def npu_module() -> Any:
     return api
 
 
+def npu_present() -> bool:
+    """Whether torch_npu has come with torch, as it does where it is installed, and sees a device."""
+    return hasattr(torch, "npu") and bool(torch.npu.is_available())
+
+
 def _number(index: int) -> str:
     """The machine's own number of the visible device ``index``."""
     visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")

@@ -226,6 +226,9 @@ def build_runner(
     backend = resolve_backend(config.device)
     model_config = load_model_config(folder, config.dequantize_weights or not backend.has_fp8)
     dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
+    if model_config.w8a8 or (model_config.fp8_blocks and model_config.dequantize):
+        kind = "int8" if model_config.w8a8 else "fp8"
+        log.info("the checkpoint's %s weights are widened to %s", kind, str(dtype).removeprefix("torch."))
     ranks = ranks or Ranks.alone(model_config)
     types = page_types(dtype, config.kv_cache_dtype, config.index_kv_dtype)
     model = build_model(model_config, dtype, ranks, config.deterministic)

@@ -102,6 +102,7 @@ class LLM:
         kv_cache_dtype: str = "auto",
         index_kv_dtype: str = "auto",
         deterministic: bool = False,
+        dequantize_weights: bool = False,
         tensor_parallel_size: int = 1,
         parallel: ParallelConfig | None = None,
     ) -> None:
@@ -123,6 +124,7 @@ class LLM:
             kv_cache_dtype=kv_cache_dtype,
             index_kv_dtype=index_kv_dtype,
             deterministic=deterministic,
+            dequantize_weights=dequantize_weights,
             seed=seed,
             parallel=parallel or ParallelConfig(tensor_parallel_size=tensor_parallel_size),
         )

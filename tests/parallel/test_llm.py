@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmx import LLM, SamplingParams
 from mmx.config import ParallelConfig
 from mmx.errors import ConfigError
 from models.harness import random_ids
 from models.tiny import write_tiny_checkpoint
+from models.w8a8 import write_w8a8
 from parallel.processes import ranks_of, wait_gone
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
@@ -33,6 +35,21 @@ def test_one_after_the_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tensor_parallel_size 3 must divide num_attention_heads 4"):
         LLM(folder, tensor_parallel_size=3, **settings)
     assert ranks_of_this_process() == []
+
+
+def test_checkpoints_that_are_widened(tmp_path: Path) -> None:
+    fp8 = write_tiny_checkpoint(tmp_path / "fp8", "m2", torch.bfloat16, variant="fp8")
+    base = write_tiny_checkpoint(tmp_path / "base", "m2")
+    int8 = write_w8a8(base, tmp_path / "int8", ("_proj",))
+    prompts = [random_ids(length, length) for length in (5, 20)]
+    settings = {"device": "cpu", "kv_cache_bytes": 1 << 24, "skip_tokenizer_init": True, "dtype": "float32"}
+    for folder, more in ((fp8, {"dequantize_weights": True}), (int8, {})):
+        tokens = []
+        for num_ranks in (1, 2):
+            llm = LLM(str(folder), tensor_parallel_size=num_ranks, **settings, **more)
+            tokens.append([out.token_ids for out in llm.generate(prompts, GREEDY)])
+            llm.close()
+        assert tokens[0] == tokens[1]
 
 
 def ranks_of_this_process() -> list[int]:

@@ -15,7 +15,18 @@ PACKAGE = ROOT / "python" / "mmx"
 
 # A module may import only from rows above its own, and from its own package.
 ROWS: list[set[str]] = [
-    {"config", "protocol", "batch", "env", "errors", "model_config", "model_path", "flags", "layout", "launch"},
+    {
+        "config",
+        "protocol",
+        "batch",
+        "env",
+        "errors",
+        "model_config",
+        "model_path",
+        "flags",
+        "layout",
+        "launch",
+    },
     {"scheduler", "tokenizer", "parsers"},
     {"grammar"},
     {"backend"},

@@ -32,12 +32,12 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``grammar`` is empty or a grammar in the matcher's dialect. It rules the answer from its ``start``
     ("grammar"), behind the thought that the prompt has opened ("thought") or that the answer may open
     ("choice"), or, with a ``trigger``, behind each such token of an answer that is otherwise "free";
-    ``repeat`` lets free text follow it. A thought ends with ``thought_close``; after ``thought_budget`` tokens
-    the ids ``thought_end`` are forced; ``after_thought`` are forced between a thought and the grammar.
+    ``repeat`` lets free text follow it. A thought ends with ``thought_close``; after ``thought_budget``
+    tokens the ids ``thought_end`` are forced; ``after_thought`` are forced between a thought and the grammar.
 
     When no more than ``reserve`` tokens are left, ``closers`` are preferred, best first, and the ids
-    ``closing`` in a row; where ``letter`` is allowed too, inside a text, only ``text_closers``. ``separator``:
-    the token before each tag, where closing tags must repeat names.
+    ``closing`` in a row; where ``letter`` is allowed too, inside a text, only ``text_closers``.
+    ``separator``: the token before each tag, where closing tags must repeat names.
 
     ``allowed_ids`` are the only ids that may be sampled, ``banned_ids`` none of those that may;
     no sequence of ``bad_sequences`` is completed.

@@ -96,6 +96,9 @@ async def _around(request: web.Request, handler: Handler) -> web.StreamResponse:
     except asyncio.CancelledError:
         _count(state, request, 499)
         raise
+    except ConnectionResetError:
+        log.debug("%s %s: the client left while it sent its request", REQUEST_ID.get(), request.path)
+        response = web.Response(status=499)
     except Exception as fault:
         error = _as_api_error(request, fault)
         response = error.response(request.path, REQUEST_ID.get())

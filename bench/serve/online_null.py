@@ -2,131 +2,39 @@
 
     python bench/serve/online_null.py [--connections 64] [--streams 256] [--tokens 200] [--json FILE]
 
-The load generator is a process of its own that counts events without parsing JSON; server, engine and
-generator share the machine's cores. Gaps are the times between events of one stream as the client sees
-them; the engine adds ``--step-ms`` to each.
+The load generator is a compiled program (``http_load.cpp``) that counts events without parsing JSON; server,
+engine and generator share the machine's cores. Gaps are the times between events of one stream as the
+client sees them; the engine adds ``--step-ms`` to each. Memory is what the requests of the first part, after
+2,000 warm ones, left behind.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
-
-import uvloop
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = "import sys; from mmx.server.__main__ import main; sys.exit(main(sys.argv[2:], runner=sys.argv[1]))"
 START_SECONDS = 60.0
 
 
-class Connection(asyncio.Protocol):
-    """One keep-alive connection that sends the same request again and again."""
-
-    def __init__(self, request: bytes, on_answer: Callable[[Connection], None]) -> None:
-        self._request = request
-        self._on_answer = on_answer
-        self._transport: asyncio.WriteTransport | None = None
-        self._tail = b""
-        self.num_events = 0
-        self.last_event = 0.0
-        self.first_event = 0.0
-        self.sent_at = 0.0
-        self.gaps: list[float] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)
-
-    def send(self) -> None:
-        assert self._transport is not None
-        self.num_events = 0
-        self._tail = b""
-        self.sent_at = time.perf_counter()
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        now = time.perf_counter()
-        data = self._tail + data
-        events = data.count(b"data: {", max(len(self._tail) - 6, 0))
-        if events:
-            if self.num_events:
-                self.gaps.append(now - self.last_event)
-            else:
-                self.first_event = now
-            self.num_events += events
-            self.last_event = now
-        # Both kinds of answers end in these bytes: a chunked body, or a JSON object with timings last.
-        self._tail = data[-8:]
-        if self._tail.endswith(b"\r\n0\r\n\r\n") or (not self.num_events and self._tail.endswith(b"}}")):
-            self._on_answer(self)
-
-    def close(self) -> None:
-        assert self._transport is not None
-        self._transport.close()
-
-
-def http_request(host: str, body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
-
-
-async def load(host: str, port: int, body: dict[str, Any], num_connections: int, num_requests: int) -> Any:
-    """Send ``num_requests`` over ``num_connections`` connections, each one request at a time."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    left, answered, events = num_requests, 0, 0
-    ttft: list[float] = []
-
-    def on_answer(connection: Connection) -> None:
-        nonlocal left, answered, events
-        answered += 1
-        events += connection.num_events
-        if connection.num_events:
-            ttft.append(connection.first_event - connection.sent_at)
-        if left > 0:
-            left -= 1
-            connection.send()
-        elif answered == num_requests:
-            done.set()
-
-    request = http_request(f"{host}:{port}", body)
-    connections: list[Connection] = []
-    for _ in range(num_connections):
-        _, connection = await loop.create_connection(lambda: Connection(request, on_answer), host, port)
-        connections.append(connection)
-    started = time.perf_counter()
-    for connection in connections:
-        left -= 1
-        connection.send()
-    await done.wait()
-    seconds = time.perf_counter() - started
-    for connection in connections:
-        connection.close()
-    gaps = sorted(gap for connection in connections for gap in connection.gaps)
-    ttft.sort()
-
-    def at(values: list[float], share: float) -> float:
-        return round(1000 * values[min(int(share * len(values)), len(values) - 1)], 3) if values else 0.0
-
-    return {
-        "seconds": round(seconds, 3),
-        "requests_per_s": round(num_requests / seconds, 1),
-        "events_per_s": round(events / seconds, 1),
-        "ttft_p50_ms": at(ttft, 0.5),
-        "gap_p50_ms": at(gaps, 0.5),
-        "gap_p99_ms": at(gaps, 0.99),
-    }
+def build_generator(folder: Path) -> Path:
+    """``http_load``, compiled: a generator in Python would take the cores from the server it measures."""
+    program = folder / "http_load"
+    source = ROOT / "bench" / "serve" / "http_load.cpp"
+    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-O2", "-o", str(program), str(source)]
+    subprocess.run(command, check=True)
+    return program
 
 
 class NullServer:
@@ -171,11 +79,12 @@ class NullServer:
         self.child.wait(20)
 
 
-def generate(port: int, body: dict[str, Any], num_connections: int, num_requests: int) -> dict[str, Any]:
+def generate(
+    program: Path, port: int, body: dict[str, Any], num_connections: int, num_requests: int
+) -> dict[str, Any]:
     """Run the load in another process."""
-    job = json.dumps([port, body, num_connections, num_requests])
-    command = [sys.executable, __file__, "--load", job]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [str(program), str(port), str(num_connections), str(num_requests), json.dumps(body)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
@@ -188,41 +97,41 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--load", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.load:
-        port, body, num_connections, num_requests = json.loads(args.load)
-        print(json.dumps(uvloop.run(load("127.0.0.1", port, body, num_connections, num_requests))))
-        return
 
     chat = {"messages": [{"role": "user", "content": "Hello."}], "ignore_eos": True, "temperature": 0}
+    folder = tempfile.TemporaryDirectory()
+    program = build_generator(Path(folder.name))
     server = NullServer(args.step_ms, max(args.streams, args.connections))
     try:
-        generate(server.port, {**chat, "max_tokens": 1}, 8, 200)
+        generate(
+            program, server.port, {**chat, "max_tokens": 1}, args.connections, max(2000, args.connections)
+        )
         rss = server.rss_mib()
         cpu = server.cpu_seconds()
-        whole = generate(server.port, {**chat, "max_tokens": 1}, args.connections, args.requests)
+        whole = generate(program, server.port, {**chat, "max_tokens": 1}, args.connections, args.requests)
+        growth = server.rss_mib() - rss
         whole["server_cpu_ms_per_request"] = round(1000 * (server.cpu_seconds() - cpu) / args.requests, 3)
         cpu = server.cpu_seconds()
         body = {**chat, "max_tokens": args.tokens, "stream": True}
-        stream = generate(server.port, body, args.streams, args.streams)
+        stream = generate(program, server.port, body, args.streams, args.streams)
         stream["tokens_per_s"] = round(args.streams * args.tokens / stream["seconds"], 1)
         spent = server.cpu_seconds() - cpu
         stream["server_cpu_us_per_token"] = round(1e6 * spent / (args.streams * args.tokens), 2)
-        growth = server.rss_mib() - rss
     finally:
         server.close()
+        folder.cleanup()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{' '.join(sys.argv)}   {machine}")
     print(
         f"whole   connections={args.connections} max_tokens=1   {whole['requests_per_s']} requests/s   "
-        f"{whole['server_cpu_ms_per_request']} ms CPU/request"
+        f"{whole['server_cpu_ms_per_request']} ms CPU/request   memory {growth:+.1f} MiB"
     )
     print(
         f"stream  streams={args.streams} tokens={args.tokens} interval=1   "
         f"{stream['tokens_per_s']} tokens/s   {stream['server_cpu_us_per_token']} us CPU/token   "
         f"gap p50 {stream['gap_p50_ms']} ms p99 {stream['gap_p99_ms']} ms   "
-        f"first event p50 {stream['ttft_p50_ms']} ms   memory {growth:+.1f} MiB"
+        f"first event p50 {stream['ttft_p50_ms']} ms"
     )
     if args.json:
         result = {"machine": machine, "whole": whole, "stream": stream, "memory_growth_mib": growth}

@@ -14,6 +14,18 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
+/// Sum of x over the lanes up to this one.
+template <class T>
+__device__ __forceinline__ T warp_prefix_sum(T x) {
+    const int lane_idx = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const T lower = __shfl_up_sync(0xFFFFFFFFu, x, offset);
+        if (lane_idx >= offset) x += lower;
+    }
+    return x;
+}
+
 /// Sum over a block of kThreads threads, the same value in every thread. All threads must call it.
 template <int kThreads>
 __device__ __forceinline__ float block_sum(float x) {

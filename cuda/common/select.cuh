@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/reduce.cuh"
+
 /// Order statistics by one block, without sorting. Weights and masses are integers, so that sums do not
 /// depend on the order in which threads add.
 namespace mmx::cuda {
@@ -39,11 +41,7 @@ template <int kThreads>
 __device__ uint64_t block_scan(uint64_t x, SelectShared& s, uint64_t* total) {
     constexpr int kWarps = kThreads / 32;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint64_t sum = x;
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const uint64_t lower = __shfl_up_sync(kFullWarp, sum, offset);
-        if (lane >= offset) sum += lower;
-    }
+    const uint64_t sum = warp_prefix_sum(x);
     __syncthreads();
     if (lane == 31) s.partial[warp] = sum;
     __syncthreads();

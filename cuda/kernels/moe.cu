@@ -1,6 +1,7 @@
 #include "cpp/core/math.h"
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 
@@ -18,12 +19,7 @@ constexpr int kRun = 8;
 __device__ int block_exclusive_sum(int x, int* total) {
     __shared__ int warp_totals[kPlanThreads / 32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int inclusive = x;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const int lower = __shfl_up_sync(0xFFFFFFFFu, inclusive, offset);
-        if (lane >= offset) inclusive += lower;
-    }
+    const int inclusive = warp_prefix_sum(x);
     if (lane == 31) warp_totals[warp] = inclusive;
     __syncthreads();
     int before = 0;

@@ -3,6 +3,7 @@
 #include "cpp/core/math.h"
 #include "cuda/common/gated_act.cuh"
 #include "cuda/common/launch.h"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 #include "cuda/kernels/moe/choose.h"
@@ -55,12 +56,7 @@ __device__ Tile find_tile(const int32_t* offsets, int num_experts, int number) {
         const int begin = expert < num_experts ? offsets[expert] : 0;
         const int end = expert < num_experts ? offsets[expert + 1] : 0;
         const int count = (end - begin + kBlockM - 1) / kBlockM;
-        int inclusive = count;
-#pragma unroll
-        for (int offset = 1; offset < 32; offset *= 2) {
-            const int lower = __shfl_up_sync(0xFFFFFFFFu, inclusive, offset);
-            if (lane >= offset) inclusive += lower;
-        }
+        const int inclusive = warp_prefix_sum(count);
         const int index = number - (before + inclusive - count);
         const unsigned owner = __ballot_sync(0xFFFFFFFFu, index >= 0 && index < count);
         if (owner) {

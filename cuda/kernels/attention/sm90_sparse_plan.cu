@@ -2,6 +2,7 @@
 #include "cuda/common/chain.h"
 #include "cuda/common/paged.cuh"
 #include "cuda/common/ptx/grid.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/kernels/attention/sm90_sparse_job.cuh"
 
 namespace mmx::cuda::sm90 {
@@ -63,12 +64,7 @@ __global__ void __launch_bounds__(kUnionWarps * 32) union_kernel(const __grid_co
         const int word = base + 31 - lane_idx;
         const uint32_t mine = words[word];
         const int count = __popc(__vcmpne4(mine, 0)) / 8;
-        int sum = count;
-#pragma unroll
-        for (int offset = 1; offset < 32; offset *= 2) {
-            const int other = __shfl_up_sync(kFull, sum, offset);
-            if (lane_idx >= offset) sum += other;
-        }
+        const int sum = warp_prefix_sum(count);
         int at = before + sum - count;
         for (int byte = 3; byte >= 0; --byte) {
             const int tokens = mine >> 8 * byte & 0xFF, block = 4 * word + byte;
@@ -146,12 +142,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
         const int num_tiles = (count + kTileQueries - 1) / kTileQueries;
         const int num_items = (num_tiles + kRunTiles - 1) / kRunTiles;
         const uint64_t mine = static_cast<uint64_t>(num_tiles) << 32 | static_cast<unsigned>(num_items);
-        uint64_t sum = mine;
-#pragma unroll
-        for (int offset = 1; offset < 32; offset *= 2) {
-            const uint64_t other = __shfl_up_sync(kFull, sum, offset);
-            if (lane_idx >= offset) sum += other;
-        }
+        const uint64_t sum = warp_prefix_sum(mine);
         if (lane_idx == 31) warp_total[warp_idx] = sum;
         __syncthreads();
         uint64_t before = base + sum - mine;

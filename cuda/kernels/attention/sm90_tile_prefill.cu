@@ -3,6 +3,7 @@
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/tma.cuh"
 #include "cuda/common/ptx/wgmma.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/kernels/attention/sm90.h"
 #include "cuda/kernels/attention/sm90_rows.cuh"
@@ -64,12 +65,7 @@ __global__ void __launch_bounds__(kPlanThreads) list_kernel(const __grid_constan
     for_my_tile([&](int place, const RowTile&) { atomicAdd(count + place, 1); });
     __syncthreads();
     const int mine = count[tid];
-    int sum = mine;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const int other = __shfl_up_sync(kFull, sum, offset);
-        if (lane_idx >= offset) sum += other;
-    }
+    const int sum = warp_prefix_sum(mine);
     if (lane_idx == 31) warp_total[warp_idx] = sum;
     __syncthreads();
     int before = 0;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/common/reduce.cuh"
 #include "cuda/kernels/moe/choose.h"
 
 /// The work of a grouped GEMM, listed by every thread block for itself from the offsets of the expert plan:
@@ -38,12 +39,7 @@ struct MoeWorkList {
             const int e = first + lane_idx;
             const int num_rows = e < experts ? first_row[e + 1] - first_row[e] : 0;
             const int items = items_of(num_rows, weight_tiles);
-            int sum = items;
-#pragma unroll
-            for (int offset = 1; offset < 32; offset *= 2) {
-                const int lower = __shfl_up_sync(0xFFFFFFFFu, sum, offset);
-                if (lane_idx >= offset) sum += lower;
-            }
+            const int sum = warp_prefix_sum(items);
             if (e < experts) first_item[e] = base + sum - items;
             base += __shfl_sync(0xFFFFFFFFu, sum, 31);
         }

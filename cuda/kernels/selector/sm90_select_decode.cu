@@ -3,6 +3,7 @@
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/mma.cuh"
 #include "cuda/common/ptx/tma.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/selector/choose.h"
@@ -72,11 +73,7 @@ __device__ __forceinline__ int count_units(const Plan& plan, int* cu_units, int*
             last = plan.lens_of(s);
             sum = plan.units_of(last);
         }
-#pragma unroll
-        for (int offset = 1; offset < 32; offset *= 2) {
-            const int other = __shfl_up_sync(kFull, sum, offset);
-            if (lane_idx >= offset) sum += other;
-        }
+        sum = warp_prefix_sum(sum);
         if (lane_idx == 31) warp_total[warp_idx] = sum;
         __syncthreads();
         int before = total;

@@ -3,6 +3,7 @@
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/tma.cuh"
 #include "cuda/common/ptx/wgmma.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/kernels/selector/choose.h"
 #include "cuda/kernels/selector/sm90.h"
@@ -79,12 +80,7 @@ __device__ __forceinline__ void list_tiles(Shared& shared, const SelectBlocksPar
                 before += count;
             }
         }
-        int sum = pages;
-#pragma unroll
-        for (int offset = 1; offset < 32; offset *= 2) {
-            const int other = __shfl_up_sync(kFull, sum, offset);
-            if (lane_idx >= offset) sum += other;
-        }
+        const int sum = warp_prefix_sum(pages);
         if (lane_idx == 31) shared.warp_total[warp_idx] = sum;
         __syncthreads();
         int before = base;

@@ -15,6 +15,12 @@ import torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the tests marked slow as well")
+    parser.addoption(
+        "--soak-seconds", type=float, help="how long tests/parallel/test_soak.py loads its ranks"
+    )
+    parser.addoption(
+        "--soak-load", type=float, default=1.0, help="share of that time in which requests start"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -186,6 +186,14 @@ class Failed(Message, frozen=True, kw_only=True):
     param: str | None = None
 
 
+def duplicate(request_id: str) -> Failed:
+    """The answer to a request whose id a live one has."""
+    text = f"request_id {request_id[:64]!r} is in use by a live request"
+    return Failed(
+        request_id=request_id, message=text, code="duplicate_request_id", status=409, param="request_id"
+    )
+
+
 class Profiled(Message, frozen=True, kw_only=True):
     """Answer to ``Profile``: ``path`` of what was written, empty if a recording has begun; or the
     ``error``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,8 @@ COUNTER = Counter()
 @pytest.fixture(scope="session")
 def emulator() -> Emulator:
     if not library_path().exists():
+        if "MMX_ASCEND_EMULATED" in os.environ:
+            pytest.fail(f"MMX_ASCEND_EMULATED names a library that is not there: {library_path()}")
         pytest.skip(f"the emulated AscendC kernels are not built: no {library_path().name}")
     return Emulator(library_path())
 

@@ -19,7 +19,7 @@ from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.grammar.sequence import GrammarError, compile_grammar
 from mmx.grammar.sequence import Sequence as Constrained
 from mmx.grammar.vocabulary import Row, Vocabulary
-from mmx.protocol import Constraint, Failed, Submit, TokenOut
+from mmx.protocol import Constraint, Failed, Submit, TokenOut, duplicate
 from mmx.tokenizer import Tokenizer
 
 log = logging.getLogger("mmx.engine")
@@ -72,14 +72,7 @@ class Constraints:
         """Prepare a constrained request; ``released`` returns it. Others are not held up meanwhile."""
         request_id = message.request_id
         if request_id in self._held:
-            text = f"request_id {request_id[:64]!r} is in use by a live request"
-            return Failed(
-                request_id=request_id,
-                message=text,
-                code="duplicate_request_id",
-                status=409,
-                param="request_id",
-            )
+            return duplicate(request_id)
         self._held[request_id] = (message, self._start().submit(self._prepare, message))
         return None
 

@@ -74,7 +74,6 @@ class JsonText:
                 return " | ".join(map(self.value, branches))
             case Anything():
                 return " | ".join(map(self.value, _spelled_out(node)))
-        raise AssertionError(node)
 
     def _without_forbidden(self, term: str) -> str:
         return " & ".join([term, *without(self._forbidden)])

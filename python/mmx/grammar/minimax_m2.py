@@ -108,7 +108,6 @@ class CallsM2:
                 if not types & {"array", "object"} and "string" in types:
                     raise SchemaError("", "a container stands where the call notation only knows strings")
                 return f"{self._json.value(node)} {literal(PARAMETER_CLOSE)}"
-        raise AssertionError(node)
 
     def _union(self, branches: list[Node], types: TypeSet) -> str:
         found, errors = [], []

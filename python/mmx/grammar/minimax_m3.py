@@ -125,7 +125,6 @@ class CallsM3:
                 return self._container(node, view, "object")
             case Anything():
                 return self._free(node, view)
-        raise AssertionError(node)
 
     def _text(self, node: Text, view: Schema) -> _Content:
         types = view.types()

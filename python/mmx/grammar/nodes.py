@@ -1,11 +1,15 @@
-"""What a schema allows, in the form that both notations (JSON, elements of M3) are written from."""
+"""What a schema allows, in the form that both notations (JSON, elements of M3) are written from.
+
+Every ``Node`` tells ``least``: characters that its value needs at least, roughly; and ``closing``: those that may
+still be needed once a part of it is written, if nothing optional is added.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 MAX_ITEMS = 1000
 """Items of an array and members of a map whose schema sets no limit."""
@@ -20,21 +24,8 @@ def tag_cost(name: str) -> int:
     return 2 * len(name) + 12
 
 
-class Node:
-    """``least``: characters that its value needs at least, roughly; ``closing``: those that may still be
-    needed once a part of it is written, if nothing optional is added."""
-
-    @cached_property
-    def least(self) -> int:
-        raise NotImplementedError
-
-    @cached_property
-    def closing(self) -> int:
-        raise NotImplementedError
-
-
 @dataclass(eq=False)
-class Text(Node):
+class Text:
     """A string; ``terms`` are terminals that it has to match. ``longest`` null: only the answer's limit
     ends it (a count would cost the matcher a state for each character)."""
 
@@ -60,20 +51,13 @@ class Text(Node):
 
 
 @dataclass(eq=False)
-class Number(Node):
+class Number:
     term: str
-
-    @cached_property
-    def least(self) -> int:
-        return _NUMBER_COST
-
-    @cached_property
-    def closing(self) -> int:
-        return _NUMBER_COST
+    least = closing = _NUMBER_COST
 
 
 @dataclass(eq=False)
-class Choice(Node):
+class Choice:
     """One of some JSON values."""
 
     values: list[Any]
@@ -88,7 +72,7 @@ class Choice(Node):
 
 
 @dataclass(eq=False)
-class Array(Node):
+class Array:
     """``first``: nodes of the leading items; ``rest``: of all further ones, null if there are none."""
 
     first: list[Node]
@@ -128,7 +112,7 @@ class KeyedBy:
 
 
 @dataclass(eq=False)
-class Object(Node):
+class Object:
     """``members`` in their order, then up to ``longest`` (at least ``shortest``) others: ``patterns`` by
     name, ``rest`` with any other name."""
 
@@ -159,7 +143,7 @@ class Object(Node):
 
 
 @dataclass(eq=False)
-class Union(Node):
+class Union:
     branches: list[Node]
 
     @cached_property
@@ -172,21 +156,21 @@ class Union(Node):
 
 
 @dataclass(eq=False)
-class Anything(Node):
+class Anything:
     """Any value, nested at most ``depth`` deep."""
 
     depth: int
     below: Callable[[], Anything]
+    least = 4
 
     @property
     def inner(self) -> Anything | None:
         """What may stand inside a container; null at the greatest depth."""
         return self.below() if self.depth > 0 else None
 
-    @cached_property
-    def least(self) -> int:
-        return 4
-
-    @cached_property
+    @property
     def closing(self) -> int:
         return 40 + 6 * self.depth
+
+
+Node: TypeAlias = Text | Number | Choice | Array | Object | Union | Anything

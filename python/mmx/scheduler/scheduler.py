@@ -18,7 +18,7 @@ from operator import attrgetter
 
 from mmx.batch import PENDING, SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig
-from mmx.protocol import EngineStats, Failed, FinishReason, Submit, TokenOut
+from mmx.protocol import EngineStats, Failed, FinishReason, Submit, TokenOut, duplicate
 from mmx.scheduler.admission import Limits, refusal
 from mmx.scheduler.block_manager import BlockManager
 from mmx.scheduler.prefix_cache import page_hash, root_hash
@@ -100,14 +100,7 @@ class Scheduler:
         """Queue a request, or say why not."""
         request_id = message.request_id
         if request_id in self._requests:
-            text = f"request_id {request_id[:64]!r} is in use by a live request"
-            return Failed(
-                request_id=request_id,
-                message=text,
-                code="duplicate_request_id",
-                status=409,
-                param="request_id",
-            )
+            return duplicate(request_id)
         if (failed := refusal(message, self.limits)) is not None:
             return failed
         room = self.max_num_queued_reqs + max(0, self.max_num_seqs - len(self._running))

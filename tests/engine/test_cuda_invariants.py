@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.test_invariants import random_prompt
+from engine.prompts import random_prompt
 from mmx import LLM, SamplingParams
 from mmx.model_config import load_model_config
 from mmx.runner.kv_pool import page_bytes

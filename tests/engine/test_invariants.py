@@ -6,13 +6,12 @@ alone, prefilled whole, in a pool that has room for everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
 
+from engine.prompts import PROMPT_LENGTHS, random_prompt
 from mmx import LLM, SamplingParams
 from mmx.config import EngineConfig
 from mmx.engine.channel import LocalChannel
@@ -21,11 +20,9 @@ from mmx.model_config import load_model_config
 from mmx.protocol import Abort, ResetPrefixCache, StepOutput, Submit
 from mmx.runner import ModelRunner, build_runner
 from mmx.runner.kv_pool import page_bytes
-from models.tiny import write_tiny_checkpoint
 
-VOCAB = 256
-# Around page borders (8 tokens on M3, 128 on M2) and, on M3, beyond top-k blocks x block size = 32.
-PROMPT_LENGTHS = {"m2": [1, 127, 128, 129, 200, 270], "m3": [1, 7, 8, 9, 31, 33, 64, 75]}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_TOKENS = 10
 
 
@@ -34,30 +31,6 @@ def sampling(i: int, num_tokens: int = NUM_TOKENS) -> SamplingParams:
     return SamplingParams(
         temperature=float(i % 2), seed=i, max_tokens=num_tokens, ignore_eos=True, top_p=0.95, logprobs=1
     )
-
-
-def random_prompt(length: int, seed: int) -> list[int]:
-    random = Random(seed)
-    return [random.randrange(VOCAB) for _ in range(length)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", params=["m2", "m3"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("model") / request.param
-    return write_tiny_checkpoint(target, request.param, torch.float32, seed=5)
-
-
-@pytest.fixture(scope="module")
-def prompts(folder: Path) -> list[list[int]]:
-    return [random_prompt(length, seed=length) for length in PROMPT_LENGTHS[folder.name]]
 
 
 @pytest.fixture(scope="module")

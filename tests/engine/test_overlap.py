@@ -5,13 +5,12 @@ Also with the bookkeeping of decode graphs, whose replay is played by the model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.test_invariants import PROMPT_LENGTHS, random_prompt
+from engine.prompts import random_prompt
 from mmx import LLM, SamplingParams
 from mmx.config import EngineConfig
 from mmx.engine.channel import LocalChannel
@@ -21,7 +20,8 @@ from mmx.protocol import Abort, StepOutput, Submit
 from mmx.runner import ModelRunner, build_runner
 from mmx.runner.graphs import DecodeGraphs, graph_sizes
 from mmx.runner.kv_pool import page_bytes
-from models.tiny import write_tiny_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_TOKENS = 12
 
@@ -44,25 +44,6 @@ def play_graphs(runner: ModelRunner) -> None:
         caches=runner._caches,
         num_spread=runner.ranks.spread.size,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", params=["m2", "m3"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("model") / request.param
-    return write_tiny_checkpoint(target, request.param, torch.float32, seed=5)
-
-
-@pytest.fixture(scope="module")
-def prompts(folder: Path) -> list[list[int]]:
-    return [random_prompt(length, seed=length) for length in PROMPT_LENGTHS[folder.name]]
 
 
 @pytest.fixture(params=["eager", "graphs"])

@@ -5,28 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 
-from server.process import Process, server
+from server.process import Process
 
 USER: Any = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Process]:
-    with server("model", "--device", "cpu", "--dtype", "float32", "--max-model-len", "4k") as process:
-        yield process.ready()
-
-
-@pytest.fixture(scope="module")
-def client(demo: Process) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_curl(demo: Process) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 
-from server.process import Process, server
+from server.process import Process
 
 MODEL = "mmx-demo"
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -30,18 +29,6 @@ TOOL: Any = {"type": "function", "function": {"name": "save_person", "strict": T
 OTHER: Any = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
 MODES = ["enabled", "adaptive", "disabled"]
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Process]:
-    with server("model", "--device", "cpu", "--dtype", "float32", "--max-model-len", "4k") as process:
-        yield process.ready()
-
-
-@pytest.fixture(scope="module")
-def client(demo: Process) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def check_person(text: str | None) -> None:

@@ -144,7 +144,11 @@ class ModelRunner:
     def forward(self, part: Part) -> torch.Tensor:
         """Store the step's K and V; logits of the sampling sequences for this rank's part of the vocabulary:
         [num_rows, vocab] f32."""
-        inputs = make_inputs(
+        logits: torch.Tensor = self.model(self._inputs(part))
+        return logits
+
+    def _inputs(self, part: Part) -> ForwardBatch:
+        return make_inputs(
             part.batch,
             block_size=self.block_size,
             device=self._device,
@@ -155,8 +159,6 @@ class ModelRunner:
             sampled=self._state,
             sampled_rows=self._sampled_rows,
         )
-        logits: torch.Tensor = self.model(inputs)
-        return logits
 
     def start_trace(self, *, with_stack: bool) -> Trace:
         """Record what host and device do from now on."""
@@ -182,15 +184,7 @@ class ModelRunner:
         sizes = [num_seqs] * dp if dp > 1 else []
         batch = ScheduledBatch(step=0, seqs=[seq] * (num_seqs * dp), group_sizes=sizes)
         part = part_of(batch, self.ranks.layout, self.ranks.rank)
-        inputs = make_inputs(
-            part.batch,
-            block_size=self.block_size,
-            device=self._device,
-            cos_sin=self._cos_sin,
-            caches=self._caches,
-            part=part,
-            holder=self._holder,
-        )
+        inputs = self._inputs(part)
         tables = inputs.block_table.new_zeros((inputs.block_table.shape[0], max_blocks))
         logits = self.model(dataclasses.replace(inputs, block_table=tables))
         seqs = [seq for seq in part.batch.seqs if seq.samples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,94 +10,30 @@ import torch
 
 from mmx.ops import reference
 
+# What a reference is told and an op sees at its outputs: by the reference's parameter.
+_SEEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "dtype": lambda given: given["out"].dtype,
+    "topk": lambda given: (given["topk_ids"] if "topk_ids" in given else given["block_ids"]).shape[-1],
+    "num_top": lambda given: given["top_ids"].shape[1],
+    "num_local_experts": lambda given: given["expert_offsets"].shape[0] - 1,
+}
 
-def _copy(outs: tuple[torch.Tensor, ...], results: Any) -> None:
-    results = results if isinstance(results, tuple) else (results,)
-    for out, result in zip(outs, results, strict=True):
-        out.copy_(result)
 
-
-def _outputs(name: str, count: int) -> Callable[..., None]:
-    """The op's first ``count`` arguments are outputs, the others are the reference's arguments."""
+def fallback(op: str) -> Callable[..., None]:
+    """The reference of ``op`` with the op's arguments, which it takes by their names. What it returns goes to
+    the outputs that it does not write itself."""
+    function = getattr(reference, op)
+    parameters = inspect.signature(function).parameters
+    arguments = getattr(torch.ops.mmx, op).default._schema.arguments
+    written = [arg.name for arg in arguments if arg.alias_info is not None and arg.alias_info.is_write]
+    outputs = [name for name in written if name not in parameters and name != "workspace"]
 
     def run(*args: Any) -> None:
-        _copy(args[:count], getattr(reference, name)(*args[count:]))
+        given = {arg.name: value for arg, value in zip(arguments, args, strict=False)}
+        seen = {name: _SEEN[name](given) for name in parameters.keys() & _SEEN.keys()}
+        results = function(**{name: given[name] for name in parameters if name in given}, **seen)
+        if outputs:
+            for name, result in zip(outputs, results if len(outputs) > 1 else [results], strict=True):
+                given[name].copy_(result)
 
     return run
-
-
-def _moe_router(
-    topk_ids: Any, topk_weights: Any, x: Any, gate: Any, bias: Any, ws: Any, scale: float
-) -> None:
-    _copy((topk_ids, topk_weights), reference.moe_router(x, gate, bias, topk_ids.shape[1], scale))
-
-
-def _moe_plan(offsets: Any, rows: Any, positions: Any, topk_ids: Any, ws: Any, first_expert: int) -> None:
-    results = reference.moe_plan(topk_ids, first_expert, offsets.shape[0] - 1)
-    _copy((offsets, rows, positions), results)
-
-
-def _moe_gate_up(out: Any, x: Any, w: Any, s: Any, offsets: Any, rows: Any, ws: Any, *act: Any) -> None:
-    out.copy_(reference.moe_gate_up(x, w, s, offsets, rows, *act))
-
-
-def _moe_down(out: Any, x: Any, w: Any, s: Any, offsets: Any, ws: Any) -> None:
-    out.copy_(reference.moe_down(x, w, s, offsets))
-
-
-def _select_blocks(ids: Any, q: Any, k: Any, table: Any, cu: Any, lens: Any, ws: Any, *rest: Any) -> None:
-    ids.copy_(reference.select_blocks(q, k, table, cu, lens, rest[0], ids.shape[2], *rest[1:]))
-
-
-def _attention(name: str, num_inputs: int) -> Callable[..., None]:
-    def run(out: Any, *args: Any) -> None:
-        out.copy_(getattr(reference, name)(*args[:num_inputs], *args[num_inputs + 1 :]))
-
-    return run
-
-
-def _sample(token_ids: Any, *args: Any) -> None:
-    token_ids.copy_(reference.sample(*args[:-1]))
-
-
-def _logprobs(lp: Any, ranks: Any, ids: Any, top: Any, logits: Any, token_ids: Any, ws: Any) -> None:
-    _copy((lp, ranks, ids, top), reference.logprobs(logits, token_ids, ids.shape[1]))
-
-
-def _fp8_rows(name: str) -> Callable[..., None]:
-    def run(out: Any, *args: Any) -> None:
-        out.copy_(getattr(reference, name)(*args, out.dtype))
-
-    return run
-
-
-FALLBACKS: dict[str, Callable[..., None]] = {
-    "rms_norm": _outputs("rms_norm", 1),
-    "add_rms_norm": lambda out, residual, *args: out.copy_(reference.add_rms_norm(residual, *args)),
-    "rope": _outputs("rope", 1),
-    "kv_store": lambda *args: reference.kv_store(*args),
-    "index_k_store": lambda *args: reference.index_k_store(*args),
-    "norm_rope_store": lambda *args: reference.norm_rope_store(*args),
-    "select_blocks": _select_blocks,
-    "paged_attention": _attention("paged_attention", 6),
-    "sparse_attention": _attention("sparse_attention", 7),
-    "gated_act": _outputs("gated_act", 1),
-    "moe_router": _moe_router,
-    "moe_plan": _moe_plan,
-    "moe_gate_up": _moe_gate_up,
-    "moe_down": _moe_down,
-    "moe_combine": _outputs("moe_combine", 1),
-    "linear": lambda out, x, weight: out.copy_(reference.linear(x, weight, out.dtype)),
-    "embedding": _outputs("embedding", 1),
-    "fp8_block_dequant": lambda out, x, scale: out.copy_(reference.fp8_block_dequant(x, scale, out.dtype)),
-    "fp8_quantize": _outputs("fp8_quantize", 2),
-    "fp8_linear": _fp8_rows("fp8_linear"),
-    "fp8_moe_gate_up": lambda out, scale, *args: _copy(
-        (out, scale), reference.fp8_moe_gate_up(*args[:6], *args[7:])
-    ),
-    "fp8_moe_down": _fp8_rows("fp8_moe_down"),
-    "mxfp8_dequant": lambda out, x, scale: out.copy_(reference.mxfp8_dequant(x, scale, out.dtype)),
-    "adjust_logits": lambda *args: reference.adjust_logits(*args[:-1]),
-    "sample": _sample,
-    "logprobs": _logprobs,
-}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,12 @@ def _missing_kernel(op: str, reference: Callable[..., None]) -> Callable[..., No
 
 
 def _complete() -> torch.library.Library:
-    from mmx.ops._fallback import FALLBACKS
+    from mmx.ops._fallback import fallback
 
     library = torch.library.Library("mmx", "IMPL")
     for op in op_names():
         torch.library.register_fake(f"mmx::{op}", lambda *args: None, lib=library)
-        library.impl(op, _missing_kernel(op, FALLBACKS[op]), "CompositeExplicitAutograd")
+        library.impl(op, _missing_kernel(op, fallback(op)), "CompositeExplicitAutograd")
         if has_workspace(op):
             library.impl(f"{op}_workspace", lambda *args: 0, "CompositeExplicitAutograd")
     return library
@@ -80,15 +80,16 @@ def has_workspace(op: str) -> bool:
     return hasattr(torch.ops.mmx, f"{op}_workspace")
 
 
-def workspace(op: str, device: torch.device, *args: Any) -> torch.Tensor:
-    """Scratch for one call of ``op``: int8 [workspace_bytes] on ``device``; empty on the CPU.
-
-    ``args`` are the op's arguments without the workspace.
-    """
-    if device.type == "cpu":
-        return _NO_WORKSPACE
-    size = getattr(torch.ops.mmx, f"{op}_workspace")(*args)
-    return torch.empty(size, dtype=torch.int8, device=device)
+def call(op: str, tensors: Sequence[torch.Tensor | None], *rest: Any) -> None:
+    """Run an op that takes scratch between its ``tensors``, an output first, and the ``rest``: int8
+    [workspace_bytes], none on the CPU."""
+    out = tensors[0]
+    assert out is not None
+    scratch = _NO_WORKSPACE
+    if out.device.type != "cpu":
+        size = getattr(torch.ops.mmx, f"{op}_workspace")(*tensors, *rest)
+        scratch = torch.empty(size, dtype=torch.int8, device=out.device)
+    getattr(torch.ops.mmx, op)(*tensors, scratch, *rest)
 
 
 _load()

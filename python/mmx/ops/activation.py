@@ -6,8 +6,6 @@ import enum
 
 import torch
 
-from mmx.ops import _lib  # noqa: F401
-
 
 class Activation(enum.IntEnum):
     """SILU: ``silu(g) * u``. SWIGLU_OAI: ``g' sigmoid(alpha g') (u' + 1)`` with ``g' = min(g, limit)`` and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops._lib import workspace
+from mmx.ops._lib import call
 
 
 def paged_attention(
@@ -42,9 +42,7 @@ def paged_attention(
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     tensors = (out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens)
-    rest = (max_seqlen_q, scale, k_scale, v_scale, fixed_split)
-    scratch = workspace("paged_attention", q.device, *tensors, *rest)
-    torch.ops.mmx.paged_attention(*tensors, scratch, *rest)
+    call("paged_attention", tensors, max_seqlen_q, scale, k_scale, v_scale, fixed_split)
     return out
 
 
@@ -68,7 +66,5 @@ def sparse_attention(
     ascending, -1 at the tail (from ``select_blocks``); the causal mask applies inside the last block."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     tensors = (out, q, k_cache, v_cache, block_ids, block_table, cu_seqlens_q, seq_lens)
-    rest = (max_seqlen_q, scale, k_scale, v_scale, fixed_split)
-    scratch = workspace("sparse_attention", q.device, *tensors, *rest)
-    torch.ops.mmx.sparse_attention(*tensors, scratch, *rest)
+    call("sparse_attention", tensors, max_seqlen_q, scale, k_scale, v_scale, fixed_split)
     return out

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops import _lib  # noqa: F401
-
 
 def embedding(
     weight: torch.Tensor, ids: torch.Tensor, first_row: int = 0, *, out: torch.Tensor | None = None

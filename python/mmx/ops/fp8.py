@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops._lib import workspace
+from mmx.ops._lib import call
 from mmx.ops.activation import Activation
 
 FP8_GROUP = 128
@@ -83,9 +83,7 @@ def fp8_moe_gate_up(
     out = torch.empty((num_rows, inter), dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((num_rows, _groups(inter)), dtype=torch.float32, device=x.device)
     tensors = (out, scale, x, x_scale, weight, weight_scale, expert_offsets, sorted_rows)
-    numbers = (int(activation), alpha, limit)
-    scratch = workspace("fp8_moe_gate_up", x.device, *tensors, *numbers)
-    torch.ops.mmx.fp8_moe_gate_up(*tensors, scratch, *numbers)
+    call("fp8_moe_gate_up", tensors, int(activation), alpha, limit)
     return out, scale
 
 

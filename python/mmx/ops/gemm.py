@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops import _lib  # noqa: F401
-
 
 def linear(
     x: torch.Tensor,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops._lib import workspace
+from mmx.ops._lib import call
 from mmx.ops.activation import Activation
 
 
@@ -31,9 +31,7 @@ def moe_router(
     """
     topk_ids = torch.empty((x.shape[0], topk), dtype=torch.int32, device=x.device)
     topk_weights = torch.empty((x.shape[0], topk), dtype=torch.float32, device=x.device)
-    tensors = (topk_ids, topk_weights, x, gate_weight, bias)
-    scratch = workspace("moe_router", x.device, *tensors, routed_scale)
-    torch.ops.mmx.moe_router(*tensors, scratch, routed_scale)
+    call("moe_router", (topk_ids, topk_weights, x, gate_weight, bias), routed_scale)
     return topk_ids, topk_weights
 
 
@@ -54,9 +52,7 @@ def moe_plan(
     expert_offsets = torch.empty(num_local_experts + 1, dtype=torch.int32, device=topk_ids.device)
     sorted_rows = torch.empty(num_rows, dtype=torch.int32, device=topk_ids.device)
     row_positions = torch.empty(num_rows, dtype=torch.int32, device=topk_ids.device)
-    tensors = (expert_offsets, sorted_rows, row_positions, topk_ids)
-    scratch = workspace("moe_plan", topk_ids.device, *tensors, first_expert)
-    torch.ops.mmx.moe_plan(*tensors, scratch, first_expert)
+    call("moe_plan", (expert_offsets, sorted_rows, row_positions, topk_ids), first_expert)
     return expert_offsets, sorted_rows, row_positions
 
 
@@ -84,9 +80,7 @@ def moe_gate_up(
     """
     out = torch.empty((sorted_rows.shape[0], weight.shape[1] // 2), dtype=x.dtype, device=x.device)
     tensors = (out, x, weight, weight_scale, expert_offsets, sorted_rows)
-    numbers = (int(activation), alpha, limit)
-    scratch = workspace("moe_gate_up", x.device, *tensors, *numbers)
-    torch.ops.mmx.moe_gate_up(*tensors, scratch, *numbers)
+    call("moe_gate_up", tensors, int(activation), alpha, limit)
     return out
 
 
@@ -105,9 +99,7 @@ def moe_down(
         [num_rows, hidden] in plan order (undefined beyond the last offset).
     """
     out = torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device=x.device)
-    tensors = (out, x, weight, weight_scale, expert_offsets)
-    scratch = workspace("moe_down", x.device, *tensors)
-    torch.ops.mmx.moe_down(*tensors, scratch)
+    call("moe_down", (out, x, weight, weight_scale, expert_offsets))
     return out
 
 

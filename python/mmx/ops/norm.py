@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops import _lib  # noqa: F401
-
 
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, gemma: bool, *, out: torch.Tensor | None = None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops import _lib  # noqa: F401
-
 
 def fp8_block_dequant(
     x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, *, out: torch.Tensor | None = None

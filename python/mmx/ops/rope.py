@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops import _lib  # noqa: F401
-
 
 def rope(
     x: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor, *, out: torch.Tensor | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops._lib import workspace
+from mmx.ops._lib import call
 
 
 def adjust_logits(
@@ -32,8 +32,7 @@ def adjust_logits(
         cu_bias: [num_rows + 1] int32 prefix sums of bias counts.
     """
     penalties = (history, cu_history, num_prompt, repetition, frequency, presence)
-    args = (logits, *penalties, bias_ids, bias_values, cu_bias)
-    torch.ops.mmx.adjust_logits(*args, workspace("adjust_logits", logits.device, *args))
+    call("adjust_logits", (logits, *penalties, bias_ids, bias_values, cu_bias))
 
 
 def sample(
@@ -59,8 +58,7 @@ def sample(
         [num_rows] int64; -1 where a row holds NaN or its largest logit is not finite.
     """
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device) if out is None else out
-    args = (out, logits, temperature, top_k, top_p, min_p, seeds, steps)
-    torch.ops.mmx.sample(*args, workspace("sample", logits.device, *args))
+    call("sample", (out, logits, temperature, top_k, top_p, min_p, seeds, steps))
     return out
 
 
@@ -86,6 +84,5 @@ def logprobs(
         torch.empty((rows, num_top), dtype=torch.int64, device=device),
         torch.empty((rows, num_top), dtype=torch.float32, device=device),
     )
-    args = (*outs, logits, token_ids)
-    torch.ops.mmx.logprobs(*args, workspace("logprobs", device, *args))
+    call("logprobs", (*outs, logits, token_ids))
     return outs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmx.ops._lib import workspace
+from mmx.ops._lib import call
 
 
 def select_blocks(
@@ -43,7 +43,5 @@ def select_blocks(
         shape = (index_q.shape[0], index_q.shape[1], topk)
         out = torch.empty(shape, dtype=torch.int32, device=index_q.device)
     tensors = (out, index_q, index_k_cache, block_table, cu_seqlens_q, seq_lens)
-    numbers = (max_seqlen_q, init_blocks, local_blocks, fixed_split)
-    scratch = workspace("select_blocks", index_q.device, *tensors, *numbers)
-    torch.ops.mmx.select_blocks(*tensors, scratch, *numbers)
+    call("select_blocks", tensors, max_seqlen_q, init_blocks, local_blocks, fixed_split)
     return out

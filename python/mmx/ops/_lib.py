@@ -80,15 +80,18 @@ def has_workspace(op: str) -> bool:
     return hasattr(torch.ops.mmx, f"{op}_workspace")
 
 
+def workspace(op: str, device: torch.device, *args: Any) -> torch.Tensor:
+    """Scratch for one call of ``op`` with ``args``: int8 [workspace_bytes] on ``device``; empty on the CPU."""
+    if device.type == "cpu":
+        return _NO_WORKSPACE
+    size = getattr(torch.ops.mmx, f"{op}_workspace")(*args)
+    return torch.empty(size, dtype=torch.int8, device=device)
+
+
 def call(op: str, tensors: Sequence[torch.Tensor | None], *rest: Any) -> None:
-    """Run an op that takes scratch between its ``tensors``, an output first, and the ``rest``: int8
-    [workspace_bytes], none on the CPU."""
-    out = tensors[0]
-    assert out is not None
-    scratch = _NO_WORKSPACE
-    if out.device.type != "cpu":
-        size = getattr(torch.ops.mmx, f"{op}_workspace")(*tensors, *rest)
-        scratch = torch.empty(size, dtype=torch.int8, device=out.device)
+    """Run an op that takes scratch between its ``tensors``, an output first, and the ``rest``."""
+    assert tensors[0] is not None
+    scratch = workspace(op, tensors[0].device, *tensors, *rest)
     getattr(torch.ops.mmx, op)(*tensors, scratch, *rest)
 
 

@@ -411,5 +411,5 @@ def test_opcheck(op, device, rng):
         "sample": (ids.clone(), logits, *columns(2, device), ids, ids + 1),
         "logprobs": (floats[:, 0].clone(), ids.clone(), ids.repeat(3, 1).T.contiguous(), floats, logits, ids),
     }[op]
-    scratch = ops.sampling.workspace(op, device, *args)
+    scratch = ops._lib.workspace(op, device, *args)
     torch.library.opcheck(getattr(torch.ops.mmx, op).default, (*args, scratch))

@@ -81,7 +81,7 @@ def has_workspace(op: str) -> bool:
 
 
 def workspace(op: str, device: torch.device, *args: Any) -> torch.Tensor:
-    """Scratch for one call of ``op`` with ``args``: int8 [workspace_bytes] on ``device``; empty on the CPU."""
+    """Scratch for a call of ``op`` with ``args``: int8 [workspace_bytes] on ``device``; empty on the CPU."""
     if device.type == "cpu":
         return _NO_WORKSPACE
     size = getattr(torch.ops.mmx, f"{op}_workspace")(*args)

@@ -49,7 +49,12 @@ def out_of_memory(device: str) -> None:
 
 
 def refused_launch(device: str) -> None:
-    raise RuntimeError("linear: launch failed: invalid configuration argument")
+    if device == "cpu":
+        raise RuntimeError("rms_norm: launch failed: invalid argument")
+    rows = torch.ones(1, 16, device=device).expand(20 << 30, 16)  # more blocks than a launch can have
+    with pytest.raises(RuntimeError, match="rms_norm: launch failed") as refusal:
+        torch.ops.mmx.rms_norm(rows, rows, rows[0], 1e-6, False)
+    raise refusal.value
 
 
 @pytest.fixture

@@ -1,0 +1,188 @@
+"""Runs a small case of every op, and of every kernel that serves it, under NVIDIA's compute-sanitizer.
+
+    python tests/ops/sanitize.py                      memcheck, then racecheck: a minute or two on one GPU
+    python tests/ops/sanitize.py --tool initcheck --only router sampling
+
+The cases are tests of this folder, so that results are checked as well. One process per tool; torch's own
+kernels are not looked at. Exits with 1 if a tool has something to report or a test fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = "tests/ops/test_"
+CASES = "MMX_SANITIZED_CASES"
+
+# op -> beginnings of test ids in this folder, each a kernel or a form of it; * stands for any characters.
+SMALL: dict[str, list[str]] = {
+    "gated_act": ["activation.py::test_gated_act[cuda-num_tokens33-"],
+    "paged_attention": [
+        "attention.py::test_paged_attention[cuda-num_seqs4-q_len40-",
+        "attention_sm90.py::test_paged_decode[ragged-6]",
+        "attention_sm90.py::test_paged_decode[drafts-16]",
+        "attention_sm90.py::test_paged_prefill[mixed-16]",
+        "fp8_pages.py::test_paged_attention[cuda-num_seqs5-",
+        "pages_sm90.py::test_attention[ragged-fp8-6]",
+        "pages_sm90.py::test_row_does_not_depend_on_its_batch[bf16]",
+        "pages_sm90.py::test_prompts[fp8]",
+    ],
+    "sparse_attention": [
+        "attention.py::test_sparse_attention[cuda-num_seqs3-",
+        "attention_sm90.py::test_sparse_decode[ragged-16]",
+        "attention_sm90.py::test_sparse_prefill[mixed-16]",
+        "attention_sm90.py::test_sparse_prefill[mixed-5]",
+        "fp8_pages.py::test_sparse_attention[cuda-num_seqs4-",
+        "pages_sm90.py::test_attention[drafts-fp8-16]",
+    ],
+    "embedding": ["embedding.py::test_embedding[cuda-num_tokens33-"],
+    "fp8_linear": [
+        "fp8.py::test_fp8_linear[cuda-m3-",
+        "fp8.py::test_fp8_linear[cuda-m5-",
+        "fp8.py::test_fp8_linear[cuda-m130-",
+        "fp8.py::test_fp8_linear_row_is_the_same_in_every_batch[cuda-384-",
+    ],
+    "fp8_moe_down": [
+        "fp8.py::test_fp8_moe_down[cuda-num_tokens33-",
+        "fp8.py::test_fp8_moe_down[cuda-num_tokens9-",
+        "fp8.py::test_fp8_moe_down[cuda-num_tokens300-",
+    ],
+    "fp8_moe_gate_up": [
+        "fp8.py::test_fp8_moe_gate_up[cuda-num_tokens33-*0]",
+        "fp8.py::test_fp8_moe_gate_up[cuda-num_tokens9-",
+        "fp8.py::test_fp8_moe_gate_up[cuda-num_tokens300-*0]",
+    ],
+    "fp8_quantize": ["fp8.py::test_fp8_quantize[cuda-m65-"],
+    "mxfp8_dequant": ["fp8.py::test_mxfp8_dequant[cuda-m5-"],
+    "linear": [
+        "gemm.py::test_linear[cuda-m3-",
+        "gemm.py::test_linear_row_is_the_same_in_every_batch[cuda-bf16]",
+    ],
+    "index_k_store": ["kv_cache.py::test_index_k_store[cuda-num_tokens11-"],
+    "kv_store": ["kv_cache.py::test_kv_store[cuda-num_tokens11-", "fp8_pages.py::test_store_shapes[cuda-"],
+    "moe_combine": ["moe.py::test_moe_combine[cuda-num_tokens65-"],
+    "moe_down": [
+        "moe.py::test_moe_down[cuda-num_tokens3-",
+        "moe.py::test_moe_down[cuda-num_tokens33-*wide",
+        "moe.py::test_moe_down[cuda-num_tokens210-*bf16-wide",
+    ],
+    "moe_gate_up": [
+        "moe.py::test_moe_gate_up[cuda-num_tokens3-*0]",
+        "moe.py::test_moe_gate_up[cuda-num_tokens33-*wide-0]",
+        "moe.py::test_moe_gate_up[cuda-num_tokens210-*bf16-wide-0]",
+        "moe_batches.py::test_one_expert_has_every_token_and_most_have_none[cuda-3]",
+        "moe_batches.py::test_one_expert_has_every_token_and_most_have_none[cuda-1500]",
+        "moe_batches.py::test_rows_of_other_ranks_are_never_read[cuda-900]",
+    ],
+    "moe_plan": ["moe.py::test_moe_plan[cuda-num_tokens65-", "moe.py::test_moe_plan[cuda-num_tokens401-"],
+    "moe_router": [
+        r"moe.py::test_moe_router[cuda-num_tokens7-",
+        "moe.py::test_moe_router[cuda-num_tokens65-*bf16",
+        "moe_batches.py::test_router_scores_do_not_depend_on_the_batch[cuda-130]",
+    ],
+    "add_rms_norm": ["norm.py::test_add_rms_norm[cuda-num_tokens5-"],
+    "rms_norm": [
+        "norm.py::test_rms_norm[cuda-num_tokens3-",
+        "norm.py::test_rms_norm[cuda-num_tokens7-",
+        "norm.py::test_rms_norm[cuda-num_tokens4-*bf16",
+    ],
+    "norm_rope_store": [
+        "qkv.py::test_norm_rope_store[cuda-num_tokens5-",
+        "qkv.py::test_norm_rope_store[cuda-num_tokens3-*bf16",
+        "qkv.py::test_e4m3_pages_hold_the_codes_of_the_stored_rows[cuda-num_tokens9-",
+        "qkv.py::test_e4m3_pages_hold_the_codes_of_the_stored_rows[cuda-num_tokens3-",
+    ],
+    "fp8_block_dequant": ["quant.py::test_fp8_block_dequant[cuda-rows5-"],
+    "rope": ["rope.py::test_rope[cuda-num_tokens7-", "rope.py::test_rope[cuda-num_tokens1-num_heads8-"],
+    "adjust_logits": ["sampling.py::test_adjust_logits[cuda-num_rows5-"],
+    "logprobs": ["sampling.py::test_logprobs[cuda-num_rows7-"],
+    "sample": [
+        "sampling.py::test_sample[cuda-num_rows3-vocab5003-(1.0, 40",
+        "sampling.py::test_sample[cuda-num_rows3-vocab5003-(0.5",
+        "sampling.py::test_rows_of_one_batch_have_their_own_settings[cuda]",
+    ],
+    "select_blocks": [
+        "selector.py::test_select_blocks[cuda-num_seqs3-*normal",
+        "attention_sm90.py::test_select_blocks[ragged-normal]",
+        "attention_sm90.py::test_select_blocks[mixed-normal]",
+        "pages_sm90.py::test_select_blocks[ragged-fp8-normal-True]",
+    ],
+}
+
+
+def chosen(only: Sequence[str]) -> list[str]:
+    """Beginnings of the cases whose op or test is named by one of ``only``; all if it names none."""
+    return [
+        case
+        for op, cases in SMALL.items()
+        for case in cases
+        if not only or any(word in op or word in case for word in only)
+    ]
+
+
+class Choose:
+    """A pytest plugin that keeps the tests that begin like ``cases``; a case without a test is an error."""
+
+    def __init__(self, cases: Sequence[str]) -> None:
+        self.patterns = {case: re.compile(re.escape(HERE + case).replace(r"\*", ".*")) for case in cases}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        missing = [
+            case for case, pattern in self.patterns.items() if not any(pattern.match(i.nodeid) for i in items)
+        ]
+        if missing:
+            raise pytest.UsageError(f"no test begins like {', '.join(missing)}")
+        kept = [item for item in items if any(p.match(item.nodeid) for p in self.patterns.values())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def files(cases: Sequence[str]) -> list[str]:
+    return sorted({HERE + case.split("::")[0] for case in cases})
+
+
+def run_tests(cases: Sequence[str]) -> int:
+    options = ["-q", "-p", "no:cacheprovider", "-m", "cuda", f"--rootdir={ROOT}", *files(cases)]
+    return int(pytest.main(options, plugins=[Choose(cases)]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    tools = ("memcheck", "racecheck", "initcheck", "synccheck")
+    parser.add_argument("--tool", nargs="+", choices=tools, default=["memcheck", "racecheck"])
+    parser.add_argument("--only", nargs="+", default=[], help="parts of names of ops or tests")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    if not chosen(args.only):
+        parser.error(f"--only: no op and no test is called like {' or '.join(args.only)}")
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        parser.error("compute-sanitizer is not on PATH; it is part of the CUDA toolkit")
+    failed = []
+    for tool in args.tool:
+        # Why not API errors: tests of faults and torch's own probing make some.
+        command = [sanitizer, "--tool", tool, "--kernel-name", "kns=mmx", "--report-api-errors", "no"]
+        command += ["--error-exitcode", "1", sys.executable, __file__]
+        env = os.environ | {CASES: "\n".join(chosen(args.only)), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        print(f"{tool}:", flush=True)
+        if subprocess.run(command, env=env, check=False).returncode:
+            failed.append(tool)
+    print(f"to be looked at: {', '.join(failed)}" if failed else "nothing found")
+    return len(failed) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_tests(os.environ[CASES].split("\n")) if CASES in os.environ else main())

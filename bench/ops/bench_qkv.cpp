@@ -35,6 +35,7 @@ MMX_BENCH(norm_rope_store) {
                                     .slot_mapping = order.as<int64_t>(),
                                     .k_scale = nullptr,
                                     .v_scale = nullptr,
+                                    .mean_squares = nullptr,
                                     .num_tokens = num_tokens,
                                     .num_heads = num_heads,
                                     .num_kv_heads = kv_heads,
@@ -59,5 +60,29 @@ MMX_BENCH(norm_rope_store) {
               {.bytes = 2.0 * static_cast<double>(qkv.bytes()) + static_cast<double>(cos_sin.bytes()),
                .out = &qkv},
               b.ops().norm_rope_store, p);
+    }
+}
+
+MMX_BENCH(qk_mean_squares) {
+    for (const bench::Case& c : b.cases("qkv", "qk_mean_squares")) {
+        const DType dtype = DType::kBF16;
+        const int64_t num_tokens = c["num_tokens"], num_heads = c["num_heads"], kv_heads = c["num_kv_heads"];
+        const int64_t head_dim = c["head_dim"], width = (num_heads + 2 * kv_heads) * head_dim;
+        const bench::Buffer qkv = b.randn(dtype, num_tokens * width),
+                            out = b.empty(DType::kF32, 2 * num_tokens);
+        Peers alone{};
+        alone.num_ranks = 1;
+        const QkMeanSquaresParams p{.out = out.as<float>(),
+                                    .qkv = qkv.as(),
+                                    .peers = alone,
+                                    .num_tokens = num_tokens,
+                                    .num_heads = num_heads,
+                                    .num_kv_heads = kv_heads,
+                                    .head_dim = head_dim,
+                                    .qkv_stride = width,
+                                    .num_parts = 2,
+                                    .dtype = dtype};
+        b.run("qk_mean_squares", c, dtype, {.bytes = static_cast<double>(qkv.bytes()), .out = &out},
+              b.ops().qk_mean_squares, p);
     }
 }

@@ -1,4 +1,6 @@
-#include "cpp/kernels/common.h"
+#include <vector>
+
+#include "cpp/kernels/peers.h"
 
 namespace mmx::cpu::MMX_CPU_ISA {
 
@@ -13,7 +15,68 @@ struct Heads {
     int64_t count;
 };
 
+/// The norm over a projection of which other ranks hold parts, by the mean square of all of them: those at
+/// mean_squares[2 * token].
+void norm_by(const NormRopeStoreParams& p, const Heads& heads, const void* weight,
+             const float* mean_squares) {
+    dispatch_float(p.dtype, [&](auto t) {
+        dispatch_float(p.weight_dtype, [&](auto w) {
+            const int64_t width = heads.count * p.head_dim;
+            const auto* gain = static_cast<const decltype(w)*>(weight);
+            const float shift = p.gemma ? 1.0f : 0.0f;
+            parallel_for(p.num_tokens, ceil_div(4096, width), [&](int64_t begin, int64_t end) {
+                for (int64_t token = begin; token < end; ++token) {
+                    auto* row = reinterpret_cast<decltype(t)*>(heads.data) + token * p.qkv_stride;
+                    const float inv_rms = 1.0f / std::sqrt(mean_squares[2 * token] + p.eps);
+                    for (int64_t i = 0; i < width; ++i)
+                        row[i] =
+                            from_float<decltype(t)>(to_float(row[i]) * inv_rms * (to_float(gain[i]) + shift));
+                }
+            });
+        });
+    });
+}
+
+/// Sum of squares in 16 fixed lanes, so that the order of additions is the same for every width of vector.
+template <class T>
+float sum_of_squares(const T* x, int64_t n) {
+    float lanes[16] = {}, sum = 0;
+    for (int64_t i = 0; i < n; ++i) lanes[i % 16] += to_float(x[i]) * to_float(x[i]);
+    for (const float lane : lanes) sum += lane;
+    return sum;
+}
+
 }  // namespace
+
+void qk_mean_squares(const QkMeanSquaresParams& p, Stream) {
+    const Peers& peers = p.peers;
+    const int64_t width[2] = {p.num_heads * p.head_dim, p.num_kv_heads * p.head_dim};
+    dispatch_float(p.dtype, [&](auto t) {
+        parallel_for(p.num_tokens, ceil_div(4096, width[0] + width[1]), [&](int64_t begin, int64_t end) {
+            for (int64_t token = begin; token < end; ++token) {
+                const auto* row = static_cast<const decltype(t)*>(p.qkv) + token * p.qkv_stride;
+                for (int i = 0; i < 2; ++i)
+                    p.out[2 * token + i] = sum_of_squares(row + i * width[0], width[i]) /
+                                           static_cast<float>(width[i] * p.num_parts);
+            }
+        });
+    });
+    if (peers.num_ranks == 1) return;
+    std::vector<uint32_t> epochs(p.num_tokens);
+    for (int64_t token = 0; token < p.num_tokens; ++token) {
+        epochs[token] = begin_exchange(peers, token);
+        send_row(peers, epochs[token], token, p.out + 2 * token, 2);
+    }
+    for (int64_t token = 0; token < p.num_tokens; ++token) {
+        float total[2] = {};
+        for (int64_t r = 0; r < peers.num_ranks; ++r) {
+            float part[2] = {p.out[2 * token], p.out[2 * token + 1]};
+            if (r != peers.rank) receive_row("qk_mean_squares", peers, epochs[token], r, token, part, 2);
+            for (int i = 0; i < 2; ++i) total[i] += part[i];
+        }
+        for (int i = 0; i < 2; ++i) p.out[2 * token + i] = total[i];
+    }
+}
 
 /// Why a sequence of the single ops: the rows stay in the cache between them, and the results are theirs.
 void norm_rope_store(const NormRopeStoreParams& p, Stream stream) {
@@ -45,8 +108,13 @@ void norm_rope_store(const NormRopeStoreParams& p, Stream stream) {
                   .weight_dtype = p.weight_dtype},
                  stream);
     };
-    norm(q, p.q_weight, p.norm_whole_projection);
-    norm(k, p.k_weight, p.norm_whole_projection);
+    if (p.mean_squares) {
+        norm_by(p, q, p.q_weight, p.mean_squares);
+        norm_by(p, k, p.k_weight, p.mean_squares + 1);
+    } else {
+        norm(q, p.q_weight, p.norm_whole_projection);
+        norm(k, p.k_weight, p.norm_whole_projection);
+    }
     norm(index_q, p.index_q_weight, false);
     norm(index_k, p.index_k_weight, false);
     rope({.out = p.qkv,

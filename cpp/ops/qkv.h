@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cpp/ops/backend.h"
+#include "cpp/ops/peers.h"
 
 namespace mmx::ops {
 
@@ -10,7 +10,7 @@ void norm_rope_store(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_c
                      const OptionalTensor& index_q_weight, const OptionalTensor& index_k_weight,
                      const Tensor& cos_sin, const Tensor& positions, const Tensor& slot_mapping,
                      int64_t num_heads, double eps, bool gemma, const OptionalTensor& k_scale,
-                     const OptionalTensor& v_scale) {
+                     const OptionalTensor& v_scale, const OptionalTensor& mean_squares) {
     Matcher m("norm_rope_store");
     m.shape("k_cache", k_cache, {"num_blocks", "num_kv_heads", "block_size", "head_dim"}, 3)
         .shape("v_cache", v_cache, {"num_blocks", "num_kv_heads", "block_size", "head_dim"}, 3)
@@ -45,6 +45,11 @@ void norm_rope_store(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_c
               ", got ", m["heads"]);
     m.shape("q_weight", q_weight, {whole ? num_heads * m["head_dim"] : m["head_dim"]})
         .shape("k_weight", k_weight, {whole ? m["num_kv_heads"] * m["head_dim"] : m["head_dim"]});
+    if (mean_squares) {
+        m.require(whole, "mean_squares belong to norms over the whole projection, got weights of one head");
+        m.shape("mean_squares", *mean_squares, {"num_tokens", 2}, 2);
+        m.same_dtype("mean_squares", *mean_squares, DType::kF32);
+    }
     const NormRopeStoreParams p{
         .qkv = ptr(qkv),
         .k_cache = ptr(k_cache),
@@ -59,6 +64,7 @@ void norm_rope_store(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_c
         .slot_mapping = ptr<int64_t>(slot_mapping),
         .k_scale = ptr<float>(k_scale),
         .v_scale = ptr<float>(v_scale),
+        .mean_squares = ptr<float>(mean_squares),
         .num_tokens = m["num_tokens"],
         .num_heads = num_heads,
         .num_kv_heads = m["num_kv_heads"],
@@ -83,6 +89,32 @@ void norm_rope_store(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_c
     };
     if (p.num_tokens == 0) return;
     B::enqueue(m.device_index(), &B::norm_rope_store, p);
+}
+
+template <class B>
+void qk_mean_squares(const Tensor& out, const Tensor& qkv, int64_t num_heads, int64_t num_kv_heads,
+                     int64_t num_parts, const std::vector<Tensor>& inboxes, const OptionalTensor& epochs,
+                     int64_t rank, double timeout) {
+    Matcher m("qk_mean_squares");
+    m.shape("qkv", qkv, {"num_tokens", "heads", "head_dim"}, 2).shape("out", out, {"num_tokens", 2}, 2);
+    m.same_dtype("out", out, DType::kF32);
+    m.require(num_heads > 0 && num_kv_heads > 0 && num_heads + num_kv_heads <= m["heads"], "qkv must have ",
+              num_heads, " + ", num_kv_heads, " heads or more, got ", m["heads"]);
+    m.require(num_parts > 0, "num_parts must be positive, got ", num_parts);
+    const QkMeanSquaresParams p{
+        .out = ptr<float>(out),
+        .qkv = ptr(qkv),
+        .peers = to_peers(m, inboxes, epochs, rank, timeout, m["num_tokens"], 2),
+        .num_tokens = m["num_tokens"],
+        .num_heads = num_heads,
+        .num_kv_heads = num_kv_heads,
+        .head_dim = m["head_dim"],
+        .qkv_stride = qkv.stride(0),
+        .num_parts = num_parts,
+        .dtype = m.dtype("qkv", qkv, kFloat),
+    };
+    if (p.num_tokens == 0) return;
+    B::enqueue(m.device_index(), &B::qk_mean_squares, p);
 }
 
 }  // namespace mmx::ops

@@ -2,6 +2,7 @@
 
 #include "cpp/ops/activation.h"
 #include "cpp/ops/attention.h"
+#include "cpp/ops/comm.h"
 #include "cpp/ops/embedding.h"
 #include "cpp/ops/fp8.h"
 #include "cpp/ops/gemm.h"

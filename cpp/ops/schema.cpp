@@ -8,6 +8,10 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     m.def(
         "add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, float eps, bool gemma) "
         "-> ()");
+    // comm: `inboxes` of all ranks, none for the only one
+    m.def(
+        "all_reduce_add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, "
+        "float eps, bool gemma, Tensor(c!)[] inboxes, Tensor(d!)? epochs, int rank, float timeout) -> ()");
     // rope
     m.def("rope(Tensor(a!) out, Tensor x, Tensor cos_sin, Tensor positions) -> ()");
     // kv_cache
@@ -20,7 +24,10 @@ STABLE_TORCH_LIBRARY(mmx, m) {
         "norm_rope_store(Tensor(a!) qkv, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!)? index_k_cache, "
         "Tensor q_weight, Tensor k_weight, Tensor? index_q_weight, Tensor? index_k_weight, Tensor cos_sin, "
         "Tensor positions, Tensor slot_mapping, int num_heads, float eps, bool gemma, Tensor? k_scale=None, "
-        "Tensor? v_scale=None) -> ()");
+        "Tensor? v_scale=None, Tensor? mean_squares=None) -> ()");
+    m.def(
+        "qk_mean_squares(Tensor(a!) out, Tensor qkv, int num_heads, int num_kv_heads, int num_parts, "
+        "Tensor(b!)[] inboxes, Tensor(c!)? epochs, int rank, float timeout) -> ()");
     // selector
     m.def(
         "select_blocks(Tensor(a!) block_ids, Tensor index_q, Tensor index_k_cache, Tensor block_table, "
@@ -66,6 +73,14 @@ STABLE_TORCH_LIBRARY(mmx, m) {
         "moe_plan_workspace(Tensor expert_offsets, Tensor sorted_rows, Tensor row_positions, Tensor "
         "topk_ids, "
         "int first_expert) -> int");
+    m.def(
+        "moe_router_plan(Tensor(a!) topk_ids, Tensor(b!) topk_weights, Tensor(c!) expert_offsets, "
+        "Tensor(d!) sorted_rows, Tensor(e!) row_positions, Tensor x, Tensor gate_weight, Tensor? bias, "
+        "Tensor(f!) workspace, float routed_scale, int first_expert, int num_shared) -> ()");
+    m.def(
+        "moe_router_plan_workspace(Tensor topk_ids, Tensor topk_weights, Tensor expert_offsets, "
+        "Tensor sorted_rows, Tensor row_positions, Tensor x, Tensor gate_weight, Tensor? bias, "
+        "float routed_scale, int first_expert, int num_shared) -> int");
     m.def(
         "moe_gate_up(Tensor(a!) out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor expert_offsets, "
         "Tensor sorted_rows, Tensor(b!) workspace, int activation, float alpha, float limit) -> ()");

@@ -3,7 +3,7 @@
 #include "cpp/core/math.h"
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
-#include "cuda/common/reduce.cuh"
+#include "cuda/common/row_sum.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 
@@ -18,15 +18,6 @@ constexpr int kMaxThreads = 1024;
 /// kMaxThreads runs give every thread one run, which stays in registers between the two passes; wider rows
 /// are read twice, the second time from the cache.
 enum class RowShape { kWarp, kBlock, kWide };
-
-__device__ __forceinline__ float row_sum(float x, RowShape shape) {
-    x = warp_sum(x);
-    if (shape == RowShape::kWarp) return x;
-    __shared__ float partial[kMaxThreads / 32];
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
-    __syncthreads();
-    return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? partial[threadIdx.x % 32] : 0.0f);
-}
 
 /// Why one body for both ops: the norm of a sum is the same norm, reading the residual stream's new value.
 template <class T, class W, RowShape kShape, bool kAdd>
@@ -70,7 +61,8 @@ __global__ void __launch_bounds__(kShape == RowShape::kWarp ? 256 : kMaxThreads)
 #pragma unroll
         for (int j = 0; j < kRun; ++j) squares += run[j] * run[j];
     });
-    const float inv_rms = rsqrtf(row_sum(squares, kShape) / static_cast<float>(p.hidden) + p.eps);
+    const float row_squares = kWarpRow ? warp_sum(squares) : row_sum(squares);
+    const float inv_rms = rsqrtf(row_squares / static_cast<float>(p.hidden) + p.eps);
     const float shift = p.gemma ? 1.0f : 0.0f;
     for_each_run([&](int64_t i, int64_t count) {
         if constexpr (kShape == RowShape::kWide) {

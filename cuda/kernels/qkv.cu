@@ -1,7 +1,8 @@
 #include "cpp/core/math.h"
 #include "cuda/common/chain.h"
+#include "cuda/common/peers.cuh"
 #include "cuda/common/ptx/grid.cuh"
-#include "cuda/common/reduce.cuh"
+#include "cuda/common/row_sum.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 
@@ -116,7 +117,10 @@ __global__ void __launch_bounds__(kThreads) norm_rope_store_128_kernel(NormRopeS
         for (int offset = kLanes / 2; offset > 0; offset /= 2)
             squares[h] += __shfl_xor_sync(0xFFFFFFFFu, squares[h], offset);
     }
-    if (p.norm_whole_projection) {
+    if (p.mean_squares) {
+        whole_q = p.mean_squares[2 * token] * kHeadDim;
+        whole_k = p.mean_squares[2 * token + 1] * kHeadDim;
+    } else if (p.norm_whole_projection) {
         // Heads are added up in an order that does not depend on the block's shape.
         __shared__ float head_squares[kMaxWholeHeads];
 #pragma unroll
@@ -182,7 +186,10 @@ __global__ void __launch_bounds__(kThreads) norm_rope_store_kernel(NormRopeStore
     const float* const cos = p.cos_sin + p.positions[token] * p.rotary_dim;
 
     float inv_rms_q = 0, inv_rms_k = 0;
-    if (p.norm_whole_projection) {
+    if (p.mean_squares) {
+        inv_rms_q = rsqrtf(p.mean_squares[2 * token] + p.eps);
+        inv_rms_k = rsqrtf(p.mean_squares[2 * token + 1] + p.eps);
+    } else if (p.norm_whole_projection) {
         float squares_q = 0, squares_k = 0;
         for (int64_t head = warp; head < heads.index_q; head += kWarps)
             for_each_run([&](int64_t i, int64_t count) {
@@ -255,6 +262,50 @@ __global__ void __launch_bounds__(kThreads) norm_rope_store_kernel(NormRopeStore
     }
 }
 
+constexpr int kSquareThreads = 512;
+
+/// A block per token; every thread has the sums of both parts.
+template <class T>
+__global__ void __launch_bounds__(kSquareThreads)
+    qk_mean_squares_kernel(QkMeanSquaresParams p, bool packable) {
+    const Peers& peers = p.peers;
+    const int64_t token = blockIdx.x, q_end = p.num_heads * p.head_dim;
+    const int64_t end = q_end + p.num_kv_heads * p.head_dim;
+    const T* const row = static_cast<const T*>(p.qkv) + token * p.qkv_stride;
+    ptx::let_successors_start();
+    ptx::wait_for_predecessors();
+    const uint32_t epoch = peers.num_ranks > 1 ? Peers::next(static_cast<uint32_t>(peers.epochs[token])) : 0;
+    float q = 0, k = 0;
+    // Why per element: a run may span the border of q and k.
+    for (int64_t i = threadIdx.x * kRun; i < end; i += kSquareThreads * kRun) {
+        float run[kRun];
+        load_run(run, row + i, end - i, packable);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) (i + j < q_end ? q : k) += run[j] * run[j];
+    }
+    q = block_sum<kSquareThreads>(q) / static_cast<float>(q_end * p.num_parts);
+    k = block_sum<kSquareThreads>(k) / static_cast<float>((end - q_end) * p.num_parts);
+    if (threadIdx.x != 0) return;
+    float total_q = q, total_k = k;
+    if (peers.num_ranks > 1) {
+        peers.epochs[token] = static_cast<int32_t>(epoch);
+        for (int r = 0; r < peers.num_ranks; ++r)
+            if (r != peers.rank)
+                send_pair(peers.inboxes[r] + peers.row(epoch, peers.rank, token), epoch, __float_as_uint(q),
+                          __float_as_uint(k));
+        total_q = total_k = 0;
+        for (int r = 0; r < peers.num_ranks; ++r) {
+            uint32_t part_q = __float_as_uint(q), part_k = __float_as_uint(k);
+            if (r != peers.rank)
+                receive_pair(peers.inboxes[peers.rank] + peers.row(epoch, r, token), epoch, peers.timeout_ns,
+                             part_q, part_k);
+            total_q += __uint_as_float(part_q);
+            total_k += __uint_as_float(part_k);
+        }
+    }
+    *reinterpret_cast<float2*>(p.out + 2 * token) = {total_q, total_k};
+}
+
 /// Whether every access may be a run of kN elements: addresses, and strides between rows.
 template <class T, class W, int kN>
 bool is_all_packable(const NormRopeStoreParams& p) {
@@ -278,9 +329,10 @@ void launch_128(const NormRopeStoreParams& p, int64_t heads, Stream stream) {
         LaunchChain{"norm_rope_store", grid, dim3(static_cast<unsigned>(threads)), 0, stream}(kernel, p);
     };
     // Few tokens: one head per lane group, for latency. Many: five, so that a block covers a token.
-    if (p.norm_whole_projection && p.num_tokens < 512)
+    const bool whole = p.norm_whole_projection && !p.mean_squares;
+    if (whole && p.num_tokens < 512)
         launch(norm_rope_store_128_kernel<T, W, 1024, 1>, 1024, kMaxWholeHeads);
-    else if (p.norm_whole_projection || p.num_tokens >= 512)
+    else if (whole || p.num_tokens >= 512)
         launch(norm_rope_store_128_kernel<T, W, 256, 5>, 256, 80);
     else
         launch(norm_rope_store_128_kernel<T, W, 128, 1>, 128, 8);
@@ -304,11 +356,20 @@ void norm_rope_store(const NormRopeStoreParams& p, Stream stream) {
                 LaunchChain{"norm_rope_store", grid, dim3(static_cast<unsigned>(threads)), smem_bytes,
                             stream}(kernel, p, packable);
             };
-            if (p.norm_whole_projection)
+            if (p.norm_whole_projection && !p.mean_squares)
                 launch(norm_rope_store_kernel<T, W, 1024>, 1024, 1);
             else
                 launch(norm_rope_store_kernel<T, W, 256>, 256, ceil_div(heads, 8));
         });
+    });
+}
+
+void qk_mean_squares(const QkMeanSquaresParams& p, Stream stream) {
+    dispatch_float(p.dtype, [&](auto t) {
+        using T = decltype(t);
+        const bool packable = is_packable<T, kRun>(p.qkv, {p.qkv_stride});
+        LaunchChain{"qk_mean_squares", dim3(static_cast<unsigned>(p.num_tokens)), dim3(kSquareThreads), 0,
+                    stream}(qk_mean_squares_kernel<T>, p, packable);
     });
 }
 

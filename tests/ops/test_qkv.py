@@ -10,6 +10,7 @@ from mmx import ops
 from mmx.ops import reference
 from mmx.ops.rope import rope_table
 from ops.compare import assert_close_to_truth, assert_equal
+from ops.ranks import Peers, connect, on_all_ranks
 
 DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.bfloat16, id="bf16")]
 MAX_POSITIONS, EPS = 300, 1e-6
@@ -108,6 +109,69 @@ def test_e4m3_pages_hold_the_codes_of_the_stored_rows(dims, index_pages, device,
         assert_equal(coded[3][blocks, offsets].float(), codes.float(), name="index_k_cache")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", load("qkv", "qk_mean_squares"))
+def test_qk_mean_squares(dims, dtype, device, rng):
+    """Of two ranks' heads: the same on both, and without inboxes a share of it."""
+    tokens, heads, kv_heads, width = (
+        dims[name] for name in ("num_tokens", "num_heads", "num_kv_heads", "head_dim")
+    )
+    shape = (tokens, heads + 2 * kv_heads + 1, width)
+    parts = [torch.randn(shape, generator=rng).to(dtype).to(device)[:, :-1] for _ in range(2)]
+    counts = (heads, kv_heads)
+    shares = [reference.qk_mean_squares(part.double(), *counts, 2) for part in parts]
+    for part, share in zip(parts, shares, strict=True):
+        assert_close_to_truth(ops.qk_mean_squares(part, *counts, 2), share, share.float())
+    peers = connect(2, tokens + 1, 4, device)
+    outs = [torch.empty(tokens, 2, device=device) for _ in parts]
+
+    def call(place: Peers, rank: int) -> None:
+        ops.qk_mean_squares(parts[rank], *counts, 2, *place, out=outs[rank])
+
+    for _ in range(3):
+        on_all_ranks(peers, call)
+    assert_equal(outs[1], outs[0])
+    truth = shares[0] + shares[1]
+    assert_close_to_truth(outs[0], truth, truth.float())
+
+
+def test_the_reference_exchanges_mean_squares(rng):
+    parts = [torch.randn(3, 5, 8, generator=rng) for _ in range(2)]
+    functions = (ops.qk_mean_squares, reference.qk_mean_squares)
+    results = on_all_ranks(
+        connect(2, 3, 2, torch.device("cpu")),
+        lambda place, rank: functions[rank](parts[rank], 2, 1, 2, *place),
+    )
+    assert_close_to_truth(results[0], results[1].double(), results[1])
+
+
+@pytest.mark.parametrize("gemma", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dims", [c for c in load("qkv", "norm_rope_store") if c.values[0]["whole"] and c.values[0]["num_tokens"]]
+)
+def test_norm_rope_store_by_given_mean_squares(dims, dtype, gemma, device, rng):
+    """Those of this rank's heads change nothing; others scale q and k."""
+    case = make(dims, dtype, gemma, device, rng)
+    given = case.to(dtype)
+    mean = ops.qk_mean_squares(given.args[0], dims["num_heads"], dims["num_kv_heads"], 1)
+    doubled = case.to(dtype)
+    truth = case.to(torch.float64)
+    ops.norm_rope_store(*given.args, mean_squares=mean)
+    ops.norm_rope_store(*doubled.args, mean_squares=4 * mean + 3 * EPS)
+    reference.norm_rope_store(*truth.args)
+    ops.norm_rope_store(*case.args)
+    heads = slice(0, dims["num_heads"])
+    assert_close_to_truth(given.args[0][:, heads], truth.args[0][:, heads], case.args[0][:, heads])
+    assert_close_to_truth(given.args[1], truth.args[1], case.args[1])
+    assert_close_to_truth(
+        2 * doubled.args[0][:, heads],
+        truth.args[0][:, heads],
+        case.args[0][:, heads],
+        name="by twice the root",
+    )
+
+
 def test_rows_do_not_depend_on_their_batch(device, rng):
     dims = {"num_tokens": 9, "num_heads": 6, "num_kv_heads": 2, "num_index_heads": 2, "head_dim": 128}
     dims |= {"rotary_dim": 64, "block_size": 16, "whole": 0}
@@ -137,9 +201,15 @@ def test_norm_rope_store_names_what_is_wrong(device, rng):
         "v_cache must be float32, got BFloat16|v_cache must be float32, got bfloat16",
         v_cache=args[2].bfloat16(),
     )
+    with pytest.raises(RuntimeError, match="mean_squares belong to norms over the whole projection"):
+        ops.norm_rope_store(*args, mean_squares=torch.zeros(2, 2, device=device))
+    with pytest.raises(RuntimeError, match=r"qk_mean_squares: qkv must have 6 \+ 1 heads or more, got 6"):
+        ops.qk_mean_squares(args[0], 6, 1, 1)
 
 
 def test_opcheck(device, rng):
     dims = {"num_tokens": 3, "num_heads": 2, "num_kv_heads": 1, "num_index_heads": 1, "head_dim": 8}
     case = make(dims | {"rotary_dim": 4, "block_size": 2, "whole": 0}, torch.float32, False, device, rng)
     torch.library.opcheck(torch.ops.mmx.norm_rope_store.default, (*case.args, None, None))
+    args = (torch.empty(3, 2, device=device), case.args[0], 2, 1, 1, [], None, 0, 0.0)
+    torch.library.opcheck(torch.ops.mmx.qk_mean_squares.default, args)

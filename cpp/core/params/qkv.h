@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpp/core/dtype.h"
+#include "cpp/core/params/comm.h"
 
 namespace mmx {
 
@@ -27,6 +28,8 @@ struct NormRopeStoreParams {
     const int64_t* slot_mapping;  // [num_tokens]
     const float* k_scale;         // [num_kv_heads], null = 1; only for e4m3 pages
     const float* v_scale;         // [num_kv_heads], null = 1
+    const float* mean_squares;    // [num_tokens, 2] of q and k for a norm over the whole projection, of which
+                                  // other ranks hold parts; null: of the heads that are here
     int64_t num_tokens, num_heads, num_kv_heads, num_index_heads, head_dim, rotary_dim, max_positions;
     int64_t num_blocks, block_size;
     int64_t qkv_stride;                                  // of a token; heads are packed
@@ -39,6 +42,19 @@ struct NormRopeStoreParams {
     DType weight_dtype;
     DType cache_dtype;        // of k_cache and v_cache: dtype or e4m3
     DType index_cache_dtype;  // of index_k_cache: dtype or e4m3
+};
+
+/// Mean squares of q and of k over all heads, of which each rank holds one of `num_parts` equally wide parts:
+/// sum of squares / (width of the part * num_parts), summed over the ranks in their order. One rank needs no
+/// inboxes: its own share is what it gets.
+struct QkMeanSquaresParams {
+    float* out;       // [num_tokens, 2]
+    const void* qkv;  // [num_tokens, heads, head_dim]: q | k | anything
+    Peers peers;      // rows of 2 words
+    int64_t num_tokens, num_heads, num_kv_heads, head_dim;
+    int64_t qkv_stride;  // of a token; heads are packed
+    int64_t num_parts;
+    DType dtype;  // of qkv
 };
 
 }  // namespace mmx

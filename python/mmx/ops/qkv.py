@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from mmx.ops import _lib  # noqa: F401
+import torch
 
 
 def norm_rope_store(
@@ -24,6 +24,7 @@ def norm_rope_store(
     gemma: bool,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    mean_squares: torch.Tensor | None = None,
 ) -> None:
     """``rms_norm`` and ``rope`` of q, k and the index heads, then ``kv_store`` and ``index_k_store``.
 
@@ -42,6 +43,8 @@ def norm_rope_store(
         num_heads: query heads.
         eps, gemma: as for ``rms_norm``.
         k_scale, v_scale: [num_kv_heads] f32 as for ``kv_store``.
+        mean_squares: [num_tokens, 2] f32 of ``qk_mean_squares``, where other ranks hold parts of a whole
+            projection; None: those of the heads that are here.
     """
     torch.ops.mmx.norm_rope_store(
         qkv,
@@ -60,4 +63,33 @@ def norm_rope_store(
         gemma,
         k_scale,
         v_scale,
+        *(() if mean_squares is None else (mean_squares,)),
     )
+
+
+def qk_mean_squares(
+    qkv: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    num_parts: int,
+    inboxes: Sequence[torch.Tensor] = (),
+    epochs: torch.Tensor | None = None,
+    rank: int = 0,
+    timeout: float = 0.0,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean squares of q and of k over all their heads, of which each rank holds one of ``num_parts`` equally
+    wide parts: sum of squares / (width of the part * num_parts), summed over the ranks in their order.
+
+    Args:
+        qkv: [num_tokens, heads, head_dim], f32 or bf16, heads q | k | any others; tokens may be strided.
+        inboxes, epochs, rank, timeout: as for ``all_reduce_add_rms_norm``; without inboxes the result is
+            this rank's share, still to be summed over the ranks.
+        out: [num_tokens, 2] f32.
+    """
+    out = torch.empty((qkv.shape[0], 2), dtype=torch.float32, device=qkv.device) if out is None else out
+    torch.ops.mmx.qk_mean_squares(
+        out, qkv, num_heads, num_kv_heads, num_parts, list(inboxes), epochs, rank, timeout
+    )
+    return out

@@ -10,6 +10,7 @@ import torch
 from mmx import LLM, SamplingParams
 from mmx.runner.graphs import graph_sizes
 from models.harness import all_logits, greedy, random_ids, tiny_runner
+from models.oracle_cases import CASES, Case
 from models.tiny import write_tiny_checkpoint
 
 
@@ -38,6 +39,17 @@ def test_fp32_gives_the_tokens_of_the_cpu(folder: Path) -> None:
     graphs = tiny_runner(folder, device="cuda", max_num_seqs=4)
     assert greedy(graphs, prompts, 64) == expected
     assert greedy(graphs, prompts, 64, chunk=7) == expected
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_oracle_models_give_the_tokens_of_the_cpu(case: Case, tmp_path: Path) -> None:
+    folder = case.write(tmp_path / "model")
+    prompts = [random_ids(case.num_prompt, seed=7), random_ids(9, seed=8)]
+    expected = greedy(tiny_runner(folder, dtype="float32"), prompts, 64)
+    assert (
+        greedy(tiny_runner(folder, dtype="float32", device="cuda", max_num_seqs=2), prompts, 64) == expected
+    )
 
 
 @pytest.mark.cuda

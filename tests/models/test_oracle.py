@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,36 +11,10 @@ pytest.importorskip("transformers")
 
 from models.harness import all_logits, greedy, random_ids, tiny_runner
 from models.oracle import load_oracle
+from models.oracle_cases import CASES, Case
 from models.tiny import write_tiny_checkpoint
 
 NUM_GREEDY = 256
-
-
-class Case(NamedTuple):
-    """A checkpoint and a prompt longer than topk x block of its sparse layers."""
-
-    family: str
-    variant: str
-    config_form: str
-    dtype: torch.dtype
-    num_prompt: int
-
-    def __str__(self) -> str:
-        return f"{self.family}-{self.variant}-{self.config_form}-{str(self.dtype).removeprefix('torch.')}"
-
-
-CASES = [
-    Case("m2", "base", "raw", torch.float32, 150),
-    Case("m2", "wide_heads", "normalised", torch.bfloat16, 150),
-    Case("m2", "experts", "raw", torch.bfloat16, 131),
-    Case("m3", "base", "raw", torch.float32, 150),
-    Case("m3", "wide_heads", "normalised", torch.float32, 150),
-    Case("m3", "experts", "raw", torch.bfloat16, 97),
-    Case("m3", "three_dense", "normalised", torch.bfloat16, 150),
-    Case("m3", "local_two", "raw", torch.float32, 150),
-    Case("m3", "multimodal", "raw", torch.bfloat16, 64),
-    Case("m3", "page128", "raw", torch.float32, 600),
-]
 
 
 @pytest.fixture(params=CASES, ids=str)
@@ -51,9 +24,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def folder(case: Case, tmp_path: Path) -> Path:
-    return write_tiny_checkpoint(
-        tmp_path / "model", case.family, case.dtype, 11, config_form=case.config_form, variant=case.variant
-    )
+    return case.write(tmp_path / "model")
 
 
 @torch.inference_mode()

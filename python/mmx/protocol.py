@@ -220,17 +220,38 @@ _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(From
 HEADER = struct.Struct("<I")
 
 
-def encode_frame(message: ToEngine | FromEngine) -> bytes:
+def encode_frame(message: msgspec.Struct) -> bytes:
     """The message as bytes on the wire, length header included."""
     payload = _encoder.encode(message)
     return HEADER.pack(len(payload)) + payload
 
 
-def decode_to_engine(payload: bytes | memoryview) -> ToEngine:
-    """Inverse of ``encode_frame`` without the header, on the engine's side."""
+class Frames:
+    """Cuts a stream of bytes into what ``encode_frame`` has made of each message, without the headers."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytearray]:
+        """The payloads that ``data`` completes."""
+        self._buffer += data
+        payloads, start = [], 0
+        while len(self._buffer) - start >= HEADER.size:
+            begin = start + HEADER.size
+            end = begin + HEADER.unpack_from(self._buffer, start)[0]
+            if len(self._buffer) < end:
+                break
+            payloads.append(self._buffer[begin:end])
+            start = end
+        del self._buffer[:start]
+        return payloads
+
+
+def decode_to_engine(payload: bytes | bytearray) -> ToEngine:
+    """A payload on the engine's side."""
     return _to_engine.decode(payload)
 
 
-def decode_from_engine(payload: bytes | memoryview) -> FromEngine:
-    """Inverse of ``encode_frame`` without the header, on the front end's side."""
+def decode_from_engine(payload: bytes | bytearray) -> FromEngine:
+    """A payload on the front end's side."""
     return _from_engine.decode(payload)

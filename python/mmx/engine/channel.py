@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 from typing import Protocol
 
-from mmx.protocol import HEADER, FromEngine, Shutdown, ToEngine, decode_to_engine, encode_frame
+from mmx.protocol import Frames, FromEngine, Shutdown, ToEngine, decode_to_engine, encode_frame
 
 RECEIVE_BYTES = 1 << 20
 
@@ -45,7 +45,7 @@ class SocketChannel:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
         self._sock = sock
-        self._buffer = bytearray()
+        self._frames = Frames()
         self._sending = threading.Lock()
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
@@ -59,8 +59,7 @@ class SocketChannel:
                 data = b""
             if not data:
                 return [Shutdown()]
-            self._buffer += data
-            messages = self._take_frames()
+            messages = [decode_to_engine(payload) for payload in self._frames.feed(data)]
         return messages
 
     def send(self, messages: Iterable[FromEngine]) -> None:
@@ -68,17 +67,3 @@ class SocketChannel:
         if frames:
             with self._sending:
                 self._sock.sendall(frames)
-
-    def _take_frames(self) -> list[ToEngine]:
-        messages = []
-        start, end = 0, len(self._buffer)
-        with memoryview(self._buffer) as view:
-            while end - start >= HEADER.size:
-                (length,) = HEADER.unpack_from(view, start)
-                payload = start + HEADER.size
-                if end - payload < length:
-                    break
-                messages.append(decode_to_engine(view[payload : payload + length]))
-                start = payload + length
-        del self._buffer[:start]
-        return messages

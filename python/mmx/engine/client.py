@@ -12,19 +12,16 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn, cast
 
-import msgspec
-
-import mmx
 from mmx.config import EngineConfig
+from mmx.engine.process import child_environment, command_of
 from mmx.protocol import (
-    HEADER,
     Abort,
     EngineDead,
     EngineStats,
     Failed,
+    Frames,
     FromEngine,
     Loading,
     Profile,
@@ -48,13 +45,9 @@ LAST_WORDS_SECONDS = 0.5
 
 def start_ranks(config: EngineConfig, runner: str = "model") -> NoReturn:
     """Become the process of the ranks that ``config.place`` names, for a rank 0 elsewhere."""
-    command = [
-        *(sys.executable, "-m", "mmx.engine.rank"),
-        *("--config", msgspec.json.encode(config).decode()),
-        *("--runner", RUNNERS.get(runner, runner)),
-    ]
     sys.stderr.flush()
-    os.execve(sys.executable, command, _environment())
+    command = command_of("mmx.engine.rank", config, RUNNERS.get(runner, runner))
+    os.execve(sys.executable, command, child_environment())
 
 
 class EngineDeadError(RuntimeError):
@@ -143,17 +136,12 @@ class EngineClient:
         with theirs:
             for sock in (ours, theirs):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-            command = [
-                *(sys.executable, "-m", "mmx.engine.worker"),
-                *("--fd", str(theirs.fileno())),
-                *("--config", msgspec.json.encode(config).decode()),
-                *("--runner", RUNNERS.get(runner, runner)),
-            ]
             process = await asyncio.create_subprocess_exec(
-                *command,
+                *command_of("mmx.engine.worker", config, RUNNERS.get(runner, runner)),
+                *("--fd", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env=_environment(),
+                env=child_environment(),
             )
         client = cls(process)
         loop = asyncio.get_running_loop()
@@ -308,31 +296,14 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, client: EngineClient) -> None:
         self._client = client
-        self._buffer = bytearray()
+        self._frames = Frames()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._client._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        start, end = 0, len(self._buffer)
-        with memoryview(self._buffer) as view:
-            while end - start >= HEADER.size:
-                (length,) = HEADER.unpack_from(view, start)
-                payload = start + HEADER.size
-                if end - payload < length:
-                    break
-                self._client._receive(decode_from_engine(view[payload : payload + length]))
-                start = payload + length
-        del self._buffer[:start]
+        for payload in self._frames.feed(data):
+            self._client._receive(decode_from_engine(payload))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._client._closed.set()
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with this very package first on the import path."""
-    package_parent = str(Path(mmx.__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = package_parent if not inherited else package_parent + os.pathsep + inherited
-    return {**os.environ, "PYTHONPATH": path}

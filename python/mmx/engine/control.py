@@ -12,7 +12,7 @@ import threading
 import msgspec
 
 from mmx.batch import SampledToken, ScheduledBatch
-from mmx.protocol import HEADER
+from mmx.protocol import Frames, encode_frame
 
 RECEIVE_BYTES = 1 << 20
 BEAT_SECONDS = 1.0
@@ -71,7 +71,6 @@ class Stop(Word, frozen=True, kw_only=True):
 
 AnyWord = Hello | Welcome | Refused | Step | Sampled | Beat | Gone | Stop
 
-_encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyWord] = msgspec.msgpack.Decoder(AnyWord)
 
 
@@ -81,11 +80,11 @@ class Line:
     def __init__(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
-        self._buffer = bytearray()
+        self._frames = Frames()
         self._lock = threading.Lock()
 
     def send(self, word: AnyWord) -> None:
-        self.send_frame(frame(word))
+        self.send_frame(encode_frame(word))
 
     def send_frame(self, data: bytes) -> None:
         with self._lock:
@@ -99,21 +98,4 @@ class Line:
             return None
         if not data:
             return None
-        self._buffer += data
-        words: list[AnyWord] = []
-        start = 0
-        while len(self._buffer) - start >= HEADER.size:
-            begin = start + HEADER.size
-            end = begin + HEADER.unpack_from(self._buffer, start)[0]
-            if len(self._buffer) < end:
-                break
-            words.append(_decoder.decode(self._buffer[begin:end]))
-            start = end
-        del self._buffer[:start]
-        return words
-
-
-def frame(word: AnyWord) -> bytes:
-    """The message as bytes on the wire."""
-    payload = _encoder.encode(word)
-    return HEADER.pack(len(payload)) + payload
+        return [_decoder.decode(payload) for payload in self._frames.feed(data)]

@@ -29,12 +29,12 @@ from mmx.engine.control import (
     Step,
     Stop,
     Welcome,
-    frame,
 )
 from mmx.engine.spawn import end_ranks, spawn_rank
 from mmx.errors import ConfigError, DeviceLostError, LaunchError
 from mmx.grammar.constraints import Mask, with_masks
 from mmx.layout import Layout
+from mmx.protocol import encode_frame
 
 log = logging.getLogger("mmx.engine")
 
@@ -196,7 +196,7 @@ class Leader:
         with self._news:
             self.step = batch.step
             self._began[batch.step] = time.monotonic()
-        data = frame(Step(batch=batch))
+        data = encode_frame(Step(batch=batch))
         for peer in self._peers.values():
             try:
                 peer.line.send_frame(data)

@@ -19,6 +19,7 @@ import msgspec
 from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig
 from mmx.errors import ConfigError
+from mmx.model_config import load_eos_token_ids
 from mmx.protocol import TokenLogprobs
 
 
@@ -84,7 +85,7 @@ def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -
     eos_token_ids: tuple[int, ...] = ()
     if (Path(name) / "config.json").is_file():
         fields.setdefault("vocab_size", _vocab_size(Path(name)))
-        eos_token_ids = _eos_token_ids(Path(name))
+        eos_token_ids = load_eos_token_ids(Path(name))
     if config.max_model_len is not None:
         fields["max_model_len"] = config.max_model_len
     try:
@@ -103,13 +104,3 @@ def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -
 def _vocab_size(folder: Path) -> int:
     config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
     return int(config.get("text_config", config)["vocab_size"])
-
-
-def _eos_token_ids(folder: Path) -> tuple[int, ...]:
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return ()
-    eos = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]).get("eos_token_id")
-    if eos is None:
-        return ()
-    return (eos,) if isinstance(eos, int) else tuple(eos)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
+import mmx
+from mmx import env
 from mmx.config import EngineConfig
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -25,6 +29,19 @@ def parse_arguments(prog: str, argv: Sequence[str] | None, *, fd: bool = False) 
     parser.add_argument("--config", type=_config, required=True)
     parser.add_argument("--runner", default=DEFAULT_RUNNER)
     return parser.parse_args(argv)
+
+
+def command_of(module: str, config: EngineConfig, runner: str) -> list[str]:
+    """The command of a process that reads ``parse_arguments``."""
+    settings = msgspec.json.encode(config).decode()
+    return [sys.executable, "-m", module, "--config", settings, "--runner", runner]
+
+
+def child_environment() -> dict[str, str]:
+    """Ours, with this very package first on the import path."""
+    inherited = env.environment()
+    parent = str(Path(mmx.__file__).resolve().parent.parent)
+    return {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, [parent, inherited.get("PYTHONPATH")]))}
 
 
 def _config(text: str) -> EngineConfig:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
-import mmx
-from mmx import env
 from mmx.config import EngineConfig
+from mmx.engine.process import child_environment, command_of
 
 
 def spawn_rank(
@@ -31,15 +28,8 @@ def spawn_rank(
         # Why: Linux ends children with the thread that started them.
         tied=threading.current_thread() is threading.main_thread(),
     )
-    command = [
-        *(sys.executable, "-m", "mmx.engine.rank"),
-        *("--config", msgspec.json.encode(msgspec.structs.replace(config, place=place)).decode()),
-        *("--runner", runner_module),
-    ]
-    parent = str(Path(mmx.__file__).resolve().parent.parent)
-    inherited = env.environment()
-    path = os.pathsep.join(filter(None, [parent, inherited.get("PYTHONPATH")]))
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**inherited, "PYTHONPATH": path})
+    command = command_of("mmx.engine.rank", msgspec.structs.replace(config, place=place), runner_module)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=child_environment())
 
 
 def end_ranks(children: Sequence[subprocess.Popen[bytes]], grace: float) -> None:

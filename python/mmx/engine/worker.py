@@ -17,6 +17,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mmx.config import EngineConfig
 from mmx.engine.channel import SocketChannel
@@ -64,34 +65,26 @@ def _serve(config: EngineConfig, runner_module: str, channel: SocketChannel) -> 
     def progress(phase: str, fraction: float) -> None:
         channel.send([Loading(phase=phase, progress=fraction)])
 
-    progress("import", 0.0)
-    if config.parallel.world_size > 1:
-        return _serve_ranks(config, runner_module, channel)
-    runner = importlib.import_module(runner_module).build_runner(config, progress)
-    engine = Engine(config, runner, channel)
-    channel.send([engine.ready()])
-    engine.run()
-    return 0
-
-
-def _serve_ranks(config: EngineConfig, runner_module: str, channel: SocketChannel) -> int:
-    """The same as rank 0 of several."""
-    from mmx.engine.leader import Lost
-    from mmx.engine.ranked import lead_ranks
-
-    def on_lost(lost: Lost) -> None:
+    def on_lost(lost: Exception) -> None:
         # Why at once: the main thread may wait for ever in a collective that one rank will not join.
-        _tell(channel, lost, lost.exit_code)
-        os._exit(lost.exit_code)
+        code = exit_code_of(lost)
+        _tell(channel, lost, code)
+        os._exit(code)
 
-    def progress(phase: str, fraction: float) -> None:
-        channel.send([Loading(phase=phase, progress=fraction)])
+    progress("import", 0.0)
+    runner: Any
+    if config.parallel.world_size > 1:
+        # Why here: runners without a model do not wait for torch.
+        from mmx.engine.ranked import lead_ranks
 
-    runner = lead_ranks(config, runner_module, progress, on_lost)
+        runner = lead_ranks(config, runner_module, progress, on_lost)
+    else:
+        runner = importlib.import_module(runner_module).build_runner(config, progress)
     engine = Engine(config, runner, channel)
     channel.send([engine.ready()])
     engine.run()
-    runner.close()
+    if config.parallel.world_size > 1:
+        runner.close()
     return 0
 
 

@@ -44,7 +44,7 @@ def answers(folder: Path) -> list[tuple[object, ...]]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:.*Overriding a previously registered kernel")
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
 @pytest.mark.parametrize(("family", "num_ops"), [("m2", 12), ("m3", 14)])
 def test_references_serve_the_tokens_of_the_kernels(
     family: str, num_ops: int, tmp_path: Path, request: pytest.FixtureRequest

@@ -60,6 +60,40 @@ struct Plan {
     }
 };
 
+/// Rows, a router's weights and room for its choice; the workspace is left to the op.
+struct Router {
+    Buffer x, gate_weight, bias, ids, weights;
+    MoeRouterParams params;
+
+    Router(Bench& b, const Case& c, DType dtype)
+        : x(b.randn(dtype, c["num_tokens"] * c["hidden"])),
+          gate_weight(b.randn(DType::kF32, c["num_experts"] * c["hidden"], 0.02f)),
+          bias(b.randn(DType::kF32, c["num_experts"])),
+          ids(b.empty(DType::kI32, c["num_tokens"] * c["topk"])),
+          weights(b.empty(DType::kF32, c["num_tokens"] * c["topk"])),
+          params{.topk_ids = ids.as<int32_t>(),
+                 .topk_weights = weights.as<float>(),
+                 .x = x.as(),
+                 .gate_weight = gate_weight.as<float>(),
+                 .bias = bias.as<float>(),
+                 .workspace = nullptr,
+                 .workspace_bytes = 0,
+                 .num_tokens = c["num_tokens"],
+                 .hidden = c["hidden"],
+                 .num_experts = c["num_experts"],
+                 .topk = c["topk"],
+                 .num_shared = 0,
+                 .x_stride = c["hidden"],
+                 .routed_scale = 2.0f,
+                 .dtype = dtype} {}
+
+    bench::Work work() const {
+        return {.bytes = static_cast<double>(x.bytes() + gate_weight.bytes()),
+                .flops = 2.0 * static_cast<double>(params.num_tokens * params.hidden * params.num_experts),
+                .out = &ids};
+    }
+};
+
 struct WeightKind {
     DType dtype, weight_dtype;
 };
@@ -76,33 +110,25 @@ Buffer scales(Bench& b, int64_t num_experts, int64_t n, int64_t k) {
 MMX_BENCH(moe_router) {
     for (const Case& c : b.cases("moe", "moe_router"))
         for (const DType dtype : {DType::kF32, DType::kBF16}) {
-            const int64_t num_tokens = c["num_tokens"], hidden = c["hidden"], num_experts = c["num_experts"];
-            const Buffer x = b.randn(dtype, num_tokens * hidden), bias = b.randn(DType::kF32, num_experts);
-            const Buffer gate_weight = b.randn(DType::kF32, num_experts * hidden, 0.02f);
-            const Buffer ids = b.empty(DType::kI32, num_tokens * c["topk"]);
-            const Buffer weights = b.empty(DType::kF32, num_tokens * c["topk"]);
-            MoeRouterParams p{.topk_ids = ids.as<int32_t>(),
-                              .topk_weights = weights.as<float>(),
-                              .x = x.as(),
-                              .gate_weight = gate_weight.as<float>(),
-                              .bias = bias.as<float>(),
-                              .workspace = nullptr,
-                              .workspace_bytes = 0,
-                              .num_tokens = num_tokens,
-                              .hidden = hidden,
-                              .num_experts = num_experts,
-                              .topk = c["topk"],
-                              .x_stride = hidden,
-                              .routed_scale = 2.0f,
-                              .dtype = dtype};
-            p.workspace_bytes = b.ops().moe_router_workspace(p);
-            const Buffer workspace = scratch(b, p.workspace_bytes);
-            p.workspace = workspace.as();
-            b.run("moe_router", c, dtype,
-                  {.bytes = static_cast<double>(x.bytes() + gate_weight.bytes()),
-                   .flops = 2.0 * static_cast<double>(num_tokens * hidden * num_experts),
-                   .out = &ids},
-                  b.ops().moe_router, p);
+            Router router(b, c, dtype);
+            router.params.workspace_bytes = b.ops().moe_router_workspace(router.params);
+            const Buffer workspace = scratch(b, router.params.workspace_bytes);
+            router.params.workspace = workspace.as();
+            b.run("moe_router", c, dtype, router.work(), b.ops().moe_router, router.params);
+        }
+}
+
+MMX_BENCH(moe_router_plan) {
+    for (const Case& c : b.cases("moe", "moe_router_plan"))
+        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+            const Router router(b, c, dtype);
+            const Plan plan(b, c);
+            MoeRouterPlanParams p{.router = router.params, .plan = plan.params};
+            p.plan.topk_ids = p.router.topk_ids;
+            p.router.workspace_bytes = b.ops().moe_router_plan_workspace(p);
+            const Buffer workspace = scratch(b, p.router.workspace_bytes);
+            p.router.workspace = workspace.as();
+            b.run("moe_router_plan", c, dtype, router.work(), b.ops().moe_router_plan, p);
         }
 }
 

@@ -1,5 +1,6 @@
 #include <limits>
 
+#include "cpp/kernels/launchers.h"
 #include "cpp/kernels/row_gemm.h"
 
 namespace mmx::cpu::MMX_CPU_ISA {
@@ -48,16 +49,26 @@ void moe_router(const MoeRouterParams& p, Stream) {
     parallel_for(p.num_tokens, 64, [&](int64_t begin, int64_t end) {
         const std::unique_ptr<float[]> best(new float[static_cast<size_t>(p.topk)]);
         for (int64_t token = begin; token < end; ++token) {
-            int32_t* ids = p.topk_ids + token * p.topk;
+            int32_t* ids = p.topk_ids + token * (p.topk + p.num_shared);
+            float* weights = p.topk_weights + token * (p.topk + p.num_shared);
             const float* scores = s.get() + token * stride;
             choose(ids, scores, p.bias, p.num_experts, p.topk, best.get());
             float total = 0;
             for (int64_t k = 0; k < p.topk; ++k) total += scores[ids[k]];
             // Scores so low that all of them are 0 in fp32: the experts add nothing rather than 0 / 0.
             for (int64_t k = 0; k < p.topk; ++k)
-                p.topk_weights[token * p.topk + k] = total == 0 ? 0 : p.routed_scale * scores[ids[k]] / total;
+                weights[k] = total == 0 ? 0 : p.routed_scale * scores[ids[k]] / total;
+            for (int64_t i = 0; i < p.num_shared; ++i) {
+                ids[p.topk + i] = static_cast<int32_t>(p.num_experts + i);
+                weights[p.topk + i] = 1.0f;
+            }
         }
     });
+}
+
+void moe_router_plan(const MoeRouterPlanParams& p, Stream stream) {
+    if (p.router.num_tokens > 0) moe_router(p.router, stream);
+    moe_plan(p.plan, stream);
 }
 
 }  // namespace mmx::cpu::MMX_CPU_ISA

@@ -8,7 +8,8 @@ namespace mmx::ops {
 
 inline MoeRouterParams moe_router_params(Matcher& m, const Tensor& topk_ids, const Tensor& topk_weights,
                                          const Tensor& x, const Tensor& gate_weight,
-                                         const OptionalTensor& bias, double routed_scale) {
+                                         const OptionalTensor& bias, double routed_scale,
+                                         int64_t num_shared = 0) {
     m.shape("x", x, {"num_tokens", "hidden"})
         .shape("gate_weight", gate_weight, {"num_experts", "hidden"}, 2)
         .shape("topk_ids", topk_ids, {"num_tokens", "topk"}, 2)
@@ -20,8 +21,11 @@ inline MoeRouterParams moe_router_params(Matcher& m, const Tensor& topk_ids, con
     m.same_dtype("gate_weight", gate_weight, DType::kF32);
     m.same_dtype("topk_ids", topk_ids, DType::kI32);
     m.same_dtype("topk_weights", topk_weights, DType::kF32);
-    m.require(m["topk"] >= 1 && m["topk"] <= m["num_experts"],
-              "topk must be between 1 and num_experts=", m["num_experts"], ", got ", m["topk"]);
+    const int64_t topk = m["topk"] - num_shared;
+    m.require(num_shared >= 0, "num_shared must be at least 0, got ", num_shared);
+    m.require(topk >= 1 && topk <= m["num_experts"],
+              "topk must be between 1 and num_experts=", m["num_experts"], " beside num_shared=", num_shared,
+              ", got ", topk);
     return {
         .topk_ids = ptr<int32_t>(topk_ids),
         .topk_weights = ptr<float>(topk_weights),
@@ -33,7 +37,8 @@ inline MoeRouterParams moe_router_params(Matcher& m, const Tensor& topk_ids, con
         .num_tokens = m["num_tokens"],
         .hidden = m["hidden"],
         .num_experts = m["num_experts"],
-        .topk = m["topk"],
+        .topk = topk,
+        .num_shared = num_shared,
         .x_stride = x.stride(0),
         .routed_scale = static_cast<float>(routed_scale),
         .dtype = m.dtype("x", x, kFloat),
@@ -103,6 +108,44 @@ void moe_plan(const Tensor& expert_offsets, const Tensor& sorted_rows, const Ten
     MoePlanParams p = moe_plan_params(m, expert_offsets, sorted_rows, row_positions, topk_ids, first_expert);
     set_workspace(m, p, workspace, B::moe_plan_workspace(p));
     B::enqueue(m.device_index(), &B::moe_plan, p);
+}
+
+inline MoeRouterPlanParams moe_router_plan_params(Matcher& m, const Tensor& topk_ids,
+                                                  const Tensor& topk_weights, const Tensor& expert_offsets,
+                                                  const Tensor& sorted_rows, const Tensor& row_positions,
+                                                  const Tensor& x, const Tensor& gate_weight,
+                                                  const OptionalTensor& bias, double routed_scale,
+                                                  int64_t first_expert, int64_t num_shared) {
+    const MoeRouterParams router =
+        moe_router_params(m, topk_ids, topk_weights, x, gate_weight, bias, routed_scale, num_shared);
+    return {.router = router,
+            .plan = moe_plan_params(m, expert_offsets, sorted_rows, row_positions, topk_ids, first_expert)};
+}
+
+template <class B>
+int64_t moe_router_plan_workspace(const Tensor& topk_ids, const Tensor& topk_weights,
+                                  const Tensor& expert_offsets, const Tensor& sorted_rows,
+                                  const Tensor& row_positions, const Tensor& x, const Tensor& gate_weight,
+                                  const OptionalTensor& bias, double routed_scale, int64_t first_expert,
+                                  int64_t num_shared) {
+    Matcher m("moe_router_plan");
+    return B::moe_router_plan_workspace(moe_router_plan_params(m, topk_ids, topk_weights, expert_offsets,
+                                                               sorted_rows, row_positions, x, gate_weight,
+                                                               bias, routed_scale, first_expert, num_shared));
+}
+
+/// Runs for zero tokens as well: expert_offsets must be zeroed.
+template <class B>
+void moe_router_plan(const Tensor& topk_ids, const Tensor& topk_weights, const Tensor& expert_offsets,
+                     const Tensor& sorted_rows, const Tensor& row_positions, const Tensor& x,
+                     const Tensor& gate_weight, const OptionalTensor& bias, const Tensor& workspace,
+                     double routed_scale, int64_t first_expert, int64_t num_shared) {
+    Matcher m("moe_router_plan");
+    MoeRouterPlanParams p =
+        moe_router_plan_params(m, topk_ids, topk_weights, expert_offsets, sorted_rows, row_positions, x,
+                               gate_weight, bias, routed_scale, first_expert, num_shared);
+    set_workspace(m, p.router, workspace, B::moe_router_plan_workspace(p));
+    B::enqueue(m.device_index(), &B::moe_router_plan, p);
 }
 
 inline void check_expert_weight(Matcher& m, DType dtype, const Tensor& weight,

@@ -13,6 +13,7 @@ constexpr int kPlanThreads = 1024;
 constexpr int kRowsPerThread = 4;
 constexpr int kThreads = 256;
 constexpr int kRun = 8;
+constexpr int kRowsAtOnce = 4;  // of one token, in its sum
 
 /// Exclusive prefix sum of x over the block and, in `total`, its sum. Ends with a barrier behind the last
 /// read.
@@ -70,27 +71,58 @@ __global__ void __launch_bounds__(kPlanThreads) moe_plan_kernel(MoePlanParams p)
     if (threadIdx.x == 0 && expert == p.num_local_experts - 1) p.expert_offsets[expert + 1] = position;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) moe_combine_kernel(MoeCombineParams p, bool packable) {
+/// A run as it lies in memory, so that several loads are on their way before the first is looked at.
+template <class T, bool kPackable>
+struct Run {
+    Pack<T, kRun> pack;
+    float values[kRun];
+
+    __device__ __forceinline__ void load(const T* from, int64_t count) {
+        if constexpr (kPackable)
+            pack = *reinterpret_cast<const Pack<T, kRun>*>(from);
+        else
+            load_run(values, from, count, false);
+    }
+    __device__ __forceinline__ float operator[](int i) const {
+        return kPackable ? to_float(pack.v[i]) : values[i];
+    }
+};
+
+template <class T, bool kPackable>
+__global__ void __launch_bounds__(kThreads) moe_combine_kernel(MoeCombineParams p) {
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
     const int64_t token = blockIdx.x;
     const int64_t i = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
     if (i >= p.hidden) return;
-    float sum[kRun] = {}, x[kRun];
-    for (int64_t row = token * p.topk; row < (token + 1) * p.topk; ++row) {
-        const int64_t position = p.row_positions[row];
-        if (position < 0) continue;
-        load_run(x, static_cast<const T*>(p.x) + position * p.hidden + i, p.hidden - i, packable);
+    float sum[kRun] = {};
+    Run<T, kPackable> shared, rows[kRowsAtOnce];
+    if (p.shared) shared.load(static_cast<const T*>(p.shared) + token * p.shared_stride + i, p.hidden - i);
+    const int64_t end = (token + 1) * p.topk;
+    for (int64_t first = token * p.topk; first < end; first += kRowsAtOnce) {
+        int64_t position[kRowsAtOnce];
+        float weight[kRowsAtOnce];
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) sum[j] = fmaf(p.topk_weights[row], x[j], sum[j]);
-    }
-    if (p.shared) {
-        load_run(x, static_cast<const T*>(p.shared) + token * p.shared_stride + i, p.hidden - i, packable);
+        for (int r = 0; r < kRowsAtOnce; ++r) {
+            const int64_t row = min(first + r, end - 1);
+            position[r] = p.row_positions[row];
+            weight[r] = p.topk_weights[row];
+        }
+        // Why the first row instead of none: loads without branches between them. It is not used.
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) sum[j] += x[j];
+        for (int r = 0; r < kRowsAtOnce; ++r)
+            rows[r].load(static_cast<const T*>(p.x) + max(position[r], int64_t{0}) * p.hidden + i,
+                         p.hidden - i);
+#pragma unroll
+        for (int r = 0; r < kRowsAtOnce; ++r)
+            if (position[r] >= 0 && first + r < end)
+#pragma unroll
+                for (int j = 0; j < kRun; ++j) sum[j] = fmaf(weight[r], rows[r][j], sum[j]);
     }
-    store_run(static_cast<T*>(p.out) + token * p.out_stride + i, sum, p.hidden - i, packable);
+    if (p.shared)
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) sum[j] += shared[j];
+    store_run(static_cast<T*>(p.out) + token * p.out_stride + i, sum, p.hidden - i, kPackable);
 }
 
 }  // namespace
@@ -110,7 +142,11 @@ void moe_combine(const MoeCombineParams& p, Stream stream) {
                               is_packable<T, kRun>(p.shared, {p.shared_stride});
         const dim3 grid(static_cast<unsigned>(p.num_tokens),
                         static_cast<unsigned>(ceil_div(p.hidden, kThreads * kRun)));
-        LaunchChain{"moe_combine", grid, kThreads, 0, stream}(moe_combine_kernel<T>, p, packable);
+        const LaunchChain launch{"moe_combine", grid, kThreads, 0, stream};
+        if (packable)
+            launch(moe_combine_kernel<T, true>, p);
+        else
+            launch(moe_combine_kernel<T, false>, p);
     });
 }
 

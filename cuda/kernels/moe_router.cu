@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(kWarps * 32) router_choose_kernel(MoeRouterPar
     const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
     if (token >= p.num_tokens) return;
     const float* s = scores + token * p.num_experts;
-    float* weights = p.topk_weights + token * p.topk;
+    const int64_t first = token * (p.topk + p.num_shared);
+    float* weights = p.topk_weights + first;
     Rank last{INFINITY, -1};
     float total = 0;
     for (int64_t k = 0; k < p.topk; ++k) {
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kWarps * 32) router_choose_kernel(MoeRouterPar
         best = warp_first(best);
         total += s[best.id];
         if (lane == 0) {
-            p.topk_ids[token * p.topk + k] = best.id;
+            p.topk_ids[first + k] = best.id;
             weights[k] = s[best.id];
         }
         last = best;
@@ -87,6 +88,14 @@ __global__ void __launch_bounds__(kWarps * 32) router_choose_kernel(MoeRouterPar
     // Scores so low that all of them are 0 in fp32: the experts add nothing rather than 0 / 0.
     for (int64_t k = lane; k < p.topk; k += 32)
         weights[k] = total == 0 ? 0.0f : p.routed_scale * weights[k] / total;
+    for (int64_t i = lane; i < p.num_shared; i += 32) {
+        p.topk_ids[first + p.topk + i] = static_cast<int32_t>(p.num_experts + i);
+        weights[p.topk + i] = 1.0f;
+    }
+}
+
+bool runs_on_tensor_cores(const MoeRouterParams& p) {
+    return sm90_router_fits(p) && is_aligned16(p.x) && is_aligned16(p.gate_weight);
 }
 
 template <class T, int kTokens, int kExperts>
@@ -106,9 +115,14 @@ int64_t moe_router_workspace(const MoeRouterParams& p) {
     return sm90_router_fits(p) ? std::max(scores, make_router_plan(p).total) : scores;
 }
 
+int64_t moe_router_plan_workspace(const MoeRouterPlanParams& p) { return moe_router_workspace(p.router); }
+
 void moe_router(const MoeRouterParams& p, Stream stream) {
-    if (sm90_router_fits(p) && is_aligned16(p.x) && is_aligned16(p.gate_weight))
-        return sm90::moe_router(p, stream);
+    if (runs_on_tensor_cores(p)) {
+        const RouterPlan plan = make_router_plan(p);
+        sm90::router_sums(p, plan, stream);
+        return sm90::router_choose(p, sm90::router_sums_of(p, plan), plan.num_sums, stream);
+    }
     float* scores = static_cast<float*>(p.workspace);
     dispatch_float(p.dtype, [&](auto t) {
         using T = decltype(t);
@@ -119,6 +133,17 @@ void moe_router(const MoeRouterParams& p, Stream stream) {
     });
     const dim3 grid(static_cast<unsigned>(ceil_div(p.num_tokens, kWarps)));
     Launch{"moe_router", grid, kWarps * 32, 0, stream}(router_choose_kernel, p, scores);
+}
+
+void moe_router_plan(const MoeRouterPlanParams& p, Stream stream) {
+    const bool any = p.router.num_tokens > 0;
+    if (any && runs_on_tensor_cores(p.router) && router_plans(p.router, p.plan)) {
+        const RouterPlan plan = make_router_plan(p.router);
+        sm90::router_sums(p.router, plan, stream);
+        return sm90::router_choose_plan(p.router, p.plan, sm90::router_sums_of(p.router, plan), stream);
+    }
+    if (any) moe_router(p.router, stream);
+    moe_plan(p.plan, stream);
 }
 
 }  // namespace mmx::cuda

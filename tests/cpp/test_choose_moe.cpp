@@ -99,14 +99,24 @@ void test_router_plan() {
             const RouterPlan plan = make_router_plan(router_params(tokens, experts));
             EXPECT(kRouterSplits % plan.blocks == 0 && plan.blocks >= 2);
             // A block writes every sum of its own, unless it takes exactly half of them.
-            EXPECT(plan.num_sums == (plan.blocks == 2 ? 2 : kRouterSplits));
+            EXPECT(plan.num_sums == (plan.few || plan.blocks == 2 ? 2 : kRouterSplits));
             EXPECT(plan.columns == 128 || plan.columns >= tokens);
             EXPECT(plan.cluster == 1 || plan.columns == 128);
-            EXPECT(plan.sums % 256 == 0 && plan.sums >= 3 * experts * 6144 * 2);
+            EXPECT(plan.few == (tokens <= kRouterFewTokens));
+            EXPECT(plan.sums % 256 == 0 && plan.sums >= (plan.few ? 0 : 3 * experts * 6144 * 2));
             EXPECT(plan.total == plan.sums + plan.num_sums * tokens * experts * 4);
         }
     EXPECT(make_router_plan(router_params(8192, 128)).blocks == 2);
     EXPECT(make_router_plan(router_params(1, 128)).blocks == kRouterSplits);
+    MoePlanParams plan{};
+    plan.num_tokens = 8, plan.topk = 4, plan.num_local_experts = 128;
+    EXPECT(router_plans(router_params(8, 128), plan));
+    EXPECT(!router_plans(router_params(kRouterPlanTokens + 1, 128), plan));
+    plan.num_local_experts = kRouterPlanExperts;
+    EXPECT(!router_plans(router_params(8, 128), plan));
+    MoeRouterParams wide = router_params(1, 128);
+    wide.hidden = 64 * kRouterFewChunks * kRouterSplits + 64;
+    EXPECT(!make_router_plan(wide).few);
 }
 
 }  // namespace

@@ -133,6 +133,41 @@ def test_moe_plan_is_stable_and_leaves_the_tail_alone(device):
     assert positions.tolist() == [3, 0, 1, -1, -1, 4, 2, 5]
 
 
+@pytest.mark.parametrize("num_shared", [0, 1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", load("moe", "moe_router_plan"))
+def test_moe_router_plan(dims, dtype, num_shared, device, rng):
+    num_experts, topk, first = dims["num_experts"], dims["topk"], dims["first_expert"]
+    x = randn(rng, dims["num_tokens"], dims["hidden"], dtype=dtype).to(device)
+    gate_weight = (randn(rng, num_experts, dims["hidden"]) * dims["hidden"] ** -0.5).to(device)
+    router = (gate_weight, (0.3 * randn(rng, num_experts)).to(device))
+    local = dims["num_local_experts"] + num_shared
+    ids, weights, *plan = ops.moe_router_plan(
+        strided(x), *router, topk + num_shared, SCALE, first, local, num_shared
+    )
+    alone = ops.moe_router(x, *router, topk, SCALE)
+    assert_equal(ids[:, :topk], alone[0], name="topk_ids")
+    assert_equal(weights[:, :topk], alone[1], name="topk_weights")
+    shared = torch.arange(num_experts, num_experts + num_shared, dtype=torch.int32)
+    assert_equal(ids[:, topk:], shared.expand(x.shape[0], -1), name="shared ids")
+    assert (weights[:, topk:] == 1).all()
+    expected = reference.moe_plan(ids, first, local)
+    num_local = int(expected[0][-1])
+    for name, one, other in zip(("offsets", "rows", "positions"), plan, expected, strict=True):
+        count = num_local if name == "rows" else None
+        assert_equal(one[:count], other[:count], name=name)
+    truth = reference.moe_router_plan(x, *router, topk + num_shared, SCALE, first, local, num_shared)
+    assert [t.shape for t in truth] == [t.shape for t in (ids, weights, *plan)]
+
+
+def test_moe_router_plan_names_what_is_wrong(device):
+    x, gate_weight = torch.zeros(2, 8, device=device), torch.zeros(4, 8, device=device)
+    with pytest.raises(
+        RuntimeError, match="moe_router_plan: topk must be between 1 and num_experts=4 beside"
+    ):
+        ops.moe_router_plan(x, gate_weight, None, 2, 1.0, 0, 6, 2)
+
+
 # Grouped GEMMs
 
 

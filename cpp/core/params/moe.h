@@ -9,16 +9,17 @@ namespace mmx {
 
 /// Router: s = sigmoid(x . gate_weight^T) in fp32; the `topk` experts with the largest s + bias (ties: lower
 /// id), best first; topk_weights = routed_scale * s / (sum of the chosen s), or 0 where that sum is 0. A NaN
-/// ranks as -inf, so the ids of a broken token are valid and distinct and its weights NaN.
+/// ranks as -inf, so the ids of a broken token are valid and distinct and its weights NaN. Every token goes
+/// to the shared experts num_experts, num_experts + 1, ... too, with weight 1, in the columns behind.
 struct MoeRouterParams {
-    int32_t* topk_ids;         // [num_tokens, topk]
-    float* topk_weights;       // [num_tokens, topk]
+    int32_t* topk_ids;         // [num_tokens, topk + num_shared]
+    float* topk_weights;       // [num_tokens, topk + num_shared]
     const void* x;             // [num_tokens, hidden]
     const float* gate_weight;  // [num_experts, hidden]
     const float* bias;         // [num_experts] or null
     void* workspace;           // [workspace_bytes] scratch, or null when workspace_bytes is 0
     int64_t workspace_bytes;
-    int64_t num_tokens, hidden, num_experts, topk;
+    int64_t num_tokens, hidden, num_experts, topk, num_shared;
     int64_t x_stride;
     float routed_scale;
     DType dtype;  // of x
@@ -35,6 +36,13 @@ struct MoePlanParams {
     void* workspace;          // [workspace_bytes] scratch, or null when workspace_bytes is 0
     int64_t workspace_bytes;
     int64_t num_tokens, topk, first_expert, num_local_experts;
+};
+
+/// Both in turn: the plan is made of the router's ids, its topk counts shared experts too. The workspace is
+/// the router's.
+struct MoeRouterPlanParams {
+    MoeRouterParams router;
+    MoePlanParams plan;
 };
 
 /// Rows of both grouped GEMMs are in plan order: D[m, n] = A[m, k] . B[e, n, k]^T for the rows m of expert e,

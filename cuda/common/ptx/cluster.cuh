@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-/// Blocks of one cluster: their barrier and stores into each other's shared memory.
+/// Blocks of one cluster: their barrier, loads from and stores into each other's shared memory.
 namespace mmx::cuda::ptx {
 
 /// Every thread of every block; what a thread wrote to shared memory before is visible to all behind the
@@ -19,6 +19,12 @@ __device__ __forceinline__ uint32_t cluster_address(uint32_t smem_address, int r
     uint32_t address;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem_address), "r"(rank));
     return address;
+}
+
+__device__ __forceinline__ float load_remote(uint32_t address) {
+    float x;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
+    return x;
 }
 
 /// Stores that complete on a barrier of the block that receives them; both are cluster addresses.

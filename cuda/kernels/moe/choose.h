@@ -72,11 +72,18 @@ inline constexpr int kRouterSplits = 16;
 inline constexpr int64_t kRouterExperts = 128;  // of one thread block
 inline constexpr int64_t kRouterMaxExperts = 256;
 
+/// Of few tokens a thread block holds all that its sums need: kRouterFewExperts x 1 / kRouterSplits of k.
+inline constexpr int64_t kRouterFewExperts = 64, kRouterFewTokens = 128;
+inline constexpr int kRouterFewChunks = 6;  // of 64 of k
+/// Of fewer still, one thread block chooses and plans.
+inline constexpr int64_t kRouterPlanTokens = 32, kRouterPlanRows = 512, kRouterPlanExperts = 512;
+
 struct RouterPlan {
     int columns;    // tokens of one thread block: 8, 16, 32, 64 or 128
     int blocks;     // that share the sums over k: kRouterSplits, or half as many and so on down to 2
     int num_sums;   // of each token and expert in the workspace: kRouterSplits or 2
     int cluster;    // blocks that share each weight tile
+    bool few;       // the kernel for few tokens runs; columns and blocks say nothing
     int64_t sums;   // bytes in the workspace before the sums
     int64_t total;  // bytes
 };
@@ -88,15 +95,22 @@ inline bool sm90_router_fits(const MoeRouterParams& p) {
 
 inline RouterPlan make_router_plan(const MoeRouterParams& p) {
     constexpr int64_t kWantedBlocks = 120;
-    RouterPlan plan{8, kRouterSplits, kRouterSplits, 1, 0, 0};
+    RouterPlan plan{8, kRouterSplits, kRouterSplits, 1, false, 0, 0};
     while (plan.columns < 128 && plan.columns < p.num_tokens) plan.columns *= 2;
     const int64_t tiles = ceil_div(p.num_tokens, plan.columns) * ceil_div(p.num_experts, kRouterExperts);
     while (plan.blocks > 2 && tiles * plan.blocks / 2 >= kWantedBlocks) plan.blocks /= 2;
-    if (plan.blocks == 2) plan.num_sums = 2;
+    plan.few = p.num_tokens <= kRouterFewTokens && p.hidden <= 64 * kRouterFewChunks * kRouterSplits;
+    if (plan.few || plan.blocks == 2) plan.num_sums = 2;
     if (p.num_tokens > 4 * 128) plan.cluster = 2;
-    plan.sums = align_up(3 * p.num_experts * p.hidden * 2, 256);
+    plan.sums = plan.few ? 0 : align_up(3 * p.num_experts * p.hidden * 2, 256);
     plan.total = plan.sums + plan.num_sums * p.num_tokens * p.num_experts * 4;
     return plan;
+}
+
+/// Whether choice and plan share a thread block. Offsets are one more than experts.
+inline bool router_plans(const MoeRouterParams& p, const MoePlanParams& plan) {
+    return sm90_router_fits(p) && make_router_plan(p).few && p.num_tokens <= kRouterPlanTokens &&
+           plan.num_tokens * plan.topk <= kRouterPlanRows && plan.num_local_experts < kRouterPlanExperts;
 }
 
 }  // namespace mmx::cuda

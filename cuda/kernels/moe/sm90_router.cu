@@ -1,30 +1,24 @@
 #include "cuda/common/chain.h"
-#include "cuda/common/gated_act.cuh"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/multicast.cuh"
 #include "cuda/common/ptx/wgmma_n.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/common/types.cuh"
 #include "cuda/kernels/moe/choose.h"
-#include "cuda/kernels/moe/rank.cuh"
 #include "cuda/kernels/moe/sm90.h"
+#include "cuda/kernels/moe/split_weight.cuh"
 
 namespace mmx::cuda::sm90 {
 
 namespace {
 
-// An fp32 weight is the sum of three bf16 numbers, and a product of two bf16 numbers is exact in fp32: three
-// passes of the tensor cores give the fp32 gate.
-
-constexpr int kParts = 3, kChunk = 64, kStages = 3;
+constexpr int kParts = kRouterParts, kChunk = 64, kStages = 3;
 constexpr int kGroups = static_cast<int>(kRouterExperts) / 64;
 constexpr int kBoxBytes = 64 * 128, kWeightBytes = kGroups * kParts * kBoxBytes;
-constexpr int kSplitThreads = 256, kScoreThreads = kGroups * 128 + 32, kChooseWarps = 4;
-constexpr int kPerLane = static_cast<int>(kRouterMaxExperts) / 32;
+constexpr int kSplitThreads = 256, kScoreThreads = kGroups * 128 + 32;
 static_assert(kRouterSplits % 2 == 0);
 
-/// parts[i] of every weight: the upper 16 bits of what the parts before it leave over, which is never more
-/// than 24 significant bits in all.
+/// parts[i] of every weight.
 __global__ void __launch_bounds__(kSplitThreads)
     split_weight_kernel(const float* weight, bf16* parts, int64_t count) {
     ptx::wait_for_predecessors();
@@ -33,15 +27,8 @@ __global__ void __launch_bounds__(kSplitThreads)
     if (i >= count) return;
     float4 rest = *reinterpret_cast<const float4*>(weight + i);
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-        const auto upper = [](float x) { return __float_as_uint(x) & 0xFFFF0000u; };
-        const uint32_t a = upper(rest.x), b = upper(rest.y), c = upper(rest.z), d = upper(rest.w);
-        *reinterpret_cast<uint2*>(parts + part * count + i) = make_uint2(a >> 16 | b, c >> 16 | d);
-        rest.x -= __uint_as_float(a);
-        rest.y -= __uint_as_float(b);
-        rest.z -= __uint_as_float(c);
-        rest.w -= __uint_as_float(d);
-    }
+    for (int part = 0; part < kParts; ++part)
+        *reinterpret_cast<uint2*>(parts + part * count + i) = take_upper_bits(rest);
 }
 
 template <int kColumns>
@@ -167,59 +154,6 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
     if constexpr (kCluster > 1) ptx::cluster_sync();
 }
 
-/// One warp per token: scores from the sums, then the best expert behind the last chosen one, `topk` times.
-__global__ void __launch_bounds__(kChooseWarps * 32)
-    router_choose_kernel(const __grid_constant__ MoeRouterParams p, const float* sums, int num_sums) {
-    ptx::wait_for_predecessors();
-    ptx::let_successors_start();
-    const int lane_idx = static_cast<int>(threadIdx.x) % 32;
-    const int64_t token = static_cast<int64_t>(blockIdx.x) * kChooseWarps + threadIdx.x / 32;
-    if (token >= p.num_tokens) return;
-    const int num_experts = static_cast<int>(p.num_experts);
-    const int64_t step = p.num_tokens * p.num_experts;
-    float score[kPerLane];
-    Rank rank[kPerLane];
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-        const int e = i * 32 + lane_idx;
-        rank[i] = {-INFINITY, num_experts + e};
-        if (e >= num_experts) continue;
-        const float* sum = sums + token * p.num_experts + e;
-        float half[2] = {};
-#pragma unroll
-        for (int h = 0; h < 2; ++h)
-            for (int s = 0; s < num_sums / 2; ++s) half[h] += sum[(h * num_sums / 2 + s) * step];
-        score[i] = sigmoid(half[0] + half[1]);
-        rank[i] = Rank::of(p.bias ? score[i] + p.bias[e] : score[i], e);
-    }
-    float* weights = p.topk_weights + token * p.topk;
-    float total = 0;
-    for (int64_t k = 0; k < p.topk; ++k) {
-        Rank mine = rank[0];
-#pragma unroll
-        for (int i = 1; i < kPerLane; ++i)
-            if (rank[i].before(mine)) mine = rank[i];
-        const Rank best = warp_first(mine);
-        float chosen = 0;
-#pragma unroll
-        for (int i = 0; i < kPerLane; ++i)
-            if (rank[i].id == best.id) {
-                chosen = score[i];
-                rank[i] = {-INFINITY, 2 * static_cast<int>(kRouterMaxExperts)};
-            }
-        chosen = __shfl_sync(0xFFFFFFFFu, chosen, best.id % 32);
-        total += chosen;
-        if (lane_idx == 0) {
-            p.topk_ids[token * p.topk + k] = best.id;
-            weights[k] = chosen;
-        }
-    }
-    __syncwarp();
-    // Scores so low that all of them are 0 in fp32: the experts add nothing rather than 0 / 0.
-    for (int64_t k = lane_idx; k < p.topk; k += 32)
-        weights[k] = total == 0 ? 0.0f : p.routed_scale * weights[k] / total;
-}
-
 template <int kColumns, int kCluster>
 void launch_sums(const MoeRouterParams& p, const RouterPlan& plan, const bf16* parts, float* sums,
                  Stream stream) {
@@ -240,10 +174,10 @@ void launch_sums(const MoeRouterParams& p, const RouterPlan& plan, const bf16* p
 
 }  // namespace
 
-void moe_router(const MoeRouterParams& p, Stream stream) {
-    const RouterPlan plan = make_router_plan(p);
+void router_sums(const MoeRouterParams& p, const RouterPlan& plan, Stream stream) {
     bf16* parts = static_cast<bf16*>(p.workspace);
-    float* sums = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + plan.sums);
+    float* sums = router_sums_of(p, plan);
+    if (plan.few) return router_sums_few(p, sums, stream);
     const int64_t count = p.num_experts * p.hidden;
     const dim3 split_grid(static_cast<unsigned>(ceil_div(count, 4 * kSplitThreads)));
     LaunchChain{"moe_router", split_grid, kSplitThreads, 0, stream}(split_weight_kernel, p.gate_weight, parts,
@@ -260,9 +194,6 @@ void moe_router(const MoeRouterParams& p, Stream stream) {
         launch_sums<64, 1>(p, plan, parts, sums, stream);
     else
         launch_sums<128, 1>(p, plan, parts, sums, stream);
-    const dim3 choose_grid(static_cast<unsigned>(ceil_div(p.num_tokens, kChooseWarps)));
-    LaunchChain{"moe_router", choose_grid, kChooseWarps * 32, 0, stream}(router_choose_kernel, p, sums,
-                                                                         plan.num_sums);
 }
 
 }  // namespace mmx::cuda::sm90

@@ -52,7 +52,32 @@ class Experts(nn.Module):
         self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, shared: torch.Tensor | None
     ) -> torch.Tensor:
         """Weighted sum of those chosen experts that are here plus ``shared``: [num_tokens, hidden]."""
-        offsets, sorted_rows, row_positions = ops.moe_plan(topk_ids, self.first_expert, self.down.shape[0])
+        plan = ops.moe_plan(topk_ids, self.first_expert, self.down.shape[0])
+        return self.compute(x, topk_weights, *plan, shared)
+
+    def route(self, x: torch.Tensor, router: Router, shared: torch.Tensor | None) -> torch.Tensor:
+        """The same with the choice of ``router``, which is planned as it is made."""
+        _, topk_weights, *plan = ops.moe_router_plan(
+            x,
+            router.weight,
+            router.bias,
+            router.topk,
+            router.routed_scale,
+            self.first_expert,
+            self.down.shape[0],
+        )
+        return self.compute(x, topk_weights, *plan, shared)
+
+    def compute(
+        self,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        offsets: torch.Tensor,
+        sorted_rows: torch.Tensor,
+        row_positions: torch.Tensor,
+        shared: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The same with a plan."""
         if self.gate_up_scale is not None and self.down_scale is not None:
             codes, scale = ops.fp8_quantize(x)
             inner, inner_scale = ops.fp8_moe_gate_up(
@@ -85,12 +110,12 @@ class Moe(nn.Module):
         them."""
         shared = None if self.shared is None else self.shared(x)
         if self.spread.size == 1:
-            return self.experts(x, *self.gate(x), shared)
+            return self.experts.route(x, self.gate, shared)
         if self.exchange is not None:
             ids, weights = self.gate(x)
             output = self.exchange(x, ids, weights, partial(self.experts, shared=None))
         else:
             tokens = self.spread.gather_tokens(x, batch.token_counts)
-            routed = self.experts(tokens, *self.gate(tokens), None)
+            routed = self.experts.route(tokens, self.gate, None)
             output = self.spread.scatter_tokens(routed, batch.token_counts)
         return output if shared is None else output + shared

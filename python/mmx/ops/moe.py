@@ -48,12 +48,33 @@ def moe_plan(
         [num_tokens * topk] int32, ``token * topk + k`` of each sorted row (undefined beyond the last offset);
         row_positions [num_tokens * topk] int32, its inverse, -1 for left-out rows.
     """
-    num_rows = topk_ids.numel()
-    expert_offsets = torch.empty(num_local_experts + 1, dtype=torch.int32, device=topk_ids.device)
-    sorted_rows = torch.empty(num_rows, dtype=torch.int32, device=topk_ids.device)
-    row_positions = torch.empty(num_rows, dtype=torch.int32, device=topk_ids.device)
-    call("moe_plan", (expert_offsets, sorted_rows, row_positions, topk_ids), first_expert)
-    return expert_offsets, sorted_rows, row_positions
+    plan = _plan_of(topk_ids, num_local_experts)
+    call("moe_plan", (*plan, topk_ids), first_expert)
+    return plan
+
+
+def moe_router_plan(
+    x: torch.Tensor,
+    gate_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    topk: int,
+    routed_scale: float,
+    first_expert: int,
+    num_local_experts: int,
+    num_shared: int = 0,
+) -> tuple[torch.Tensor, ...]:
+    """``moe_router``, then ``moe_plan`` of its choice. Behind the experts of the router come ``num_shared``
+    that every token goes to with weight 1; ``topk`` and ``num_local_experts`` count them too.
+
+    Returns:
+        topk_ids and topk_weights [num_tokens, topk], the shared experts last; expert_offsets, sorted_rows,
+        row_positions.
+    """
+    topk_ids = torch.empty((x.shape[0], topk), dtype=torch.int32, device=x.device)
+    topk_weights = torch.empty((x.shape[0], topk), dtype=torch.float32, device=x.device)
+    outputs = (topk_ids, topk_weights, *_plan_of(topk_ids, num_local_experts))
+    call("moe_router_plan", (*outputs, x, gate_weight, bias), routed_scale, first_expert, num_shared)
+    return outputs
 
 
 def moe_gate_up(
@@ -126,3 +147,15 @@ def moe_combine(
         out = torch.empty((topk_weights.shape[0], x.shape[1]), dtype=x.dtype, device=x.device)
     torch.ops.mmx.moe_combine(out, x, row_positions, topk_weights, shared)
     return out
+
+
+def _plan_of(
+    topk_ids: torch.Tensor, num_local_experts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Room for expert_offsets, sorted_rows and row_positions."""
+    num_rows = topk_ids.numel()
+    return (
+        topk_ids.new_empty(num_local_experts + 1),
+        topk_ids.new_empty(num_rows),
+        topk_ids.new_empty(num_rows),
+    )

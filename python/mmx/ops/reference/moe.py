@@ -37,6 +37,23 @@ def moe_plan(
     return expert_offsets.int(), sorted_rows.int(), row_positions.int()
 
 
+def moe_router_plan(
+    x: torch.Tensor,
+    gate_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    topk: int,
+    routed_scale: float,
+    first_expert: int,
+    num_local_experts: int,
+    num_shared: int = 0,
+) -> tuple[torch.Tensor, ...]:
+    ids, weights = moe_router(x, gate_weight, bias, topk - num_shared, routed_scale)
+    shared = torch.arange(num_shared, dtype=ids.dtype, device=ids.device) + gate_weight.shape[0]
+    ids = torch.cat([ids, shared.expand(ids.shape[0], -1)], 1)
+    weights = torch.nn.functional.pad(weights, (0, num_shared), value=1.0)
+    return ids, weights, *moe_plan(ids, first_expert, num_local_experts)
+
+
 def moe_gate_up(
     x: torch.Tensor,
     weight: torch.Tensor,

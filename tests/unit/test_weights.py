@@ -238,13 +238,13 @@ def refused(folder: Path, message: str) -> None:
 
 def test_truncated_shard(folder: Path) -> None:
     os.truncate(folder / LAST, (folder / LAST).stat().st_size - 5)
-    refused(folder, rf"{LAST} is truncated: its tensors need \d+ bytes, the file has \d+")
+    refused(folder, rf"{LAST} \(\d+ bytes\) is truncated or no safetensors file: .* not fully covered")
 
 
 @pytest.mark.parametrize("size", [0, 4, 8, 100])
 def test_shard_truncated_in_its_header(size: int, folder: Path) -> None:
     os.truncate(folder / FIRST, size)
-    refused(folder, f"{FIRST} is truncated: its header does not fit into its {size} bytes")
+    refused(folder, rf"{FIRST} \({size} bytes\) is truncated or no safetensors file: .* header")
 
 
 def test_lfs_pointer(folder: Path) -> None:
@@ -327,17 +327,20 @@ def header_of(**changes: Any) -> bytes:
     return json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}).encode()
 
 
+BROKEN = r"model.safetensors \(\d+ bytes\) is truncated or no safetensors file: \w+"
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (b"not json at all", "the header is not that of a safetensors file"),
-        (b'{"a": 1}', "the header is not that of a safetensors file"),
-        (header_of(shape="x"), "the header is not that of a safetensors file"),
-        (header_of(dtype="F4"), "tensor a has dtype F4, expected one of F64, F32"),
-        (header_of(data_offsets=[0, 4]), r"tensor a of shape \[2\] and dtype F32 needs 8 bytes, .* 0 to 4"),
-        (header_of(data_offsets=[-8, 0]), "needs 8 bytes, its header gives it -8 to 0"),
-        (header_of(shape=[-2]), r"tensor a of shape \[-2\]"),
-        (header_of(data_offsets=[8, 16]), "truncated: its tensors need"),
+        (b"not json at all", BROKEN),
+        (b'{"a": 1}', BROKEN),
+        (header_of(shape="x"), BROKEN),
+        (header_of(dtype="F8_E8M0", shape=[8]), "tensor a has dtype F8_E8M0, expected one of F64, F32"),
+        (header_of(data_offsets=[0, 4]), BROKEN),
+        (header_of(data_offsets=[-8, 0]), BROKEN),
+        (header_of(shape=[-2]), BROKEN),
+        (header_of(data_offsets=[8, 16]), BROKEN),
     ],
 )
 def test_broken_header(header: bytes, message: str, tmp_path: Path) -> None:

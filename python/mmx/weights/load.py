@@ -60,17 +60,17 @@ def load_weights(
         )
     _check_filled(table, parameters)
     sizes = {name: checkpoint.entry(found[name]) for name in table}
-    total = sum(entry.end - entry.begin for entry in sizes.values()) or 1
+    total = sum(entry.num_bytes for entry in sizes.values()) or 1
     jobs: list[Job] = []
     # Why sorted: files are read from front to back.
-    for name in sorted(table, key=lambda name: (sizes[name].file, sizes[name].begin)):
+    for name in sorted(table, key=lambda name: (sizes[name].file, sizes[name].place)):
         piece = table[name]
         target = _target(parameters, piece)
         reader = _read_mxfp8 if config.mxfp8 and name + MXFP8_SUFFIX in found else _read
         if (kind := kinds.get(name, FLOAT)) != FLOAT:
             reader = partial(read_int8, kind)
         read = partial(reader, checkpoint, found, name, piece, target.dtype)
-        jobs.append((target, read, sizes[name].end - sizes[name].begin))
+        jobs.append((target, read, sizes[name].num_bytes))
         if target.dtype == torch.float8_e4m3fn:
             blocks = _blocks_of(piece)
             jobs.append(
@@ -116,9 +116,7 @@ def _read(
         raise WeightsError(f"{where} has a scale and must be F8_E4M3, got {entry.dtype}")
     if dtype == torch.float8_e4m3fn:
         return _cut(checkpoint.read(found[name]), piece)
-    rows, cols = (
-        _blocks(span, size) for span, size in zip((piece.rows, piece.cols), piece.shape, strict=True)
-    )
+    rows, cols = _blocks(piece)
     quantised = checkpoint.read(found[name])[rows.begin : rows.end, cols.begin : cols.end]
     scales = _read_scale(checkpoint, found, name, piece)
     values = ops.fp8_block_dequant(quantised.contiguous(), scales.contiguous(), dtype)
@@ -152,17 +150,13 @@ def _read_scale(checkpoint: Checkpoint, found: dict[str, str], name: str, piece:
             f"tensor {name + SCALE_SUFFIX} in {scale.file} must be F32 of shape {list(expected)}, "
             f"got {scale.dtype} of {list(scale.shape)}"
         )
-    rows, cols = (
-        _blocks(span, size) for span, size in zip((piece.rows, piece.cols), piece.shape, strict=True)
-    )
+    rows, cols = _blocks(piece)
     return checkpoint.read(found[name + SCALE_SUFFIX])[rows.first : rows.last, cols.first : cols.last]
 
 
 def _blocks_of(piece: Piece) -> Piece:
     """The piece whose elements are the scale blocks of ``piece``; a parameter that is e4m3 cuts none."""
-    rows, cols = (
-        _blocks(span, size) for span, size in zip((piece.rows, piece.cols), piece.shape, strict=True)
-    )
+    rows, cols = _blocks(piece)
     return Piece(
         piece.parameter + "_scale",
         (rows.last - rows.first, cols.last - cols.first),
@@ -190,11 +184,16 @@ class _Blocks(NamedTuple):
     inside: slice
 
 
-def _blocks(span: tuple[int, int] | None, size: int) -> _Blocks:
-    begin, end = span or (0, size)
-    first, last = begin // FP8_BLOCK, -(-end // FP8_BLOCK)
-    start = first * FP8_BLOCK
-    return _Blocks(first, last, start, min(last * FP8_BLOCK, size), slice(begin - start, end - start))
+def _blocks(piece: Piece) -> list[_Blocks]:
+    """Of its rows and of its columns."""
+    found = []
+    for span, size in zip((piece.rows, piece.cols), piece.shape, strict=True):
+        begin, end = span or (0, size)
+        first, last = begin // FP8_BLOCK, -(-end // FP8_BLOCK)
+        start = first * FP8_BLOCK
+        inside = slice(begin - start, end - start)
+        found.append(_Blocks(first, last, start, min(last * FP8_BLOCK, size), inside))
+    return found
 
 
 def _check_filled(table: dict[str, Piece], parameters: Mapping[str, torch.Tensor]) -> None:

@@ -1,26 +1,20 @@
-"""Reads safetensors checkpoints: index, headers checked against the files, tensors as views of mapped files.
-
-Layout of a file: a little-endian u64 with the length of a JSON header, the header (name -> dtype, shape,
-offsets into what follows), the tensors' bytes.
-"""
+"""Reads safetensors checkpoints: which file holds which tensor, tensors as views of mapped files."""
 
 from __future__ import annotations
 
 import math
-import mmap
-import struct
 from collections.abc import KeysView
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import torch
+from safetensors import SafetensorError, safe_open
 
 from mmx.errors import WeightsError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-_LENGTH = struct.Struct("<Q")
 _LFS_MAGIC = b"version https://git-lfs"
 _DTYPES = {
     "F64": torch.float64,
@@ -39,13 +33,16 @@ _DTYPES = {
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies: bytes ``begin .. end`` of the file."""
+    """One tensor; ``place`` counts the tensors of its file from the front."""
 
     file: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    place: int
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Checkpoint:
@@ -54,7 +51,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._maps: dict[str, mmap.mmap] = {}
+        self._files: dict[str, Any] = {}
         self._entries: dict[str, Entry] = {}
         self._unlisted: dict[str, str] = {}
         if (folder / INDEX_NAME).is_file():
@@ -72,12 +69,8 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor on the CPU, as a view of the mapped file."""
-        entry = self._entries[name]
-        count = math.prod(entry.shape)
-        if count == 0:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        data = torch.frombuffer(self._maps[entry.file], dtype=entry.dtype, count=count, offset=entry.begin)
-        return data.view(entry.shape)
+        tensor: torch.Tensor = self._files[self._entries[name].file].get_tensor(name)
+        return tensor
 
     def whereabouts(self, name: str) -> str:
         """For the message about a missing tensor: the file that holds it although the index does not say."""
@@ -103,55 +96,27 @@ class Checkpoint:
         path = self.folder / name
         if Path(name).name != name or not path.is_file():
             raise WeightsError(f"{name} is missing in {self.folder}")
-        size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(_LENGTH.size)
-            if head + file.read(len(_LFS_MAGIC) - len(head)) == _LFS_MAGIC:
+            if file.read(len(_LFS_MAGIC)) == _LFS_MAGIC:
                 raise WeightsError(
                     f"{name} is a Git LFS pointer, not the tensors: fetch it with `git lfs pull`"
                 )
-            header_length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
-            data_begin = _LENGTH.size + header_length
-            if size < data_begin or header_length < 2:
-                raise WeightsError(f"{name} is truncated: its header does not fit into its {size} bytes")
-            file.seek(_LENGTH.size)
-            header = file.read(header_length)
-            # Why a private map: torch wants memory it may write to; nothing writes, no page is copied.
-            self._maps[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         try:
-            raw = msgspec.json.decode(header, type=dict[str, dict[str, Any]])
-            raw.pop("__metadata__", None)
-            tensors = msgspec.convert(raw, type=dict[str, _HeaderEntry])
-        except msgspec.DecodeError as error:
-            raise WeightsError(f"{name}: the header is not that of a safetensors file: {error}") from None
-        entries = {key: _entry(name, key, tensor, data_begin) for key, tensor in tensors.items()}
-        end = max((entry.end for entry in entries.values()), default=data_begin)
-        if size < end:
-            raise WeightsError(f"{name} is truncated: its tensors need {end} bytes, the file has {size}")
+            tensors: Any = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            text = f"{name} ({path.stat().st_size} bytes) is truncated or no safetensors file: {error}"
+            raise WeightsError(text) from None
+        self._files[name] = tensors
+        entries = {}
+        for place, key in enumerate(tensors.offset_keys()):
+            part = tensors.get_slice(key)
+            kind: str = part.get_dtype()
+            if kind not in _DTYPES:
+                expected = ", ".join(_DTYPES)
+                raise WeightsError(f"{name}: tensor {key} has dtype {kind}, expected one of {expected}")
+            entries[key] = Entry(name, _DTYPES[kind], tuple(part.get_shape()), place)
         return entries
 
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
-
-
-class _HeaderEntry(msgspec.Struct):
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
-
-
-def _entry(file: str, name: str, tensor: _HeaderEntry, data_begin: int) -> Entry:
-    dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise WeightsError(
-            f"{file}: tensor {name} has dtype {tensor.dtype}, expected one of {', '.join(_DTYPES)}"
-        )
-    begin, end = tensor.data_offsets
-    num_bytes = math.prod(tensor.shape) * dtype.itemsize
-    if begin < 0 or min(tensor.shape, default=0) < 0 or end - begin != num_bytes:
-        raise WeightsError(
-            f"{file}: tensor {name} of shape {list(tensor.shape)} and dtype {tensor.dtype} needs {num_bytes} "
-            f"bytes, its header gives it {begin} to {end}"
-        )
-    return Entry(file, dtype, tensor.shape, data_begin + begin, data_begin + end)

@@ -18,6 +18,13 @@ DEFAULT_PORT = 29550
 # torchrun listens at MASTER_PORT itself; Slurm jobs on one machine get ports of their own.
 PORT_AFTER_TORCHRUN = 1
 FIRST_JOB_PORT, NUM_JOB_PORTS = 20000, 10000
+# Who starts the processes, and its variables: rank, world size, and the same among those of the machine.
+_OPEN_MPI, _PMI_LOCAL = "OMPI_COMM_WORLD_", ("MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+_MPI = (
+    ("mpirun", *(_OPEN_MPI + name for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))),
+    ("the PMI launcher", "PMI_RANK", "PMI_SIZE", *_PMI_LOCAL),
+    ("the PMI launcher", "PMIX_RANK", "PMI_SIZE", *_PMI_LOCAL),
+)
 
 
 class LaunchFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +155,7 @@ def _by_groups(parallel: ParallelConfig, flags: LaunchFlags) -> Place | None:
 
 
 def _launcher(environ: Mapping[str, str]) -> _Started | None:
-    for read in (_torchrun, _slurm, _open_mpi, _pmi):
+    for read in (_torchrun, _slurm, _mpi):
         started = read(environ)
         if started is not None:
             return started
@@ -205,36 +212,25 @@ def _slurm(environ: Mapping[str, str]) -> _Started | None:
     )
 
 
-def _open_mpi(environ: Mapping[str, str]) -> _Started | None:
-    return _mpi(environ, "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_")
-
-
-def _pmi(environ: Mapping[str, str]) -> _Started | None:
-    for rank in ("PMI_RANK", "PMIX_RANK"):
-        if rank in environ and "PMI_SIZE" in environ:
-            return _mpi(environ, "the PMI launcher", rank, "PMI_SIZE", "MPI_LOCAL")
+def _mpi(environ: Mapping[str, str]) -> _Started | None:
+    for source, *names in _MPI:
+        rank, size, local_rank, local_size = names
+        if rank not in environ or size not in environ:
+            continue
+        world = _number(environ, size)
+        local_world = _number(environ, local_size, world)
+        here = local_size in environ and local_world == world
+        return _Started(
+            source=source,
+            shown=_shown(environ, rank, size),
+            rank=_number(environ, rank),
+            world=world,
+            local_rank=_number(environ, local_rank, _number(environ, rank) % local_world),
+            local_world=local_world,
+            address=environ.get("MASTER_ADDR") or ("127.0.0.1" if here else None),
+            port=_number(environ, "MASTER_PORT", DEFAULT_PORT),
+        )
     return None
-
-
-def _mpi(environ: Mapping[str, str], source: str, rank: str, size: str, local: str) -> _Started | None:
-    if rank not in environ or size not in environ:
-        return None
-    world = _number(environ, size)
-    local_rank_name, local_size_name = (f"{local}RANK", f"{local}SIZE")
-    if local == "MPI_LOCAL":
-        local_rank_name, local_size_name = "MPI_LOCALRANKID", "MPI_LOCALNRANKS"
-    local_world = _number(environ, local_size_name, world)
-    return _Started(
-        source=source,
-        shown=_shown(environ, rank, size),
-        rank=_number(environ, rank),
-        world=world,
-        local_rank=_number(environ, local_rank_name, _number(environ, rank) % local_world),
-        local_world=local_world,
-        address=environ.get("MASTER_ADDR")
-        or ("127.0.0.1" if local_size_name in environ and local_world == world else None),
-        port=_number(environ, "MASTER_PORT", DEFAULT_PORT),
-    )
 
 
 def hosts(nodelist: str) -> list[str]:

@@ -77,9 +77,9 @@ class LLM:
 
     ``model`` is a checkpoint folder, None the demo model of the package. With ``skip_tokenizer_init``
     prompts are token ids, ``text`` stays empty and ``stop`` strings are refused. ``parallel`` spreads the
-    model over devices of this machine (``tensor_parallel_size`` alone is the short form). The other arguments
-    are those of ``EngineConfig``. Raises ConfigError, WeightsError or MemoryPlanError (``mmx.errors``)
-    when the model can not be served as asked.
+    model over devices of this machine (``tensor_parallel_size`` alone is the short form). The ``options`` are
+    fields of ``EngineConfig``, such as ``max_model_len``, ``kv_cache_dtype`` or ``seed``. Raises ConfigError,
+    WeightsError or MemoryPlanError (``mmx.errors``) when the model can not be served as asked.
     """
 
     def __init__(
@@ -89,44 +89,18 @@ class LLM:
         dtype: str = "auto",
         *,
         skip_tokenizer_init: bool = False,
-        max_model_len: int | None = None,
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 2048,
-        enable_prefix_caching: bool = True,
-        enforce_eager: bool = False,
-        async_scheduling: bool = True,
-        load_format: str = "auto",
-        seed: int = 0,
-        kv_cache_bytes: int | None = None,
-        gpu_memory_utilization: float | None = None,
-        kv_cache_dtype: str = "auto",
-        index_kv_dtype: str = "auto",
-        deterministic: bool = False,
-        dequantize_weights: bool = False,
         tensor_parallel_size: int = 1,
         parallel: ParallelConfig | None = None,
+        **options: Any,
     ) -> None:
         folder = model_path(model)
         self.config = EngineConfig(
             model=str(folder),
             device=device,
             dtype=dtype,
-            load_format=load_format,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
             max_num_queued_reqs=NO_QUEUE_LIMIT,
-            enable_prefix_caching=enable_prefix_caching,
-            enforce_eager=enforce_eager,
-            async_scheduling=async_scheduling,
-            kv_cache_bytes=kv_cache_bytes,
-            gpu_memory_utilization=gpu_memory_utilization,
-            kv_cache_dtype=kv_cache_dtype,
-            index_kv_dtype=index_kv_dtype,
-            deterministic=deterministic,
-            dequantize_weights=dequantize_weights,
-            seed=seed,
             parallel=parallel or ParallelConfig(tensor_parallel_size=tensor_parallel_size),
+            **options,
         )
         self.tokenizer: Tokenizer | None = None if skip_tokenizer_init else Tokenizer(folder)
         self._channel = LocalChannel()

@@ -29,21 +29,14 @@ _FAMILIES: dict[str, Family] = {
     "minimax_m3_vl": "m3",
     "minimax_m3_vl_text": "m3",
 }
-_RAW_SPARSE_KEYS = {
-    "heads": "sparse_num_index_heads",
-    "dim": "sparse_index_dim",
-    "block": "sparse_block_size",
-    "topk": "sparse_topk_blocks",
-    "local": "sparse_local_block",
-    "init": "sparse_init_block",
-}
-_NORMALISED_SPARSE_KEYS = {
-    "heads": "index_n_heads",
-    "dim": "index_head_dim",
-    "block": "index_block_size",
-    "topk": "index_topk_blocks",
-    "local": "index_local_blocks",
-    "init": "index_init_blocks",
+# Names in ``sparse_attention_config`` and those that transformers writes.
+_SPARSE_KEYS = {
+    "heads": ("sparse_num_index_heads", "index_n_heads"),
+    "dim": ("sparse_index_dim", "index_head_dim"),
+    "block": ("sparse_block_size", "index_block_size"),
+    "topk": ("sparse_topk_blocks", "index_topk_blocks"),
+    "local": ("sparse_local_block", "index_local_blocks"),
+    "init": ("sparse_init_block", "index_init_blocks"),
 }
 
 
@@ -200,7 +193,7 @@ def _sparse(text: _Section, num_layers: int, num_kv_heads: int, head_dim: int) -
     """Fields of block-sparse attention, from ``sparse_attention_config`` or transformers' ``index_*``."""
     nested = "sparse_attention_config" in text.raw
     part = text.section("sparse_attention_config") if nested else text
-    key = _RAW_SPARSE_KEYS if nested else _NORMALISED_SPARSE_KEYS
+    key = {meaning: raw if nested else written for meaning, (raw, written) in _SPARSE_KEYS.items()}
     if nested:
         part.only("sparse_score_type", "max")
         layers = part.flags("sparse_attention_freq", num_layers, {0: False, 1: True})

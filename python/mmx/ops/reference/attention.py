@@ -18,15 +18,15 @@ def paged_attention(
     v_scale: torch.Tensor | None = None,
     fixed_split: bool = False,
 ) -> torch.Tensor:
-    where = (block_table, cu_seqlens_q, seq_lens)
-    return _attention(q, k_cache, v_cache, None, *where, scale, k_scale, v_scale)
+    where = (block_table, cu_seqlens_q, seq_lens, max_seqlen_q)
+    return sparse_attention(q, k_cache, v_cache, None, *where, scale, k_scale, v_scale, fixed_split)
 
 
 def sparse_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    block_ids: torch.Tensor,
+    block_ids: torch.Tensor | None,
     block_table: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
     seq_lens: torch.Tensor,
@@ -35,22 +35,6 @@ def sparse_attention(
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
     fixed_split: bool = False,
-) -> torch.Tensor:
-    where = (block_table, cu_seqlens_q, seq_lens)
-    return _attention(q, k_cache, v_cache, block_ids, *where, scale, k_scale, v_scale)
-
-
-def _attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_ids: torch.Tensor | None,
-    block_table: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    k_scale: torch.Tensor | None,
-    v_scale: torch.Tensor | None,
 ) -> torch.Tensor:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     num_kv_heads, block_size = k_cache.shape[1:3]

@@ -29,7 +29,8 @@ void norm_rope_store(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_c
               "rotary_dim must be even and at most head_dim=", m["head_dim"], ", got ", m["rotary_dim"]);
     check_page_scales(m, k_scale, v_scale, cache_dtype);
 
-    const bool has_index = index_k_cache.has_value(), whole = q_weight.numel() != m["head_dim"];
+    const bool has_index = index_k_cache.has_value();
+    const bool whole = mean_squares.has_value() || q_weight.numel() != m["head_dim"];
     m.require(index_q_weight.has_value() == has_index && index_k_weight.has_value() == has_index,
               "index_k_cache, index_q_weight and index_k_weight must be given together");
     if (has_index) {
@@ -46,7 +47,6 @@ void norm_rope_store(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_c
     m.shape("q_weight", q_weight, {whole ? num_heads * m["head_dim"] : m["head_dim"]})
         .shape("k_weight", k_weight, {whole ? m["num_kv_heads"] * m["head_dim"] : m["head_dim"]});
     if (mean_squares) {
-        m.require(whole, "mean_squares belong to norms over the whole projection, got weights of one head");
         m.shape("mean_squares", *mean_squares, {"num_tokens", 2}, 2);
         m.same_dtype("mean_squares", *mean_squares, DType::kF32);
     }

@@ -167,19 +167,21 @@ def page_bytes(case: Case) -> int:
     return 4 * s.page * s.dim * (2 * kv * s.layers + s.sparse)
 
 
-def collectives(case: Case, num_forwards: int, num_busy: int, num_samplings: int) -> Counter[tuple[str, str]]:
-    """Calls of a rank in so many forward passes, of which so many have tokens of its own and so many
-    sample."""
+def collectives(
+    case: Case, num_forwards: int, num_busy: int, num_logits: int, num_samplings: int
+) -> Counter[tuple[str, str]]:
+    """Calls of a rank in so many forward passes, of which so many have tokens of its own, so many give logits
+    and so many sample."""
     s, (tp, _, pcp, _, _) = shape_of(case), case.sizes
     calls: Counter[tuple[str, str]] = Counter()
     if tp > 1:
-        sums = 1 + 2 * s.layers
         if case.sequence_parallel:
-            calls["reduce_scatter", "tensor"] += num_busy * sums
-            # Before every projection and, for the residual stream and the last branch, at the end.
-            calls["all_gather", "tensor"] += num_busy * (2 * s.layers + 2)
+            calls["reduce_scatter", "tensor"] += num_busy * (1 + 2 * s.layers)
+            # Before every projection and at the end.
+            calls["all_gather", "tensor"] += num_busy * (2 * s.layers + 1)
         else:
-            calls["all_reduce", "tensor"] += num_busy * sums
+            # The last one is of the tokens with logits only.
+            calls["all_reduce", "tensor"] += num_busy * 2 * s.layers + num_logits
         calls["all_reduce", "tensor"] += num_busy * s.layers * (case.family == "m2")
         calls["all_gather", "tensor"] += num_samplings
     if pcp > 1:

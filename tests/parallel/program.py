@@ -86,15 +86,19 @@ def generate(config: EngineConfig, runner: Any) -> dict[str, list[int]]:
 
 
 class Counting:
-    """Counts the forward passes of a runner, those with tokens of its own, and those that sample."""
+    """Counts the forward passes of a runner, those with tokens of its own, those that give logits, and those
+    that sample."""
 
     def __init__(self, runner: ModelRunner) -> None:
-        self.forwards = self.busy = self.samplings = 0
+        self.forwards = self.busy = self.logits = self.samplings = 0
         forward, launch, ranks = runner.model.forward, runner.launch, runner.ranks
 
         def counted_forward(inputs: ForwardBatch) -> torch.Tensor:
             self.forwards += 1
             self.busy += bool(inputs.positions.shape[0])
+            self.logits += bool(
+                (inputs.positions if inputs.logit_rows is None else inputs.logit_rows).shape[0]
+            )
             return forward(inputs)
 
         def counted_launch(batch: ScheduledBatch) -> Any:
@@ -134,6 +138,7 @@ def run_case(case: Case, rank: int, folder: Path, handles: Any, alone: dict[str,
         "calls": {"/".join(name): count for name, count in ranks.log.calls.items()},
         "forwards": counting.forwards,
         "busy": counting.busy,
+        "logits": counting.logits,
         "samplings": counting.samplings,
     }
     gathered: list[Any] = [None] * layout.world_size

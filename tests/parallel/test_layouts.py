@@ -51,6 +51,6 @@ def test_layout(name: str, folder: Path) -> None:
     for rank in report["ranks"]:
         assert rank["weight_bytes"] == weight_bytes(case)
         assert rank["page_bytes"] == page_bytes(case)
-        expected = collectives(case, rank["forwards"], rank["busy"], rank["samplings"])
+        expected = collectives(case, rank["forwards"], rank["busy"], rank["logits"], rank["samplings"])
         assert rank["calls"] == {"/".join(call): count for call, count in expected.items()}
         assert rank["forwards"] >= rank["busy"] > 0

@@ -13,7 +13,7 @@ namespace mmx {
 /// `qkv`; k and index-k there are unspecified afterwards, v is unchanged. A negative slot stores nothing.
 ///
 /// A norm weight of head_dim elements norms each head alone (M3), one of all heads' elements norms q, and k,
-/// over the whole projection (M2); index heads are always normed alone.
+/// over the whole projection (M2; any weight with `mean_squares`); index heads are always normed alone.
 struct NormRopeStoreParams {
     void* qkv;      // [num_tokens, heads, head_dim]: q | k | v, with an indexer q | k | index_q | index_k | v
     void* k_cache;  // [num_blocks, num_kv_heads, block_size, head_dim]

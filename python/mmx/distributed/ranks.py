@@ -7,7 +7,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from mmx import ops
 from mmx.distributed.group import CallLog, Group
+from mmx.distributed.peers import Peers, map_peers
 from mmx.layout import Layout, share_of
 from mmx.model_config import ModelConfig
 
@@ -40,6 +42,7 @@ class Ranks:
         self.context = group("context", layout.context_group(rank))
         self.decode = group("decode", layout.decode_group(rank))
         self.world = group("world", tuple(range(layout.world_size)))
+        self.peers: Peers | None = None  # of the tensor group, where its sums may go through mapped memory
 
     @classmethod
     def alone(cls, config: ModelConfig) -> Ranks:
@@ -74,7 +77,10 @@ class Ranks:
             timeout=wait,
             device_id=device if device.type != "cpu" else None,
         )
-        return cls(config, layout, rank, log, connect(layout, {}))
+        ranks = cls(config, layout, rank, log, connect(layout, {}))
+        if device.type == "cuda" and not layout.sequence_parallel:
+            ranks.peers = map_peers(layout.tensor_group(rank), rank, config.hidden, device, store, timeout)
+        return ranks
 
     def leave(self) -> None:
         """Give the connections back."""
@@ -92,6 +98,35 @@ class Ranks:
         if missing:
             partial = torch.cat([partial, partial.new_zeros((missing, partial.shape[1]))])
         return self.tensor.reduce_scatter(partial)
+
+    def add_norm(
+        self, residual: torch.Tensor, part: torch.Tensor, weight: torch.Tensor, eps: float, gemma: bool
+    ) -> torch.Tensor:
+        """``reduce`` of ``part``, which is overwritten, and ``ops.add_rms_norm`` of that."""
+        if self._is_small(part):
+            with self.log.call("mapped_all_reduce", "tensor", part):
+                return ops.all_reduce_add_rms_norm(
+                    residual, part, weight, eps, gemma, *self.peers or (), out=part
+                )
+        total = self.reduce(part)
+        return ops.add_rms_norm(residual, total, weight, eps, gemma, out=total)
+
+    def mean_squares(self, qkv: torch.Tensor, num_heads: int, num_kv_heads: int) -> torch.Tensor:
+        """Of q and of k over the heads of the whole tensor group: [num_tokens, 2] f32. Ranks may hold the
+        same heads: each does so equally often, hence the mean of the means stays right.
+
+        Args:
+            qkv: [num_tokens, heads, head_dim], q | k | others.
+        """
+        arguments = (qkv, num_heads, num_kv_heads, self.tensor.size)
+        if self._is_small(qkv):
+            with self.log.call("mapped_all_reduce", "tensor", qkv[:, :0]):
+                return ops.qk_mean_squares(*arguments, *self.peers or ())
+        return self.tensor.all_reduce(ops.qk_mean_squares(*arguments))
+
+    def _is_small(self, rows: torch.Tensor) -> bool:
+        """Whether a row per token of ``rows`` goes through mapped memory."""
+        return self.peers is not None and 0 < rows.shape[0] <= self.peers.max_tokens
 
     def whole(self, x: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """All tokens again: [num_tokens, hidden]."""

@@ -23,8 +23,10 @@ class Attention:
 
     fixed_split = False
 
-    def __init__(self, ranks: Ranks, sparse: bool) -> None:
+    def __init__(self, ranks: Ranks, sparse: bool, norms_span_heads: bool = False) -> None:
         config = ranks.share.config
+        self.ranks = ranks
+        self.norms_span_ranks = norms_span_heads and ranks.tensor.size > 1
         self.context = ranks.context
         self.decode = ranks.decode
         index = [config.num_index_heads, 1] if sparse else []
@@ -47,10 +49,14 @@ class Attention:
     def prepare(
         self, qkv: torch.Tensor, norms: Sequence[RmsNorm], cache: LayerCache, batch: ForwardBatch
     ) -> None:
-        """Norms the leading parts of ``qkv`` in place, each by one of ``norms`` (none if they are normed
-        already), rotates them, and stores k, v and index_k."""
-        if norms and self.context.size == 1:
-            q_norm, k_norm, *index = norms
+        """Norms the leading parts of ``qkv`` in place, each by one of ``norms`` (over a head, or over the
+        heads of all ranks together), rotates them, and stores k, v and index_k."""
+        mean_squares: torch.Tensor | None = None
+        q_norm, k_norm, *index = norms
+        if self.norms_span_ranks:
+            heads = qkv.view(-1, self.total_heads, self.head_dim)
+            mean_squares = self.ranks.mean_squares(heads, *self.parts[:2])
+        if self.context.size == 1:
             index_q_weight, index_k_weight = [norm.weight for norm in index] if index else (None, None)
             ops.norm_rope_store(
                 qkv.view(-1, self.total_heads, self.head_dim),
@@ -67,10 +73,14 @@ class Attention:
                 self.parts[0],
                 q_norm.eps,
                 q_norm.gemma,
+                mean_squares=mean_squares,
             )
             return
         parts = self.split(qkv)
-        for part, norm in zip(parts, norms, strict=False):
+        for i, (part, norm) in enumerate(zip(parts, norms, strict=False)):
+            if mean_squares is not None:
+                norm.by(part.flatten(1), mean_squares[:, i])
+                continue
             rows = part if norm.weight.numel() == self.head_dim else part.flatten(1)
             norm(rows, out=rows)
         heads = qkv.view(-1, self.total_heads, self.head_dim)[:, : self.num_rotated]

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from mmx import ops
-from mmx.distributed import Group
-from mmx.layers.linear import parameter
+from mmx.distributed import Ranks
+from mmx.layers.linear import Codes, parameter
 
 
 class RmsNorm(nn.Module):
@@ -22,20 +22,17 @@ class RmsNorm(nn.Module):
     def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return ops.rms_norm(x, self.weight, self.eps, self.gemma, out=out)
 
-    def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``residual += x``, then the norm of the sum, written over ``x``."""
-        return ops.add_rms_norm(residual, x, self.weight, self.eps, self.gemma, out=x)
+    def add(self, residual: torch.Tensor, part: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        """``residual +=`` the sum of the ranks' ``part``, which is overwritten; the norm of that, for this
+        rank's slice of the tokens with sequence-parallel norms."""
+        return ranks.add_norm(residual, part, self.weight, self.eps, self.gemma)
 
+    def add_quantize(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, Codes]:
+        """``residual += x``, on one rank; the norm of the sum, written over ``x``, and its codes."""
+        out, *codes = ops.add_rms_norm_quantize(residual, x, self.weight, self.eps, self.gemma, out=x)
+        return out, Codes(*codes)
 
-def norm_over_ranks(parts: list[tuple[torch.Tensor, RmsNorm]], group: Group) -> None:
-    """Norms in place over rows of which each rank of ``group`` has an equally wide part: x [num_tokens, width
-    of the part] and its plain norm, each with its own mean square. One all-reduce for all parts.
-
-    Ranks may hold the same columns: each does so equally often, hence the mean of the means stays right.
-    """
-    # Why vector_norm: it reads any dtype and sums in f32, in one kernel.
-    lengths = [torch.linalg.vector_norm(x, dim=1, dtype=torch.float32) for x, _ in parts]
-    squares = group.all_reduce(torch.stack(lengths).square_())
-    for (x, norm), total in zip(parts, squares, strict=True):
-        factor = (total / (group.size * x.shape[1])).add_(norm.eps).rsqrt_().unsqueeze(1)
-        x.copy_((x * factor).mul_(norm.weight))
+    def by(self, x: torch.Tensor, mean_squares: torch.Tensor) -> None:
+        """In place and not in Gemma form, with the mean square of each row given: x [num_tokens, width]."""
+        factor = (mean_squares + self.eps).rsqrt_().unsqueeze(1)
+        x.copy_((x * factor).mul_(self.weight))

@@ -9,12 +9,13 @@ from torch import nn
 
 from mmx.distributed import Ranks
 from mmx.layers import Embedding, ForwardBatch, Linear, RmsNorm
+from mmx.layers.linear import Codes
 
 
 class DecoderLayer(nn.Module):
     """Attention and MLP, each behind a norm and added to the residual stream.
 
-    Both give the part of this rank's heads, columns or experts, which is summed over the tensor group.
+    Both give the part of this rank's heads, columns or experts, which the next norm sums over the ranks.
     """
 
     def __init__(self, ranks: Ranks, attention: nn.Module, mlp: nn.Module, dtype: torch.dtype) -> None:
@@ -28,13 +29,29 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, branch: torch.Tensor | None, batch: ForwardBatch) -> torch.Tensor:
         """Adds ``branch``, what the previous layer returned (None before the first), to the residual stream
-        ``hidden`` in place; returns the MLP's output, which is not added yet. Both [num_tokens, hidden], or
-        this rank's slice of the tokens with sequence-parallel norms."""
-        ranks, num_tokens = self.ranks, batch.positions.shape[0]
-        x = self.attn_norm(hidden) if branch is None else self.attn_norm.add(hidden, branch)
-        branch = ranks.reduce(self.attention(ranks.whole(x, num_tokens), batch))
-        x = ranks.whole(self.mlp_norm.add(hidden, branch), num_tokens)
-        return ranks.reduce(self.mlp(x, batch))
+        ``hidden`` in place; returns this rank's part of the MLP's output, which is not added yet. Both
+        [num_tokens, hidden], ``hidden`` this rank's slice of the tokens with sequence-parallel norms."""
+        branch = self._run(self.attention, self.attn_norm, hidden, branch, batch)
+        return self._run(self.mlp, self.mlp_norm, hidden, branch, batch)
+
+    def _run(
+        self,
+        module: nn.Module,
+        norm: RmsNorm,
+        hidden: torch.Tensor,
+        branch: torch.Tensor | None,
+        batch: ForwardBatch,
+    ) -> torch.Tensor:
+        """``module`` of the norm of the sum, with codes where it reads them and no rank adds to the sum."""
+        codes: list[Codes] = []
+        if branch is None:
+            x = norm(hidden)
+        elif self.ranks.tensor.size == 1 and getattr(module, "reads_codes", False):
+            x, *codes = norm.add_quantize(hidden, branch)
+        else:
+            x = norm.add(hidden, branch, self.ranks)
+        part: torch.Tensor = module(self.ranks.whole(x, batch.positions.shape[0]), batch, *codes)
+        return part
 
 
 class CausalLM(nn.Module):
@@ -56,8 +73,11 @@ class CausalLM(nn.Module):
         branch = next(layers)(hidden, None, batch)
         for layer in layers:
             branch = layer(hidden, branch, batch)
-        hidden, branch = (self.ranks.whole(x, batch.positions.shape[0]) for x in (hidden, branch))
-        if batch.logit_rows is not None:
-            hidden, branch = hidden[batch.logit_rows], branch[batch.logit_rows]
-        logits: torch.Tensor = self.lm_head(self.norm.add(hidden, branch))
-        return logits.float()
+        rows, spread = batch.logit_rows, self.ranks.layout.sequence_parallel
+        if rows is not None and not spread:
+            hidden, branch = hidden[rows], branch[rows]
+        x = self.ranks.whole(self.norm.add(hidden, branch, self.ranks), batch.positions.shape[0])
+        if rows is not None and spread:
+            x = x[rows]
+        logits: torch.Tensor = self.lm_head(x, dtype=torch.float32)
+        return logits

@@ -8,9 +8,8 @@ from torch import nn
 from mmx import ops
 from mmx.distributed import Ranks
 from mmx.layers import Attention, ForwardBatch, Linear, Moe, RmsNorm
-from mmx.layers.linear import keeps_fp8
+from mmx.layers.linear import Codes, keeps_fp8
 from mmx.layers.mlp import Gate
-from mmx.layers.norm import norm_over_ranks
 from mmx.models.causal_lm import DecoderLayer
 
 
@@ -21,25 +20,20 @@ class M2Attention(nn.Module):
         super().__init__()
         config = ranks.share.config
         self.layer = layer
-        self.group = ranks.tensor
-        self.paged = Attention(ranks, sparse=False)
-        self.q_width = config.num_heads * config.head_dim
-        self.kv_width = config.num_kv_heads * config.head_dim
-        fp8 = keeps_fp8(config, self.q_width, self.kv_width)
+        self.paged = Attention(ranks, sparse=False, norms_span_heads=True)
+        q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        fp8 = keeps_fp8(config, q_width, kv_width)
+        self.reads_codes = fp8
         self.qkv = Linear(config.hidden, self.paged.width, dtype, fp8)
-        self.q_norm = RmsNorm(self.q_width, config.norm_eps, config.gemma, dtype)
-        self.k_norm = RmsNorm(self.kv_width, config.norm_eps, config.gemma, dtype)
-        self.o = Linear(self.q_width, config.hidden, dtype, fp8)
+        self.q_norm = RmsNorm(q_width, config.norm_eps, config.gemma, dtype)
+        self.k_norm = RmsNorm(kv_width, config.norm_eps, config.gemma, dtype)
+        self.o = Linear(q_width, config.hidden, dtype, fp8)
 
-    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        qkv: torch.Tensor = self.qkv(x)
-        norms: tuple[RmsNorm, ...] = (self.q_norm, self.k_norm)
-        if self.group.size > 1:
-            q, k, _ = qkv.split_with_sizes((self.q_width, self.kv_width, self.kv_width), 1)
-            norm_over_ranks([(q, self.q_norm), (k, self.k_norm)], self.group)
-            norms = ()
+    def forward(self, x: torch.Tensor, batch: ForwardBatch, codes: Codes | None = None) -> torch.Tensor:
+        """``codes`` of ``x``, if there are any."""
+        qkv: torch.Tensor = self.qkv(x, codes)
         cache = batch.caches[self.layer]
-        self.paged.prepare(qkv, norms, cache, batch)
+        self.paged.prepare(qkv, (self.q_norm, self.k_norm), cache, batch)
         output: torch.Tensor = self.o(self.paged.dense(qkv, cache, batch))
         return output
 

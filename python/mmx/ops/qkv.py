@@ -44,7 +44,8 @@ def norm_rope_store(
         eps, gemma: as for ``rms_norm``.
         k_scale, v_scale: [num_kv_heads] f32 as for ``kv_store``.
         mean_squares: [num_tokens, 2] f32 of ``qk_mean_squares``, where other ranks hold parts of a whole
-            projection; None: those of the heads that are here.
+            projection, of which ``q_weight`` and ``k_weight`` are those of the heads here; None: of these
+            heads alone.
     """
     torch.ops.mmx.norm_rope_store(
         qkv,

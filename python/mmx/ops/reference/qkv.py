@@ -30,9 +30,9 @@ def norm_rope_store(
     mean_squares: torch.Tensor | None = None,
 ) -> None:
     def prepare(heads: torch.Tensor, weight: torch.Tensor, given: int | None = None) -> torch.Tensor:
-        rows = heads if weight.numel() == heads.shape[2] else heads.flatten(1)
+        rows = heads.flatten(1)
         if mean_squares is None or given is None:
-            normed = rms_norm(rows, weight, eps, gemma)
+            normed = rms_norm(heads if weight.numel() == heads.shape[2] else rows, weight, eps, gemma)
         else:
             wide = rows.double() if rows.dtype == torch.float64 else rows.float()
             gain = weight.to(wide.dtype) + (1 if gemma else 0)

@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+from msgspec.structs import fields
+
+from mmx.config import EngineConfig, ParallelConfig
+from mmx.launch import LaunchFlags
+
 EXIT_USAGE = 2
 EXIT_CONFIG = 3
+_GROUPS: dict[str, type[Struct]] = {"engine": EngineConfig, "parallel": ParallelConfig, "launch": LaunchFlags}
 
 
 class FlagError(ValueError):
@@ -46,7 +53,7 @@ class Flag:
     default: Any
     help: str
     target: str | None
-    section: str
+    section: str = ""
     aliases: tuple[str, ...] = ()
     negations: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -64,11 +71,29 @@ class Flag:
         return "--" + self.name.replace("_", "-")
 
 
-def row(
-    section: str, name: str, kind: Kind, default: Any, target: str | None, help: str, **more: Any
-) -> Flag:
-    """One line of the table, in the order in which it reads best."""
-    return Flag(name=name, kind=kind, default=default, help=help, target=target, section=section, **more)
+def row(name: str, kind: Kind, default: Any, target: str | None, help: str, **more: Any) -> Flag:
+    """One line of the table, in the order in which it reads best; ``target`` without a dot: the field of the
+    flag's name in that group."""
+    if target is not None and "." not in target:
+        target = f"{target}.{name}"
+    return Flag(name=name, kind=kind, default=default, help=help, target=target, **more)
+
+
+def field(name: str, kind: Kind, target: str, help: str, **more: Any) -> Flag:
+    """A line for a field whose default stands in its structure."""
+    group, _, attribute = target.partition(".")
+    default = next(f.default for f in fields(_GROUPS[group]) if f.name == (attribute or name))
+    return row(name, kind, default, target, help, **more)
+
+
+def inert(name: str, kind: Kind, default: Any, why: str, **more: Any) -> Flag:
+    """A line for what other programs have and mmx does not need: ``why``, which the start log says too."""
+    return row(name, kind, default, None, f"accepted; {why}", note=always(why), **more)
+
+
+def always(sentence: str) -> Callable[[Any], str | None]:
+    """The same sentence whatever the value is."""
+    return lambda value: sentence
 
 
 def normal(name: str) -> str:

@@ -28,51 +28,42 @@ def as_list(value: tuple[str, ...]) -> tuple[str, ...]:
 
 def access() -> list[Flag]:
     """The rows of the table."""
-    s = "Access"
     return [
         row(
-            s, "api_key", TEXT, (), "http.api_keys", "keys of which a request must bring one", many=True,
+            "api_key", TEXT, (), "http.api_keys", "keys of which a request must bring one", many=True,
             env=("VLLM_API_KEY",),
         ),
         row(
-            s, "admin_api_key", TEXT, (), "access.admin_api_keys",
+            "admin_api_key", TEXT, (), "access.admin_api_keys",
             "keys for control endpoints (profiles, caches, server_info); default: those of --api-key",
             many=True,
         ),
+        row("api_key_file", TEXT, None, "http", "file with one key a line, reread on SIGHUP"),
         row(
-            s, "api_key_file", TEXT, None, "http.api_key_file", "file with one key a line, reread on SIGHUP",
-        ),
-        row(
-            s, "allowed_origins", TEXT, (), "access.allowed_origins",
+            "allowed_origins", TEXT, (), "access",
             "origins whose pages may read answers, * = all; default: no CORS headers", many=True,
             refuse=_items,
         ),
         row(
-            s, "allowed_methods", TEXT, ("*",), "access.allowed_methods",
-            "methods that such pages may use", many=True, refuse=_items,
+            "allowed_methods", TEXT, ("*",), "access", "methods that such pages may use", many=True,
+            refuse=_items,
         ),
         row(
-            s, "allowed_headers", TEXT, ("*",), "access.allowed_headers",
-            "request headers that such pages may send", many=True, refuse=_items,
+            "allowed_headers", TEXT, ("*",), "access", "request headers that such pages may send", many=True,
+            refuse=_items,
         ),
+        row("allow_credentials", BOOL, False, "access", "such pages may send cookies and keys of their own"),
+        row("ssl_certfile", TEXT, None, "access", "certificate chain; HTTPS instead of HTTP"),
         row(
-            s, "allow_credentials", BOOL, False, "access.allow_credentials",
-            "such pages may send cookies and keys of their own",
+            "ssl_keyfile", TEXT, None, "access", "private key of the certificate; default: in --ssl-certfile",
         ),
-        row(s, "ssl_certfile", TEXT, None, "access.ssl_certfile", "certificate chain; HTTPS instead of HTTP"),
+        row("ssl_ca_certs", TEXT, None, "access", "authorities of client certificates"),
         row(
-            s, "ssl_keyfile", TEXT, None, "access.ssl_keyfile",
-            "private key of the certificate; default: in --ssl-certfile",
-        ),
-        row(
-            s, "ssl_ca_certs", TEXT, None, "access.ssl_ca_certs", "authorities of client certificates",
-        ),
-        row(
-            s, "ssl_cert_reqs", TEXT, "0", "access.ssl_cert_reqs",
+            "ssl_cert_reqs", TEXT, "0", "access",
             "client certificates: 0 = not asked for, 1 = accepted, 2 = required", choices=("0", "1", "2"),
         ),
         row(
-            s, "enable_ssl_refresh", BOOL, False, "access.ssl_refresh",
+            "enable_ssl_refresh", BOOL, False, "access.ssl_refresh",
             "read certificate and key again when their files change",
         ),
     ]  # fmt: skip

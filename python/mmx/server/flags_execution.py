@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
+from mmx.config import CACHE_DTYPES
+from mmx.server.flag_kinds import BOOL, INT, JSON, TEXT, Flag, field, inert, row
+from mmx.server.flags_layout import other_than, switched_on
 
-from mmx.config import CACHE_DTYPES, EngineConfig
-from mmx.server.flag_kinds import BOOL, INT, JSON, TEXT, Flag, row
-from mmx.server.flags_layout import always, other_than, switched_on
-
-_ENGINE = {f.name: f.default for f in msgspec.structs.fields(EngineConfig)}
 EAGER = "NONE"
 GRAPH_MODES = (EAGER, "FULL_DECODE_ONLY", "FULL", "PIECEWISE", "FULL_AND_PIECEWISE")
 SPARSE_KEYS = (
@@ -78,112 +75,89 @@ def _sparse(value: dict[str, Any]) -> str | None:
 
 
 def execution() -> list[Flag]:
-    s = "Execution"
     return [
         row(
-            s, "quantization", TEXT, "auto", "checkpoint.quantization",
+            "quantization", TEXT, "auto", "checkpoint",
             "must agree with the checkpoint: fp8 (blocks of 128 x 128), ascend (int8; widened when loaded)",
             short=("q",),
             refuse=other_than(("auto", "fp8", "ascend"), "weights in this number format can not be read yet"),
         ),
-        row(
-            s, "dequantize_weights", BOOL, _ENGINE["dequantize_weights"], "engine.dequantize_weights",
+        field(
+            "dequantize_weights", BOOL, "engine",
             "multiply fp8 weights out when they are loaded; always so where the device has no fp8",
         ),
         row(
-            s, "compilation_config", JSON, {}, None,
+            "compilation_config", JSON, {}, None,
             "cudagraph_mode NONE = --enforce-eager, other modes replay decode steps; other keys: no effect",
             short=("cc",), refuse=_graph_mode, note=_graph_note,
         ),
-        row(
-            s, "cuda_graph_padding", BOOL, True, None, "accepted; decode graphs are always padded",
-            yaml=("cuda_graph_config.enable_padding",), note=always("decode graphs are always padded"),
+        inert(
+            "cuda_graph_padding", BOOL, True, "decode graphs are always padded",
+            yaml=("cuda_graph_config.enable_padding",),
         ),
-        row(
-            s, "max_cudagraph_capture_size", INT, None, None, "accepted; graphs reach up to --max-num-seqs",
-            yaml=("cuda_graph_config.max_batch_size",), note=always("graphs reach up to --max-num-seqs"),
+        inert(
+            "max_cudagraph_capture_size", INT, None, "graphs reach up to --max-num-seqs",
+            yaml=("cuda_graph_config.max_batch_size",),
         ),
-        row(
-            s, "cudagraph_capture_sizes", INT, (), None, "accepted; mmx chooses the sizes of its graphs",
-            many=True, yaml=("cuda_graph_config.batch_sizes",),
-            note=always("mmx chooses the sizes of its graphs"),
+        inert(
+            "cudagraph_capture_sizes", INT, (), "mmx chooses the sizes of its graphs", many=True,
+            yaml=("cuda_graph_config.batch_sizes",),
         ),
+        inert("torch_compile_config", JSON, {}, "nothing is compiled when the server starts"),
         row(
-            s, "torch_compile_config", JSON, {}, None, "accepted; nothing is compiled when the server starts",
-            note=always("nothing is compiled when the server starts"),
-        ),
-        row(
-            s, "additional_config", JSON, {}, None,
+            "additional_config", JSON, {}, None,
             "enable_cpu_binding and enable_flashcomm1 = their flags; other keys: no effect",
             note=_without_effect,
         ),
-        row(
-            s, "speculative_config", JSON, {}, None,
-            "accepted; drafts are not used yet, answers are the same",
-            short=("sc",), keys=DRAFT_KEYS,
-            note=always("drafts are not used yet; answers are the same, each step gives one token"),
+        inert(
+            "speculative_config", JSON, {},
+            "drafts are not used yet; answers are the same, each step gives one token", short=("sc",),
+            keys=DRAFT_KEYS,
         ),
         row(
-            s, "sparse_attention_config", JSON, {}, "checkpoint.sparse_attention",
+            "sparse_attention_config", JSON, {}, "checkpoint.sparse_attention",
             "M3 only; must say what the checkpoint says", keys=SPARSE_KEYS, refuse=_sparse,
         ),
-        row(
-            s, "moe_config", JSON, {}, None, "accepted; each device has its kernels",
+        inert(
+            "moe_config", JSON, {}, "each device has its own MoE kernels, nothing can be chosen",
             keys=("backend", "use_low_precision_moe_combine", "load_balancer", "max_num_tokens"),
-            note=always("each device has its own MoE kernels, nothing can be chosen"),
         ),
         row(
-            s, "scheduler_config", JSON, {}, None, "MAX_UTILIZATION and fcfs, which is what mmx does",
+            "scheduler_config", JSON, {}, None, "MAX_UTILIZATION and fcfs, which is what mmx does",
             keys=(
                 "capacity_scheduler_policy", "waiting_queue_policy", "context_chunking_policy",
                 "dynamic_batch_config",
             ),
             refuse=_scheduler,
         ),
-        row(
-            s, "async_scheduling", BOOL, _ENGINE["async_scheduling"], "engine.async_scheduling",
+        field(
+            "async_scheduling", BOOL, "engine",
             "plan a step while the one before it runs (devices that work on their own)",
             negations=("disable_overlap_scheduler", "disable_overlap_schedule"),
         ),
-        row(
-            s, "enable_autotuner", BOOL, False, None, "accepted; kernels are chosen by shape, not tuned",
-            note=always("kernels are chosen by shape, nothing is tuned when the server starts"),
+        inert(
+            "enable_autotuner", BOOL, False,
+            "kernels are chosen by shape, nothing is tuned when the server starts",
         ),
-        row(
-            s, "num_postprocess_workers", INT, 0, None, "accepted; text is made in the server process",
-            note=always("text is made in the server process"),
+        inert("num_postprocess_workers", INT, 0, "text is made in the server process"),
+        inert("print_iter_log", BOOL, False, "--log-stats-interval prints the load"),
+        inert("return_perf_metrics", BOOL, False, "/metrics has the times"),
+        inert("enable_iter_perf_stats", BOOL, False, "/metrics has the times"),
+        inert(
+            "guided_decoding_backend", TEXT, "auto", "grammars run on llguidance",
+            choices=("auto", "llguidance", "xgrammar"),
         ),
-        row(
-            s, "print_iter_log", BOOL, False, None, "accepted; --log-stats-interval prints the load",
-            note=always("--log-stats-interval prints the load"),
-        ),
-        row(
-            s, "return_perf_metrics", BOOL, False, None, "accepted; /metrics has the times",
-            note=always("/metrics has the times"),
-        ),
-        row(
-            s, "enable_iter_perf_stats", BOOL, False, None, "accepted; /metrics has the times",
-            note=always("/metrics has the times"),
-        ),
-        row(
-            s, "guided_decoding_backend", TEXT, "auto", None, "accepted; grammars run on llguidance",
-            choices=("auto", "llguidance", "xgrammar"), note=always("grammars run on llguidance"),
-        ),
-        row(
-            s, "structured_outputs_config", JSON, {}, None, "accepted; grammars run on llguidance",
+        inert(
+            "structured_outputs_config", JSON, {}, "grammars run on llguidance",
             keys=("backend", "disable_fallback", "reasoning_parser"),
-            note=always("grammars run on llguidance"),
         ),
+        inert("model_loader_extra_config", JSON, {}, "weights are read in mmx's own way"),
         row(
-            s, "model_loader_extra_config", JSON, {}, None, "accepted; weights are read in mmx's own way",
-            note=always("weights are read in mmx's own way"),
-        ),
-        row(
-            s, "kv_transfer_config", JSON, {}, None, "refused: separate prefill and decode are not built yet",
+            "kv_transfer_config", JSON, {}, None, "refused: separate prefill and decode are not built yet",
             refuse=switched_on("serving prefill and decode from separate processes"),
         ),
         row(
-            s, "cache_transceiver_config", JSON, {}, None,
+            "cache_transceiver_config", JSON, {}, None,
             "refused: separate prefill and decode are not built yet",
             refuse=switched_on("serving prefill and decode from separate processes"),
         ),

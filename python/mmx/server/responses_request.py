@@ -10,7 +10,7 @@ from mmx.server.chat_form import ChatForm
 from mmx.server.errors import ApiError, clip, unsupported
 from mmx.server.responses_items import add_items
 from mmx.server.responses_store import ResponseStore, Stored
-from mmx.server.schemas import ReasoningOptions, Thinking
+from mmx.server.schemas import ReasoningOptions, Sampling, Thinking
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
@@ -32,11 +32,7 @@ _NAMES = {
     "function.parameters": "parameters",
 }
 # Fields that chat has under the same name.
-_SAME = (
-    *("model", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty"),
-    *("repetition_penalty", "seed", "stop", "stream", "parallel_tool_calls", "cache_salt", "priority"),
-    *("request_id", "timeout"),
-)
+_SAME = (*Sampling.__struct_fields__, "parallel_tool_calls")
 
 
 class TextOptions(msgspec.Struct, frozen=True):
@@ -52,21 +48,10 @@ class FlatTool(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
-class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesRequest(Sampling, frozen=True, kw_only=True):
     input: str | list[dict[str, Any]]
-    model: str | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     tools: list[FlatTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -80,17 +65,6 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     store: bool | None = None
     background: bool | None = None
     truncation: str | None = None
-    cache_salt: str | None = None
-    priority: float | None = None
-    request_id: str | None = None
-    timeout: float | None = None
-    # Accepted for their senders' sake: nothing in one server depends on them.
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
 
 
 def to_chat(request: ResponsesRequest, body: dict[str, Any], store: ResponseStore) -> ChatForm:

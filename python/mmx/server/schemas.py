@@ -80,15 +80,11 @@ class ReasoningOptions(msgspec.Struct, frozen=True):
     max_tokens: int | None = None
 
 
-class Generate(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields that chat and plain completions share."""
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of everything that generates in OpenAI's form."""
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    stream_interval: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -97,9 +93,29 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    stop: str | list[str] | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+    timeout: float | None = None
+    priority: float | None = None
+    # Accepted for their senders' sake: nothing in one server depends on them.
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+
+class Generate(Sampling, frozen=True, kw_only=True):
+    """Fields that chat and plain completions share."""
+
+    stream_options: StreamOptions | None = None
+    stream_interval: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
     n: int | None = None
     best_of: int | None = None
-    stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -108,12 +124,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: str | None = None
-    cache_salt: str | None = None
     extra_key: str | None = None
-    request_id: str | None = None
     rid: str | None = None
-    timeout: float | None = None
-    priority: float | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None
@@ -128,14 +140,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     use_beam_search: bool | None = None
-    # Accepted for their senders' sake: nothing in one server depends on them.
-    user: str | None = None
-    safety_identifier: str | None = None
-    metadata: dict[str, Any] | None = None
+    # Accepted like those of ``Sampling``.
     store: bool | None = None
-    service_tier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
     session_id: str | None = None
     conversation_params: dict[str, Any] | None = None
 

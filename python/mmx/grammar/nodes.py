@@ -1,7 +1,7 @@
 """What a schema allows, in the form that both notations (JSON, elements of M3) are written from.
 
-Every ``Node`` tells ``least``: characters that its value needs at least, roughly; and ``closing``: those that may
-still be needed once a part of it is written, if nothing optional is added.
+Every ``Node`` tells ``least``: characters that its value needs at least, roughly; and ``closing``: those that
+may still be needed once a part of it is written, if nothing optional is added.
 """
 
 from __future__ import annotations

@@ -15,37 +15,3 @@ from mmx.ops.quant import fp8_block_dequant
 from mmx.ops.rope import rope, rope_table
 from mmx.ops.sampling import adjust_logits, logprobs, sample
 from mmx.ops.selector import select_blocks
-
-__all__ = [
-    "Activation",
-    "add_rms_norm",
-    "adjust_logits",
-    "all_reduce_add_rms_norm",
-    "embedding",
-    "fp8_block_dequant",
-    "fp8_linear",
-    "fp8_moe_down",
-    "fp8_moe_gate_up",
-    "fp8_quantize",
-    "gated_act",
-    "index_k_store",
-    "kv_store",
-    "linear",
-    "logprobs",
-    "moe_combine",
-    "moe_down",
-    "moe_gate_up",
-    "moe_plan",
-    "moe_router",
-    "moe_router_plan",
-    "mxfp8_dequant",
-    "norm_rope_store",
-    "paged_attention",
-    "qk_mean_squares",
-    "rms_norm",
-    "rope",
-    "rope_table",
-    "sample",
-    "select_blocks",
-    "sparse_attention",
-]

@@ -4,8 +4,8 @@
 
 Per row count: NCCL's all-reduce alone, with ``add_rms_norm`` behind it, and ``all_reduce_add_rms_norm``;
 then mean squares of q and k of M2.5 with an all-reduce of NCCL, and in one kernel. Microseconds of one call
-out of 20 in a CUDA graph, median of 20 replays, the slowest rank. With two ranks, where a sum has one order only,
-both ways must give the same bits.
+out of 20 in a CUDA graph, median of 20 replays, the slowest rank. With two ranks, where a sum has one
+order only, both ways must give the same bits.
 """
 
 from __future__ import annotations

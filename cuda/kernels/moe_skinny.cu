@@ -55,26 +55,26 @@ __device__ Rows find_expert(const int32_t* offsets, int num_experts, int slot) {
 }
 
 /// kGateUp: weight rows g and g + 8 of the 16 are gate and up of channel g, so they meet in one thread.
-template <class W, bool kGateUp>
+template <bool kGateUp>
 __device__ __forceinline__ void multiply(const Skinny& p, const Rows& rows, int m0,
                                          float (&partial)[kWarps][kTileRows][kWeightRows]) {
     const int warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32, g = lane_idx / 4, t = lane_idx % 4;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * (kGateUp ? 8 : kWeightRows);
     const int64_t low = first + g, high = kGateUp ? p.n + first + g : first + 8 + g;
-    const W* weight = static_cast<const W*>(p.weight) + rows.expert * p.weight_rows * p.k;
+    const e4m3* weight = static_cast<const e4m3*>(p.weight) + rows.expert * p.weight_rows * p.k;
     const int64_t scale_cols = ceil_div(p.k, kScaleBlock);
     const float* scale = p.scale + rows.expert * ceil_div(p.weight_rows, kScaleBlock) * scale_cols;
-    const bf16* x[1] = {nullptr};
+    const bf16* x = nullptr;
     if (const int m = m0 + g; m < rows.end) {
         const int64_t row = p.sorted_rows ? p.sorted_rows[m] / p.topk : m;
-        x[0] = static_cast<const bf16*>(p.x) + row * p.x_stride;
+        x = static_cast<const bf16*>(p.x) + row * p.x_stride;
     }
-    float acc[1][4] = {};
-    stream_rows<W, 1, kUnroll>(
-        acc, weight + low * p.k, weight + high * p.k, x, scale + low / kScaleBlock * scale_cols,
-        scale + high / kScaleBlock * scale_cols, static_cast<int>(p.k / kStreamChunk<W>), warp_idx, kWarps);
+    float acc[4] = {};
+    stream_rows<kUnroll>(acc, weight + low * p.k, weight + high * p.k, x,
+                         scale + low / kScaleBlock * scale_cols, scale + high / kScaleBlock * scale_cols,
+                         static_cast<int>(p.k / kStreamChunk), warp_idx, kWarps);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) partial[warp_idx][t * 2 + i % 2][g + 8 * (i / 2)] = acc[0][i];
+    for (int i = 0; i < 4; ++i) partial[warp_idx][t * 2 + i % 2][g + 8 * (i / 2)] = acc[i];
     __syncthreads();
     constexpr int kOutputs = kGateUp ? 8 : kWeightRows;  // per row
     for (int i = threadIdx.x; i < kTileRows * kOutputs; i += kWarps * 32) {
@@ -92,12 +92,12 @@ __device__ __forceinline__ void multiply(const Skinny& p, const Rows& rows, int 
     __syncthreads();
 }
 
-template <class W, bool kGateUp>
-__global__ void __launch_bounds__(kWarps * 32, sizeof(W) == 1 ? 3 : 4) moe_skinny_kernel(Skinny p) {
+template <bool kGateUp>
+__global__ void __launch_bounds__(kWarps * 32, 3) moe_skinny_kernel(Skinny p) {
     __shared__ float partial[kWarps][kTileRows][kWeightRows];
     const Rows rows = find_expert(p.offsets, static_cast<int>(p.num_experts), static_cast<int>(blockIdx.y));
     if (rows.expert < 0) return;
-    for (int m0 = rows.begin; m0 < rows.end; m0 += kTileRows) multiply<W, kGateUp>(p, rows, m0, partial);
+    for (int m0 = rows.begin; m0 < rows.end; m0 += kTileRows) multiply<kGateUp>(p, rows, m0, partial);
 }
 
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
@@ -112,7 +112,7 @@ void launch_skinny(const char* op, const Skinny& p, int64_t num_rows, Stream str
     // The host does not know which experts were hit: slots behind the last one end at once.
     const dim3 grid(static_cast<unsigned>(p.n / (kGateUp ? 8 : kWeightRows)),
                     static_cast<unsigned>(std::min(num_rows, p.num_experts)));
-    Launch{op, grid, kWarps * 32, 0, stream}(moe_skinny_kernel<e4m3, kGateUp>, p);
+    Launch{op, grid, kWarps * 32, 0, stream}(moe_skinny_kernel<kGateUp>, p);
 }
 
 }  // namespace

@@ -26,6 +26,19 @@ def test_op_table_is_current() -> None:
     assert matrix() in README, "run `python -m mmx.ops` and paste its table into README.md"
 
 
-def test_links_of_the_readme_exist() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (ROOT / target).exists(), f"README.md links to {target}, which is not there"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "bench" / "NOTES.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_of_a_page_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+    rooms = "|".join(("ascend", "bench", "cpp", "cuda", "docs", "python", "tests"))
+    for name in re.findall(rf"`((?:{rooms})/[\w./*-]+)`", text):
+        assert list(ROOT.glob(name)), f"{page.name} names {name}, which is not there"

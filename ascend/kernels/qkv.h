@@ -109,7 +109,7 @@ class NormRopeStore {
         WaitFlag<HardEvent::MTE2_V>(slot);
         Cast(values, heads, RoundMode::CAST_NONE, normed);
         PipeBarrier<PIPE_V>();
-        norm(values);
+        norm(values, token);
         // Every step rounds as the single ops do.
         Cast(heads, values, RoundMode::CAST_RINT, normed);
         PipeBarrier<PIPE_V>();
@@ -123,23 +123,21 @@ class NormRopeStore {
         SetFlag<HardEvent::MTE3_MTE2>(slot);
     }
 
-    __aicore__ inline void norm(const LocalTensor<float>& values) {
+    __aicore__ inline void norm(const LocalTensor<float>& values, int64_t token) {
         const LocalTensor<float> squares = work_.Get<float>(), sums = sums_.Get<float>();
-        const LocalTensor<float> ones = sums[round_up(t_.rows, 64)], factors = factors_.Get<float>();
         const uint32_t index = t_.q_heads + t_.kv_heads;
-        Mul(squares, values, values, static_cast<int32_t>(t_.normed * t_.dim));
-        PipeBarrier<PIPE_V>();
-        fold_rows<FoldAdd>(squares, t_.normed, t_.dim, t_.dim);
-        if (t_.p.norm_whole_projection) {
-            norm_section(values, squares, 0, t_.q_heads);
-            norm_section(values, squares, t_.q_heads, t_.kv_heads);
+        if (t_.p.mean_squares) {
+            const GlobalTensor<float> given = global<float>(t_.p.mean_squares);
+            for (uint32_t section = 0; section < 2; ++section) {
+                Duplicate(sums, given.GetValue(2 * token + section), 8);
+                PipeBarrier<PIPE_V>();
+                scale_section(values, section * t_.q_heads, section == 0 ? t_.q_heads : t_.kv_heads, 1);
+            }
         } else {
-            sum_rows(sums, squares, t_.normed, t_.dim);
+            Mul(squares, values, values, static_cast<int32_t>(t_.normed * t_.dim));
             PipeBarrier<PIPE_V>();
-            invert_root(sums, ones, t_.normed, t_.dim);
-            Brcb(factors, ones, static_cast<uint8_t>(div_up(t_.normed, 8)), {1, 8});
-            PipeBarrier<PIPE_V>();
-            apply_per_row<ByMul>(values, factors, t_.normed, t_.dim, t_.dim);
+            fold_rows<FoldAdd>(squares, t_.normed, t_.dim, t_.dim);
+            norm_by_squares(values, squares);
         }
         PipeBarrier<PIPE_V>();
         if (t_.p.norm_whole_projection) {
@@ -155,11 +153,27 @@ class NormRopeStore {
         PipeBarrier<PIPE_V>();
     }
 
+    __aicore__ inline void norm_by_squares(const LocalTensor<float>& values,
+                                           const LocalTensor<float>& squares) {
+        const LocalTensor<float> sums = sums_.Get<float>(), ones = sums[round_up(t_.rows, 64)];
+        const LocalTensor<float> factors = factors_.Get<float>();
+        if (t_.p.norm_whole_projection) {
+            norm_section(values, squares, 0, t_.q_heads);
+            norm_section(values, squares, t_.q_heads, t_.kv_heads);
+            return;
+        }
+        sum_rows(sums, squares, t_.normed, t_.dim);
+        PipeBarrier<PIPE_V>();
+        invert_root(sums, ones, t_.normed, t_.dim);
+        Brcb(factors, ones, static_cast<uint8_t>(div_up(t_.normed, 8)), {1, 8});
+        PipeBarrier<PIPE_V>();
+        apply_per_row<ByMul>(values, factors, t_.normed, t_.dim, t_.dim);
+    }
+
     /// All heads of a projection by one root mean square.
     __aicore__ inline void norm_section(const LocalTensor<float>& values, const LocalTensor<float>& squares,
                                         uint32_t head, uint32_t heads) {
-        const LocalTensor<float> sums = sums_.Get<float>(), ones = sums[round_up(t_.rows, 64)];
-        const LocalTensor<float> factors = factors_.Get<float>(), section = values[head * t_.dim];
+        const LocalTensor<float> sums = sums_.Get<float>();
         // Lanes behind the last head add nothing.
         Duplicate(sums, 0.0f, static_cast<int32_t>(round_up(t_.rows, 64)));
         PipeBarrier<PIPE_V>();
@@ -168,7 +182,15 @@ class NormRopeStore {
         fold_rows<FoldAdd>(sums, 1, round_up(t_.rows, 64), round_up(t_.rows, 64));
         WholeReduceSum(sums, sums, kLanes, 1, 1, 1, 8);
         PipeBarrier<PIPE_V>();
-        invert_root(sums, ones, 8, heads * t_.dim);
+        scale_section(values, head, heads, heads * t_.dim);
+    }
+
+    /// All heads of a projection by 1 / sqrt(sums[0] / size + eps).
+    __aicore__ inline void scale_section(const LocalTensor<float>& values, uint32_t head, uint32_t heads,
+                                         uint32_t size) {
+        const LocalTensor<float> sums = sums_.Get<float>(), ones = sums[round_up(t_.rows, 64)];
+        const LocalTensor<float> factors = factors_.Get<float>(), section = values[head * t_.dim];
+        invert_root(sums, ones, 8, size);
         Brcb(factors, ones, 1, {1, 8});
         PipeBarrier<PIPE_V>();
         const uint8_t pitch = static_cast<uint8_t>(t_.dim / 8);

@@ -135,6 +135,13 @@ def qkv_cases_small() -> Iterator[Case]:
             return test_qkv.values(args, dims, True), [a for a in args[:4] if a is not None]
 
         yield Case("norm_rope_store", "NormRopeStoreParams", make)
+        if dims["whole"]:
+
+            def make_given(make=make):
+                values, outs = make()
+                return values | {"mean_squares": torch.rand(13, 2, generator=rng(9)) + 0.5}, outs
+
+            yield Case("norm_rope_store", "NormRopeStoreParams", make_given)
 
 
 def moe_cases() -> Iterator[Case]:

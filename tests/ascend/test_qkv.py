@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cases import load
+from mmx import ops
 from mmx.ops import reference
 from ops.compare import assert_close_to_truth, assert_equal
 from ops.test_qkv import EPS, MAX_POSITIONS, make
@@ -70,6 +71,17 @@ def test_norm_rope_store(dims, gemma, run_all, rng):
         return values(args, dims, gemma), [a for a in args[:4] if a is not None]
 
     qkv, *pages = run_all("norm_rope_store", "NormRopeStoreParams", run)
+    if dims["whole"]:
+        # Given as a number of its own, the mean square of the heads that are here changes nothing.
+        mean = ops.qk_mean_squares(before[0], dims["num_heads"], dims["num_kv_heads"], 1)
+
+        def run_given():
+            args = case.to(BF16).args
+            return values(args, dims, gemma) | {"mean_squares": mean}, [a for a in args[:4] if a is not None]
+
+        given, *_ = run_all("norm_rope_store", "NormRopeStoreParams", run_given)
+        q = slice(0, dims["num_heads"])
+        assert_close_to_truth(given[:, q], truth.args[0][:, q], low.args[0][:, q], name="by given means")
     heads, k_end = dims["num_heads"], dims["num_heads"] + dims["num_kv_heads"]
     for part in (slice(0, heads), slice(k_end, k_end + dims["num_index_heads"])):
         assert_close_to_truth(qkv[:, part], truth.args[0][:, part], low.args[0][:, part])

@@ -106,13 +106,13 @@ void select_blocks(const SelectBlocksParams& p, Stream stream) {
     if (p.num_tokens == 0) return;
     if (const SelectKernel kernel = choose_select(p);
         kernel != SelectKernel::kSimple && is_aligned16(p.index_q) && is_aligned16(p.index_k_cache)) {
-        // Where no table is longer than topk, nothing is ranked.
-        if (p.max_blocks_per_seq > p.topk) {
-            if (kernel == SelectKernel::kSm90Decode)
-                sm90::select_decode_scores(p, stream);
-            else
-                sm90::select_prefill_scores(p, stream);
+        const bool ranks = p.max_blocks_per_seq > p.topk;  // else every block is kept
+        if (ranks && kernel == SelectKernel::kSm90PrefillLists) {
+            sm90::select_prefill_lists(p, stream);
+            return sm90::select_topk_of_lists(p, stream);
         }
+        if (ranks && kernel == SelectKernel::kSm90Decode) sm90::select_decode_scores(p, stream);
+        if (ranks && kernel == SelectKernel::kSm90Prefill) sm90::select_prefill_scores(p, stream);
         return sm90::select_topk(p, stream);
     }
     const int64_t smem_bytes = (p.index_dim + p.max_blocks_per_seq) * static_cast<int64_t>(sizeof(float));

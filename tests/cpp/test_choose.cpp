@@ -48,7 +48,7 @@ SparseAttentionParams sparse_params(int64_t num_seqs, int64_t q_len, int64_t max
 void test_select() {
     EXPECT(choose_select(select_params(1, 1, 256)) == SelectKernel::kSm90Decode);
     EXPECT(choose_select(select_params(128, 8, 1024)) == SelectKernel::kSm90Decode);
-    EXPECT(choose_select(select_params(1, 8192, 1024)) == SelectKernel::kSm90Prefill);
+    EXPECT(choose_select(select_params(1, 8192, 1024)) == SelectKernel::kSm90PrefillLists);
     EXPECT(choose_select(select_params(1, 1, kSelectMaxBlocks + 1)) == SelectKernel::kSimple);
     SelectBlocksParams p = select_params(1, 1, 256);
     p.dtype = p.cache_dtype = DType::kF32;
@@ -58,17 +58,34 @@ void test_select() {
     p.index_q_head_stride = 131;
     EXPECT(choose_select(p) == SelectKernel::kSimple);
     p = select_params(1, 300, 256);
-    p.num_index_heads = 3;
+    p.num_index_heads = 3;  // leaves a prefill tile partly empty
+    EXPECT(choose_select(p) == SelectKernel::kSm90Decode);
+    p.num_index_heads = 33;
     EXPECT(choose_select(p) == SelectKernel::kSimple);
     EXPECT(select_workspace_bytes(select_params(2, 3, 255)) == 2 * 3 * 4 * 256 * 4);
     EXPECT(select_max_tiles(select_params(2, 65, 256)) >= 4);
-    for (const bool codes : {false, true}) {
-        p = select_params(1, 8192, 1024);
-        (codes ? p.cache_dtype : p.dtype) = codes ? DType::kE4M3 : DType::kBF16;
-        p.fixed_split = !codes;
-        EXPECT(choose_select(p) == SelectKernel::kSm90Decode);
-        EXPECT(select_workspace_bytes(p) == 8192 * 4 * 1024 * 4);
+    // Up to a few MB a score per block, then lists whose size does not depend on the context.
+    for (const DType pages : {DType::kBF16, DType::kE4M3}) {
+        p = select_params(1, 8192, kSelectListBlocks - 1);
+        p.cache_dtype = pages;
+        EXPECT(choose_select(p) == SelectKernel::kSm90Prefill);
+        EXPECT(select_workspace_bytes(p) == 8192 * 4 * kSelectListBlocks * 4);
+        p.max_blocks_per_seq = kSelectListBlocks;
+        EXPECT(choose_select(p) == SelectKernel::kSm90PrefillLists);
+        const int64_t bytes = select_workspace_bytes(p);
+        EXPECT(bytes >= (8192 / 64 + kSelectMaxPrefillGrid) * 256 * 16 * 8 && bytes < 10 << 20);
+        p.max_blocks_per_seq = kSelectMaxBlocks;
+        EXPECT(select_workspace_bytes(p) == bytes);
+        p.topk = 2 * kSelectKept;
+        EXPECT(choose_select(p) == SelectKernel::kSm90Prefill);
     }
+    // Many sequences beside a prompt: K is read again for every few tokens of it.
+    p = select_params(300, 1, 64);
+    p.max_seqlen_q = 2048;
+    p.num_tokens = 299 + 2048;
+    EXPECT(choose_select(p) == SelectKernel::kSm90Decode);
+    p = select_params(1, 1, 256);
+    p.cache_dtype = DType::kE4M3;
     p.cache_block_stride = 128 * 128 + 8;  // the copy engine steps by 16 bytes
     EXPECT(choose_select(p) == SelectKernel::kSimple);
 }
@@ -150,6 +167,26 @@ void test_dense_plan() {
     EXPECT(make_dense_plan(paged_params(1, 64, 64, 4, 8192)).shared_heads == 1);
 }
 
+void test_fixed_parts() {
+    PagedAttentionParams p = paged_params(8, 1, 64, 4, 1024);
+    p.fixed_split = true;
+    EXPECT(choose_paged(p) == AttentionKernel::kSm90Prefill);
+    DensePlan plan = make_dense_plan(p);
+    EXPECT(plan.parts == DensePlan::kJoined && plan.max_parts == 1024 / kPartPages);
+    EXPECT(plan.max_tiles >= 8 * plan.max_parts);  // a tile per part
+    EXPECT(plan.total >= 8 * 64 * plan.max_parts * (128 + 2) * 4);
+    EXPECT(plan.part_stats % 8 == 0 && plan.part_sums % 16 == 0);
+    p = paged_params(1, 8192, 64, 4, 1024);
+    p.fixed_split = true;
+    plan = make_dense_plan(p);
+    EXPECT(plan.parts == DensePlan::kInTurn);
+    EXPECT(plan.total == plan.totals + kDenseMaxGrid * kDenseTileRows * 128 * 4 && plan.total < 10 << 20);
+    p = paged_params(2048, 8, 64, 4, 1024);  // parts of all drafts would take more than the limit
+    p.fixed_split = true;
+    EXPECT(make_dense_plan(p).parts == DensePlan::kInTurn);
+    EXPECT(make_dense_plan(paged_params(1, 8192, 64, 4, 1024)).parts == DensePlan::kNone);
+}
+
 void test_paged() {
     EXPECT(choose_paged(paged_params(32, 1, 48, 8, 256)) == AttentionKernel::kSm90Decode);
     EXPECT(choose_paged(paged_params(32, 8, 64, 4, 256)) == AttentionKernel::kSm90Decode);
@@ -176,6 +213,7 @@ int main() {
     test_sparse_splits();
     test_prefill_plan();
     test_dense_plan();
+    test_fixed_parts();
     test_paged();
     return test::finish("choose");
 }

@@ -16,7 +16,7 @@ namespace mmx {
 ///
 /// `fixed_split`: the result of a row is a function of its own query, context and chosen blocks alone, bit
 /// for bit: not of the batch, of how many tokens its sequence brings in this call, nor of max_blocks_per_seq.
-/// The context is then cut at fixed positions and the parts are merged in ascending order. Without it the
+/// The context is then cut at fixed positions and the parts are merged in a fixed order. Without it the
 /// cuts may follow the number of tokens and of multiprocessors; a repeated call still gives the same bits.
 /// The CPU kernels always do the former.
 struct PagedAttentionParams {

@@ -13,7 +13,6 @@ namespace mmx::cuda {
 
 inline constexpr int64_t kDecodeMaxTopk = 64;  // blocks of a (token, KV head) that a thread block lists
 inline constexpr int64_t kFixedSplits = 4;     // parts of a (token, KV head) under fixed_split, sparse
-inline constexpr int64_t kFixedChunk = 8;      // pages of a part under fixed_split, dense
 inline constexpr int64_t kPagedMaxPartialBytes = int64_t{5} << 29;  // of the dense decode's workspace
 
 enum class AttentionKernel { kSimple, kSm90Decode, kSm90Prefill };
@@ -63,7 +62,6 @@ inline int64_t sparse_decode_splits(const SparseAttentionParams& p, int64_t num_
 /// Pages that one thread block of the dense decode takes. Longer sequences get more blocks, so that ragged
 /// batches balance; short ones stay whole.
 inline int64_t paged_decode_chunk(const PagedAttentionParams& p) {
-    if (p.fixed_split) return kFixedChunk;
     constexpr int64_t kWantedBlocks = 2 * 132;
     const int64_t units = std::max<int64_t>(1, p.num_tokens * p.num_kv_heads);
     const int64_t splits = std::max<int64_t>(1, kWantedBlocks / units);
@@ -91,11 +89,12 @@ inline int64_t paged_decode_tokens(const PagedAttentionParams& p) {
     return kPagedMaxPartialBytes / (bytes / p.num_tokens);
 }
 
-/// Chunks of prompts, and what is batched with them, go through row tiles. Drafts are decoded one token at a
-/// time as long as the partial results stay bounded.
+/// Chunks of prompts, and what is batched with them, go through row tiles; under fixed_split all tokens do,
+/// so that the bits of a row are the same in every batch. Drafts are decoded one token at a time as long as
+/// the partial results stay bounded.
 inline AttentionKernel choose_paged(const PagedAttentionParams& p) {
     if (!sm90_attention_fits(p)) return AttentionKernel::kSimple;
-    if (decodes_only(p)) return AttentionKernel::kSm90Decode;
+    if (p.fixed_split) return AttentionKernel::kSm90Prefill;
     const bool decode = p.max_seqlen_q < kDenseMinQueryLen && paged_partial_bytes(p) <= kPagedMaxPartialBytes;
     return decode ? AttentionKernel::kSm90Decode : AttentionKernel::kSm90Prefill;
 }

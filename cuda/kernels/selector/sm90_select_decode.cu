@@ -29,7 +29,6 @@ struct Shared {
     static constexpr int kColumns = kTiles * 8;
     alignas(1024) char ring[kSlots<C>][kPageBytes<C>];
     alignas(16) char queries[kColumns * kQueryStride];
-    float factor[kColumns];  // what the products of a column must be multiplied by to be scores
     float best[2][kWarps][kColumns];
     int warp_total[kThreads / 32];
     int cu_units[kSelectMaxSeqs + 1];
@@ -99,8 +98,8 @@ __device__ __forceinline__ int seq_of(const int* cu_units, int num_seqs, int uni
 }
 
 /// By one warp: a query as row `column` of the B operand. For e4m3 pages rows become f16, scaled by a power
-/// of two to at most 2^15 (every bf16 that matters beside the largest one is exact), and the dimensions of a
-/// k16 step are ordered as the codes of a lane decode.
+/// of two to at most 2^15 (every bf16 that matters beside the largest one is exact; the order of its scores
+/// does not change), and the dimensions of a k16 step are ordered as the codes of a lane decode.
 template <class C, int kTiles>
 __device__ __forceinline__ void stage_query(Shared<C, kTiles>& shared, int column, const bf16* q) {
     const int lane_idx = static_cast<int>(threadIdx.x % 32);
@@ -108,13 +107,11 @@ __device__ __forceinline__ void stage_query(Shared<C, kTiles>& shared, int colum
     const uint2 v = q ? *reinterpret_cast<const uint2*>(q + 4 * lane_idx) : make_uint2(0, 0);
     if constexpr (sizeof(C) == 2) {
         *reinterpret_cast<uint2*>(row + 8 * lane_idx) = v;
-        if (lane_idx == 0) shared.factor[column] = 1;
     } else {
         uint32_t largest = __vmaxu2(v.x & 0x7FFF7FFF, v.y & 0x7FFF7FFF);
         largest = __reduce_max_sync(kFull, max(largest & 0xFFFF, largest >> 16));
         const uint32_t exponent = max(largest >> 7, 15u);
         const float shrink = __uint_as_float((268 - exponent) << 23);  // 2^(14 - (exponent - 127))
-        if (lane_idx == 0) shared.factor[column] = __uint_as_float((exponent - 14) << 23);
         const auto pack = [&](uint32_t pair) {
             return ptx::pack_f16(__uint_as_float(pair << 16) * shrink,
                                  __uint_as_float(pair & 0xFFFF0000u) * shrink);
@@ -126,14 +123,16 @@ __device__ __forceinline__ void stage_query(Shared<C, kTiles>& shared, int colum
 }
 
 /// best[n] of this lane: the largest product of column 2t (and 2t + 1) of tile n with the warp's 16 keys.
-template <class C, int kTiles>
+/// kChains 1 sums in the order of the prefill kernel, whose tensor core products then have the same bits
+/// (checked on an H200: also with the dimensions of a k16 step in another order); 2 is faster.
+template <class C, int kTiles, int kChains>
 __device__ __forceinline__ void score_keys(float2 (&best)[kTiles], const Shared<C, kTiles>& shared,
                                            uint32_t page, int first_key) {
     const int lane_idx = static_cast<int>(threadIdx.x % 32);
     const int key = first_key + lane_idx % 16;
     const uint32_t queries =
         ptx::smem_address(shared.queries) + lane_idx % 8 * kQueryStride + lane_idx / 8 * 16;
-    float acc[kTiles][2][4] = {};
+    float acc[kTiles][kChains][4] = {};
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {
         uint32_t a[2][4];
@@ -160,9 +159,10 @@ __device__ __forceinline__ void score_keys(float2 (&best)[kTiles], const Shared<
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 if constexpr (sizeof(C) == 2)
-                    ptx::mma_16x8x16(acc[n][i], a[i][0], a[i][1], a[i][2], a[i][3], b[2 * i], b[2 * i + 1]);
+                    ptx::mma_16x8x16(acc[n][i % kChains], a[i][0], a[i][1], a[i][2], a[i][3], b[2 * i],
+                                     b[2 * i + 1]);
                 else
-                    ptx::mma_16x8x16_f16(acc[n][i], a[i][0], a[i][1], a[i][2], a[i][3], b[2 * i],
+                    ptx::mma_16x8x16_f16(acc[n][i % kChains], a[i][0], a[i][1], a[i][2], a[i][3], b[2 * i],
                                          b[2 * i + 1]);
             }
         }
@@ -172,7 +172,8 @@ __device__ __forceinline__ void score_keys(float2 (&best)[kTiles], const Shared<
         // fmaxf drops NaN: a NaN score counts as -infinity.
         float x[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] = acc[n][0][i] + acc[n][1][i];
+        for (int i = 0; i < 4; ++i)
+            x[i] = kChains == 1 ? acc[n][0][i] : acc[n][0][i] + acc[n][kChains - 1][i];
         best[n].x = fmaxf(fmaxf(x[0], x[2]), -INFINITY);
         best[n].y = fmaxf(fmaxf(x[1], x[3]), -INFINITY);
 #pragma unroll
@@ -185,11 +186,11 @@ __device__ __forceinline__ void score_keys(float2 (&best)[kTiles], const Shared<
 
 /// Keys on M, (query token, head) pairs of a tile on N: one read of K serves all of them. The blocks take
 /// equal shares of the list of units, whatever the lengths are.
-template <class C, int kTiles>
+template <class C, int kTiles, int kChains>
 __global__ void __launch_bounds__(kThreads, 2)
     select_decode_scores_kernel(const __grid_constant__ SelectBlocksParams p,
                                 const __grid_constant__ CUtensorMap map, float* scores, int64_t score_stride,
-                                uint64_t policy) {
+                                int num_kept) {
     extern __shared__ __align__(1024) char raw[];
     auto& shared = *reinterpret_cast<Shared<C, kTiles>*>(raw);
     constexpr int kRing = kSlots<C>;
@@ -233,6 +234,7 @@ __global__ void __launch_bounds__(kThreads, 2)
             const int page = __shfl_sync(kFull, pages, i % 32), slot = i % kRing;
             if (lane_idx != 0) continue;
             if (i >= kRing) ptx::barrier_wait(shared.empty[slot], (i / kRing & 1) ^ 1);
+            const uint64_t policy = begin + i < num_kept ? ptx::kEvictNormal : ptx::kEvictFirst;
             ptx::barrier_arrive_expect(shared.full[slot], kPageBytes<C>);
             ptx::tma_load_3d(shared.ring[slot], map, shared.full[slot], 0, 0, page, policy);
             if (sizeof(C) == 2)
@@ -280,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const int slot = i % kRing;
         float2 best[kTiles];
         ptx::barrier_wait(shared.full[slot], i / kRing & 1);
-        score_keys(best, shared, ptx::smem_address(shared.ring[slot]), warp_idx * 16);
+        score_keys<C, kTiles, kChains>(best, shared, ptx::smem_address(shared.ring[slot]), warp_idx * 16);
         __syncwarp();
         if (lane_idx == 0) ptx::barrier_arrive_after(shared.empty[slot], best[0].x);
         auto& found = shared.best[i % 2];
@@ -293,13 +295,13 @@ __global__ void __launch_bounds__(kThreads, 2)
             float x = found[0][tid];
 #pragma unroll
             for (int w = 1; w < kWarps; ++w) x = fmaxf(x, found[w][tid]);
-            scores[(first_row + tid) * score_stride + page] = x * shared.factor[tid];
+            scores[(first_row + tid) * score_stride + page] = x;
         }
         ++page;
     }
 }
 
-template <class C, int kTiles>
+template <class C, int kTiles, int kChains>
 void launch_scores(const SelectBlocksParams& p, Stream stream) {
     const bool codes = sizeof(C) == 1;
     const CUtensorMap map =
@@ -308,16 +310,21 @@ void launch_scores(const SelectBlocksParams& p, Stream stream) {
                            codes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
     const LaunchChain launch{"select_blocks", dim3(static_cast<unsigned>(2 * num_multiprocessors())),
                              kThreads, sizeof(Shared<C, kTiles>), stream};
-    launch(select_decode_scores_kernel<C, kTiles>, p, map, static_cast<float*>(p.workspace),
-           select_score_stride(p), ptx::stream_policy(p.num_seqs * p.max_blocks_per_seq * kPageBytes<C>));
+    launch(select_decode_scores_kernel<C, kTiles, kChains>, p, map, static_cast<float*>(p.workspace),
+           select_score_stride(p), static_cast<int>(select_kept_units(p)));
+}
+
+template <class C, int kChains>
+void launch_scores(const SelectBlocksParams& p, Stream stream) {
+    const int64_t columns = p.max_seqlen_q * p.num_index_heads;
+    if (columns <= 8) return launch_scores<C, 1, kChains>(p, stream);
+    if (columns <= 16) return launch_scores<C, 2, kChains>(p, stream);
+    launch_scores<C, 4, kChains>(p, stream);
 }
 
 template <class C>
 void launch_scores(const SelectBlocksParams& p, Stream stream) {
-    const int64_t columns = p.max_seqlen_q * p.num_index_heads;
-    if (columns <= 8) return launch_scores<C, 1>(p, stream);
-    if (columns <= 16) return launch_scores<C, 2>(p, stream);
-    launch_scores<C, 4>(p, stream);
+    p.fixed_split ? launch_scores<C, 1>(p, stream) : launch_scores<C, 2>(p, stream);
 }
 
 }  // namespace

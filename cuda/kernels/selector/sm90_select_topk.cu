@@ -3,6 +3,7 @@
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/kernels/selector/choose.h"
+#include "cuda/kernels/selector/order.cuh"
 #include "cuda/kernels/selector/sm90.h"
 
 namespace mmx::cuda::sm90 {
@@ -12,12 +13,6 @@ namespace {
 constexpr int kValues = 8;  // scores per lane
 constexpr int kPage = 128;
 constexpr unsigned kFull = 0xFFFFFFFFu;
-
-/// Integers in the order of floats; both zeros are equal. Every score maps above 0.
-__device__ __forceinline__ uint32_t ordered(float x) {
-    const uint32_t bits = __float_as_uint(x + 0.0f);
-    return bits ^ (bits >> 31 ? kFull : 0x80000000u);
-}
 
 /// A sum over the kWarps warps that share a row. `slots` alternate, so that one barrier per sum is enough.
 template <int kWarps>
@@ -32,18 +27,25 @@ __device__ __forceinline__ int row_sum(int x, int (*slots)[kWarps], int& parity)
     return x;
 }
 
+/// Where a row's candidates come from.
+struct Candidates {
+    const float* scores;  // of every block; null where no row has more blocks than it may keep, or with lists
+    int64_t score_stride;
+    SelectLists lists;
+};
+
 /// The threshold is found bit by bit, from the highest bit in which candidates differ, and the search ends as
 /// soon as it separates exactly the wanted number: about log2(candidates) + 2 rounds for scores without ties.
 /// kRows rows per block when a warp has its own row, else one row of kWarps warps, which hold contiguous
-/// block ids. `scores`: null where no row has more blocks than it may keep.
-template <int kWarps, int kRows>
+/// candidates in the order of their blocks.
+template <int kWarps, int kRows, bool kLists>
 __global__ void __launch_bounds__(kWarps * kRows * 32)
-    select_topk_kernel(SelectBlocksParams p, const float* scores, int64_t score_stride) {
+    select_topk_kernel(SelectBlocksParams p, Candidates from) {
     static_assert(kWarps == 1 || kRows == 1);
     __shared__ int slots[2][kWarps];
     __shared__ uint32_t extremes[2][kWarps];
     __shared__ int counts[2][kWarps];
-    if (!scores) ptx::wait_for_predecessors();  // the op's only kernel
+    if (!kLists && !from.scores) ptx::wait_for_predecessors();  // the op's only kernel
     ptx::let_successors_start();
     const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
     const int num_heads = static_cast<int>(p.num_index_heads), topk = static_cast<int>(p.topk);
@@ -57,6 +59,23 @@ __global__ void __launch_bounds__(kWarps * kRows * 32)
     const TokenPlace place = warp_place_of(token, p.cu_seqlens_q, p.seq_lens, static_cast<int>(p.num_seqs));
     const int visible = place.seq < 0 ? 0 : static_cast<int>(place.position / kPage) + 1;
     int32_t* out = p.block_ids + row * topk;
+    const SelectCandidate* list = nullptr;
+    int num_listed = 0;
+    if constexpr (kLists) {
+        if (visible > topk) {
+            const int tile_tokens = static_cast<int>(kSelectTileRows) / num_heads;
+            int tile = 0;  // those of earlier sequences
+            for (int s = lane_idx; s < place.seq; s += 32)
+                tile += (p.cu_seqlens_q[s + 1] - p.cu_seqlens_q[s] + tile_tokens - 1) / tile_tokens;
+            const int in_seq = token - p.cu_seqlens_q[place.seq];
+            tile = __reduce_add_sync(kFull, tile) + in_seq / tile_tokens;
+            ptx::wait_for_predecessors();
+            const SelectSpan span = from.lists.spans[tile];
+            const int tile_row = in_seq % tile_tokens * num_heads + static_cast<int>(row % num_heads);
+            list = from.lists.stretch(span.first) + tile_row * kSelectKept;
+            num_listed = (span.last - span.first + 1) * static_cast<int>(kSelectKept);
+        }
+    }
     ptx::wait_for_predecessors();
 
     if (visible <= topk) {
@@ -69,14 +88,25 @@ __global__ void __launch_bounds__(kWarps * kRows * 32)
     const int wanted = topk - forced_end - static_cast<int>(p.local_blocks);
 
     const int first = part * 32 * kValues;
-    uint32_t key[kValues];
+    uint32_t key[kValues];  // 0: no candidate
+    int listed[kValues];    // lists: the block
     uint32_t largest = 0, smallest = kFull;
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
-        const int block = first + i * 32 + lane_idx;
+        const int place_idx = first + i * 32 + lane_idx;
         key[i] = 0;
-        if (block >= forced_end && block < forced_begin) {
-            key[i] = ordered(scores[row * score_stride + block]);
+        if constexpr (kLists) {
+            if (place_idx < num_listed) {
+                constexpr int kKept = static_cast<int>(kSelectKept);
+                const SelectCandidate c =
+                    list[place_idx / kKept * (kSelectTileRows * kSelectKept) + place_idx % kKept];
+                key[i] = c.key;
+                listed[i] = c.block;
+            }
+        } else if (place_idx >= forced_end && place_idx < forced_begin) {
+            key[i] = ordered(from.scores[row * from.score_stride + place_idx]);
+        }
+        if (key[i] != 0) {
             largest = max(largest, key[i]);
             smallest = min(smallest, key[i]);
         }
@@ -127,14 +157,15 @@ __global__ void __launch_bounds__(kWarps * kRows * 32)
         equal_before = __reduce_add_sync(kFull, lane_idx < part ? equal : 0);
     }
     const int ties = wanted - all_above;
-    const int forced_before = min(first, forced_end) + max(0, first - forced_begin);
+    // Forced blocks lie between the scores, lists leave them out.
+    const int forced_before = kLists ? forced_end : min(first, forced_end) + max(0, first - forced_begin);
     int written = forced_before + above_before + min(ties, equal_before);
     const unsigned lower_lanes = (1u << lane_idx) - 1;
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
-        const int block = first + i * 32 + lane_idx;
-        if (first + i * 32 >= visible) break;
-        const bool forced = block < visible && (block < forced_end || block >= forced_begin);
+        const int block = kLists ? listed[i] : first + i * 32 + lane_idx;
+        if (first + i * 32 >= (kLists ? num_listed : visible)) break;
+        const bool forced = !kLists && block < visible && (block < forced_end || block >= forced_begin);
         const bool equal = !exact && key[i] == threshold;
         const unsigned equal_lanes = __ballot_sync(kFull, equal);
         const bool chosen = forced || (exact ? key[i] >= threshold : key[i] > threshold) ||
@@ -144,25 +175,42 @@ __global__ void __launch_bounds__(kWarps * kRows * 32)
         written += __popc(chosen_lanes);
         equal_before += __popc(equal_lanes);
     }
+    if constexpr (kLists) {
+        if (part != 0) return;
+        for (int i = lane_idx; i < topk; i += 32) {
+            if (i < forced_end) out[i] = i;
+            if (i >= forced_end + wanted) out[i] = visible - topk + i;
+        }
+    }
 }
 
-template <int kWarps, int kRows>
-void launch_topk(const SelectBlocksParams& p, Stream stream) {
+template <int kWarps, int kRows, bool kLists>
+void launch_topk(const SelectBlocksParams& p, const Candidates& from, Stream stream) {
     const int64_t rows = p.num_tokens * p.num_index_heads;
     const LaunchChain launch{"select_blocks", dim3(static_cast<unsigned>(ceil_div(rows, kRows))),
                              kWarps * kRows * 32, 0, stream};
-    launch(select_topk_kernel<kWarps, kRows>, p,
-           p.max_blocks_per_seq > p.topk ? static_cast<const float*>(p.workspace) : nullptr,
-           select_score_stride(p));
+    launch(select_topk_kernel<kWarps, kRows, kLists>, p, from);
 }
 
 }  // namespace
 
 void select_topk(const SelectBlocksParams& p, Stream stream) {
-    if (p.max_blocks_per_seq <= 32 * kValues) return launch_topk<1, 4>(p, stream);
-    if (p.max_blocks_per_seq <= 4 * 32 * kValues) return launch_topk<4, 1>(p, stream);
+    const bool ranks = p.max_blocks_per_seq > p.topk;
+    const Candidates from{.scores = ranks ? static_cast<const float*>(p.workspace) : nullptr,
+                          .score_stride = select_score_stride(p),
+                          .lists = {}};
+    if (p.max_blocks_per_seq <= 32 * kValues) return launch_topk<1, 4, false>(p, from, stream);
+    if (p.max_blocks_per_seq <= 4 * 32 * kValues) return launch_topk<4, 1, false>(p, from, stream);
     static_assert(kSelectMaxBlocks <= 32 * 32 * kValues);
-    launch_topk<32, 1>(p, stream);
+    launch_topk<32, 1, false>(p, from, stream);
+}
+
+void select_topk_of_lists(const SelectBlocksParams& p, Stream stream) {
+    const Candidates from{.scores = nullptr, .score_stride = 0, .lists = select_lists(p)};
+    static_assert(kSelectFewStretches * kSelectKept <= 32 * kValues);
+    static_assert(kSelectManyStretches * kSelectKept <= 4 * 32 * kValues);
+    if (from.lists.max_stretches <= kSelectFewStretches) return launch_topk<1, 4, true>(p, from, stream);
+    launch_topk<4, 1, true>(p, from, stream);
 }
 
 }  // namespace mmx::cuda::sm90

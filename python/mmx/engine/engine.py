@@ -40,24 +40,15 @@ HOLD_SECONDS = 0.01  # between looks at the channel while nothing but grammars i
 class Runner(Protocol):
     """A model with its weights, page pool and sampler on one device (or one rank's share of it)."""
 
-    @property
-    def num_blocks(self) -> int: ...
-    @property
-    def block_size(self) -> int: ...
-    @property
-    def max_model_len(self) -> int: ...
-    @property
-    def max_model_len_reason(self) -> str: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def eos_token_ids(self) -> Sequence[int]: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_model_len_reason: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    family: str
+    device: str
+    dtype: str
 
     def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
         """Compute the step; one result per sampling sequence, in batch order.
@@ -78,8 +69,7 @@ class Flight(Protocol):
 class AsyncRunner(Protocol):
     """A runner that can be given a step before the one before it is done. ``asynchronous``: that pays."""
 
-    @property
-    def asynchronous(self) -> bool: ...
+    asynchronous: bool
 
     def launch(
         self, batch: ScheduledBatch, masks: Callable[[Sequence[ScheduledSeq]], Sequence[Mask]]

@@ -305,7 +305,7 @@ class RankedRunner:
         self.max_model_len: int = runner.max_model_len
         self.max_model_len_reason: str = runner.max_model_len_reason
         self.vocab_size: int = runner.vocab_size
-        self.eos_token_ids: Sequence[int] = runner.eos_token_ids
+        self.eos_token_ids: tuple[int, ...] = runner.eos_token_ids
         self.family: str = runner.family
         self.device: str = runner.device
         self.dtype: str = runner.dtype
@@ -332,7 +332,7 @@ class RankedRunner:
     def close(self) -> None:
         """End all ranks; nothing can be run afterwards."""
         self._leader.stop()
-        self.runner.ranks.leave()
+        self.runner.close()
         self._leader.wait()
 
 

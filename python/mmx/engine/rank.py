@@ -109,7 +109,7 @@ class Follower:
                 flight = runner.launch(batch)
                 if self._flights is not None:
                     self._flights.put((batch.step, flight))
-            ranks.leave()
+            runner.close()
         except Exception as error:
             self._end(error)
         return 0

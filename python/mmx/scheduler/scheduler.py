@@ -234,14 +234,7 @@ class Scheduler:
             if token is not None and token.error is not None:
                 # Why: what made the logits bad may sit in the pages, and must not spread by a hit.
                 self.blocks.forget(req.block_ids)
-                self._end(req)
-                failed = Failed(
-                    request_id=req.request_id,
-                    message=f"request {req.request_id[:64]}: {token.error}",
-                    code="numerical_error",
-                    status=500,
-                )
-                outputs.append(failed)
+                outputs.append(self._fail(req, token.error, "numerical_error", 500))
                 continue
             if self._caching and req.block_ids:  # none: preempted meanwhile
                 self._remember_pages(req, seq.start + len(seq.token_ids))

@@ -33,7 +33,9 @@ struct LaunchChain {
         config.attrs = attributes;
         config.numAttrs = cluster > 1 ? 2 : 1;
         const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<A&&>(args)...);
-        if (status != cudaSuccess) fail(op, ": launch failed: ", cudaGetErrorString(status));
+        if (status == cudaSuccess) return;
+        forget_error();
+        fail(op, ": launch failed: ", cudaGetErrorString(status));
     }
 };
 

@@ -6,9 +6,9 @@ from functools import partial
 
 from aiohttp import web
 
-from mmx.server.body import read_body
-from mmx.server.decode import decode_object, decode_request
+from mmx.server.decode import decode_request
 from mmx.server.errors import ApiError
+from mmx.server.prepare import read_object
 from mmx.server.prompts import chat_prompt, check_ids, in_pool, render_options
 from mmx.server.schemas import DetokenizeRequest, TokenizeRequest
 from mmx.server.state import STATE
@@ -19,7 +19,7 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
     """Ids of a text, or of a conversation as chat would render it."""
     state = request.app[STATE]
     _, ready, front = state.serving()
-    body = decode_object(await read_body(request, state.config.http.max_body_bytes))
+    body = await read_object(request)
     parsed, _ = decode_request(body, TokenizeRequest, {})
     state.answered_name(parsed.model)
     if parsed.messages is not None:
@@ -43,7 +43,7 @@ async def detokenize(request: web.Request) -> web.StreamResponse:
     """Text of ids, control tokens included."""
     state = request.app[STATE]
     _, ready, front = state.serving()
-    body = decode_object(await read_body(request, state.config.http.max_body_bytes))
+    body = await read_object(request)
     parsed, _ = decode_request(body, DetokenizeRequest, {})
     state.answered_name(parsed.model)
     if parsed.tokens:

@@ -32,29 +32,60 @@ MMX_BENCH(rms_norm) {
         }
 }
 
+namespace {
+
+/// Operands of a norm of a sum.
+struct AddNorm {
+    bench::Buffer x, weight, residual, out;
+    AddRmsNormParams params;
+
+    AddNorm(bench::Bench& b, const bench::Case& c, DType dtype)
+        : x(b.randn(dtype, c["num_tokens"] * c["hidden"], 1e-3f)),
+          weight(b.randn(dtype, c["hidden"])),
+          residual(b.randn(dtype, c["num_tokens"] * c["hidden"])),
+          out(b.empty(dtype, c["num_tokens"] * c["hidden"])),
+          params{.out = out.as(),
+                 .residual = residual.as(),
+                 .x = x.as(),
+                 .weight = weight.as(),
+                 .num_tokens = c["num_tokens"],
+                 .hidden = c["hidden"],
+                 .out_stride = c["hidden"],
+                 .residual_stride = c["hidden"],
+                 .x_stride = c["hidden"],
+                 .eps = 1e-6f,
+                 .gemma = true,
+                 .dtype = dtype,
+                 .weight_dtype = dtype} {}
+
+    bench::Work work(bench::Bench& b, double more_bytes = 0) const {
+        return {.bytes = 4.0 * static_cast<double>(x.bytes()) + more_bytes,
+                .baseline = "copy of x",
+                .baseline_run = [&] { b.backend().copy(out.as(), x.as(), x.bytes()); }};
+    }
+};
+
+}  // namespace
+
 MMX_BENCH(add_rms_norm) {
     for (const bench::Case& c : b.cases("norm", "add_rms_norm"))
         for (const DType dtype : {DType::kF32, DType::kBF16}) {
-            const int64_t num_tokens = c["num_tokens"], hidden = c["hidden"], count = num_tokens * hidden;
-            const bench::Buffer x = b.randn(dtype, count, 1e-3f), weight = b.randn(dtype, hidden);
-            const bench::Buffer residual = b.randn(dtype, count), out = b.empty(dtype, count);
-            const AddRmsNormParams p{.out = out.as(),
-                                     .residual = residual.as(),
-                                     .x = x.as(),
-                                     .weight = weight.as(),
-                                     .num_tokens = num_tokens,
-                                     .hidden = hidden,
-                                     .out_stride = hidden,
-                                     .residual_stride = hidden,
-                                     .x_stride = hidden,
-                                     .eps = 1e-6f,
-                                     .gemma = true,
-                                     .dtype = dtype,
-                                     .weight_dtype = dtype};
-            b.run("add_rms_norm", c, dtype,
-                  {.bytes = 4.0 * static_cast<double>(x.bytes()),
-                   .baseline = "copy of x",
-                   .baseline_run = [&] { b.backend().copy(out.as(), x.as(), x.bytes()); }},
-                  b.ops().add_rms_norm, p);
+            const AddNorm norm(b, c, dtype);
+            b.run("add_rms_norm", c, dtype, norm.work(b), b.ops().add_rms_norm, norm.params);
+        }
+}
+
+MMX_BENCH(add_rms_norm_quantize) {
+    for (const bench::Case& c : b.cases("norm", "add_rms_norm_quantize"))
+        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+            const AddNorm norm(b, c, dtype);
+            const int64_t count = c["num_tokens"] * c["hidden"];
+            const bench::Buffer codes = b.empty(DType::kE4M3, count),
+                                scale = b.empty(DType::kF32, count / 128);
+            const AddRmsNormQuantizeParams p{
+                .norm = norm.params, .codes = codes.as(), .scale = scale.as<float>()};
+            const auto more_bytes = static_cast<double>(codes.bytes() + scale.bytes());
+            b.run("add_rms_norm_quantize", c, dtype, norm.work(b, more_bytes), b.ops().add_rms_norm_quantize,
+                  p);
         }
 }

@@ -20,6 +20,7 @@
 #define MMX_OPS(X)                                        \
     X(rms_norm, RmsNormParams)                            \
     X(add_rms_norm, AddRmsNormParams)                     \
+    X(add_rms_norm_quantize, AddRmsNormQuantizeParams)    \
     X(all_reduce_add_rms_norm, AllReduceAddRmsNormParams) \
     X(rope, RopeParams)                                   \
     X(kv_store, KvStoreParams)                            \

@@ -1,4 +1,5 @@
 #include "cpp/kernels/common.h"
+#include "cpp/kernels/launchers.h"
 
 namespace mmx::cpu::MMX_CPU_ISA {
 
@@ -67,6 +68,18 @@ void add_rms_norm(const AddRmsNormParams& p, Stream) {
             });
         });
     });
+}
+
+void add_rms_norm_quantize(const AddRmsNormQuantizeParams& p, Stream stream) {
+    add_rms_norm(p.norm, stream);
+    fp8_quantize({.out = p.codes,
+                  .scale = p.scale,
+                  .x = p.norm.out,
+                  .rows = p.norm.num_tokens,
+                  .cols = p.norm.hidden,
+                  .x_stride = p.norm.out_stride,
+                  .dtype = p.norm.dtype},
+                 stream);
 }
 
 }  // namespace mmx::cpu::MMX_CPU_ISA

@@ -24,8 +24,7 @@ inline MoeRouterParams moe_router_params(Matcher& m, const Tensor& topk_ids, con
     const int64_t topk = m["topk"] - num_shared;
     m.require(num_shared >= 0, "num_shared must be at least 0, got ", num_shared);
     m.require(topk >= 1 && topk <= m["num_experts"],
-              "topk must be between 1 and num_experts=", m["num_experts"], " beside num_shared=", num_shared,
-              ", got ", topk);
+              "topk must be between 1 and num_experts=", m["num_experts"], ", got ", topk);
     return {
         .topk_ids = ptr<int32_t>(topk_ids),
         .topk_weights = ptr<float>(topk_weights),

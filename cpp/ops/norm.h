@@ -36,10 +36,8 @@ void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, double e
     B::enqueue(m.device_index(), &B::rms_norm, p);
 }
 
-template <class B>
-void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, const Tensor& weight,
-                  double eps, bool gemma) {
-    Matcher m("add_rms_norm");
+inline AddRmsNormParams add_rms_norm_params(Matcher& m, const Tensor& out, const Tensor& residual,
+                                            const Tensor& x, const Tensor& weight, double eps, bool gemma) {
     m.shape("x", x, {"num_tokens", "hidden"})
         .shape("residual", residual, {"num_tokens", "hidden"})
         .shape("out", out, {"num_tokens", "hidden"})
@@ -47,7 +45,7 @@ void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, co
     const DType dtype = m.dtype("x", x, kFloat);
     m.same_dtype("residual", residual, dtype);
     m.same_dtype("out", out, dtype);
-    const AddRmsNormParams p{
+    return {
         .out = ptr(out),
         .residual = ptr(residual),
         .x = ptr(x),
@@ -62,8 +60,32 @@ void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, co
         .dtype = dtype,
         .weight_dtype = m.dtype("weight", weight, kFloat),
     };
+}
+
+template <class B>
+void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, const Tensor& weight,
+                  double eps, bool gemma) {
+    Matcher m("add_rms_norm");
+    const AddRmsNormParams p = add_rms_norm_params(m, out, residual, x, weight, eps, gemma);
     if (p.num_tokens == 0 || p.hidden == 0) return;
     B::enqueue(m.device_index(), &B::add_rms_norm, p);
+}
+
+template <class B>
+void add_rms_norm_quantize(const Tensor& out, const Tensor& codes, const Tensor& scale,
+                           const Tensor& residual, const Tensor& x, const Tensor& weight, double eps,
+                           bool gemma) {
+    Matcher m("add_rms_norm_quantize");
+    const AddRmsNormParams norm = add_rms_norm_params(m, out, residual, x, weight, eps, gemma);
+    m.require(norm.hidden % kFp8Group == 0, "hidden must be a multiple of ", kFp8Group, ", got ",
+              norm.hidden);
+    m.shape("codes", codes, {"num_tokens", "hidden"}, 2)
+        .shape("scale", scale, {"num_tokens", norm.hidden / kFp8Group}, 2);
+    m.same_dtype("codes", codes, DType::kE4M3);
+    m.same_dtype("scale", scale, DType::kF32);
+    const AddRmsNormQuantizeParams p{.norm = norm, .codes = ptr(codes), .scale = ptr<float>(scale)};
+    if (norm.num_tokens == 0 || norm.hidden == 0) return;
+    B::enqueue(m.device_index(), &B::add_rms_norm_quantize, p);
 }
 
 }  // namespace mmx::ops

@@ -8,6 +8,9 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     m.def(
         "add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, float eps, bool gemma) "
         "-> ()");
+    m.def(
+        "add_rms_norm_quantize(Tensor(a!) out, Tensor(b!) codes, Tensor(c!) scale, Tensor(d!) residual, "
+        "Tensor x, Tensor weight, float eps, bool gemma) -> ()");
     // comm: `inboxes` of all ranks, none for the only one
     m.def(
         "all_reduce_add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, "

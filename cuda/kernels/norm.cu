@@ -3,6 +3,7 @@
 #include "cpp/core/math.h"
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
+#include "cuda/common/quantize.cuh"
 #include "cuda/common/row_sum.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
@@ -19,10 +20,19 @@ constexpr int kMaxThreads = 1024;
 /// are read twice, the second time from the cache.
 enum class RowShape { kWarp, kBlock, kWide };
 
-/// Why one body for both ops: the norm of a sum is the same norm, reading the residual stream's new value.
-template <class T, class W, RowShape kShape, bool kAdd>
+/// Where codes of the result go.
+struct Codes {
+    e4m3* codes;   // [num_tokens, hidden]
+    float* scale;  // [num_tokens, hidden / kFp8Group]
+};
+
+enum class Form { kNorm, kAdd, kAddQuantize };
+
+/// Why one body for all: the norm of a sum is the same norm, reading the residual stream's new value.
+template <class T, class W, RowShape kShape, Form kForm>
 __global__ void __launch_bounds__(kShape == RowShape::kWarp ? 256 : kMaxThreads)
-    norm_kernel(RmsNormParams p, T* residual, int64_t residual_stride, bool packable) {
+    norm_kernel(RmsNormParams p, T* residual, int64_t residual_stride, Codes to, bool packable) {
+    constexpr bool kAdd = kForm != Form::kNorm;
     // Why 32 bits: a division in 64 bits costs more than the norm of a run.
     constexpr bool kWarpRow = kShape == RowShape::kWarp;
     const unsigned row = kWarpRow ? blockIdx.x * 8 + threadIdx.x / 32 : blockIdx.x;
@@ -72,11 +82,17 @@ __global__ void __launch_bounds__(kShape == RowShape::kWarp ? 256 : kMaxThreads)
 #pragma unroll
         for (int j = 0; j < kRun; ++j) run[j] *= inv_rms * (gain[j] + shift);
         store_run(out + i, run, count, packable);
+        if constexpr (kForm == Form::kAddQuantize) {
+#pragma unroll
+            for (int j = 0; j < kRun; ++j) run[j] = to_float(from_float<T>(run[j]));
+            const int64_t at = token * p.hidden + i;
+            quantize_group(to.codes + at, to.scale + at / kFp8Group, run, packable);
+        }
     });
 }
 
-template <bool kAdd>
-void launch_norm(const char* op, const RmsNormParams& p, void* residual, int64_t residual_stride,
+template <Form kForm>
+void launch_norm(const char* op, const RmsNormParams& p, void* residual, int64_t residual_stride, Codes to,
                  Stream stream) {
     dispatch_float(p.dtype, [&](auto t) {
         dispatch_float(p.weight_dtype, [&](auto w) {
@@ -85,30 +101,25 @@ void launch_norm(const char* op, const RmsNormParams& p, void* residual, int64_t
             const bool packable = is_packable<T, kRun>(p.x, {p.x_token_stride, p.x_head_stride}) &&
                                   is_packable<T, kRun>(p.out, {p.out_token_stride, p.out_head_stride}) &&
                                   is_packable<T, kRun>(residual, {residual_stride}) &&
-                                  is_packable<W, kRun>(p.weight, {});
+                                  is_packable<e4m3, kRun>(to.codes, {}) && is_packable<W, kRun>(p.weight, {});
             const auto launch = [&](auto kernel, int64_t rows_per_block, int64_t threads) {
                 const auto blocks =
                     static_cast<unsigned>(ceil_div(p.num_tokens * p.num_heads, rows_per_block));
                 LaunchChain{op, dim3(blocks), dim3(static_cast<unsigned>(threads)), 0, stream}(
-                    kernel, p, static_cast<T*>(residual), residual_stride, packable);
+                    kernel, p, static_cast<T*>(residual), residual_stride, to, packable);
             };
             if (p.hidden <= 32 * kRun)
-                launch(norm_kernel<T, W, RowShape::kWarp, kAdd>, 8, 256);
+                launch(norm_kernel<T, W, RowShape::kWarp, kForm>, 8, 256);
             else if (p.hidden <= kMaxThreads * kRun)
-                launch(norm_kernel<T, W, RowShape::kBlock, kAdd>, 1, align_up(ceil_div(p.hidden, kRun), 32));
+                launch(norm_kernel<T, W, RowShape::kBlock, kForm>, 1, align_up(ceil_div(p.hidden, kRun), 32));
             else
-                launch(norm_kernel<T, W, RowShape::kWide, kAdd>, 1, 256);
+                launch(norm_kernel<T, W, RowShape::kWide, kForm>, 1, 256);
         });
     });
 }
 
-}  // namespace
-
-void rms_norm(const RmsNormParams& p, Stream stream) {
-    launch_norm<false>("rms_norm", p, nullptr, 0, stream);
-}
-
-void add_rms_norm(const AddRmsNormParams& p, Stream stream) {
+template <Form kForm>
+void launch_add_norm(const char* op, const AddRmsNormParams& p, Codes to, Stream stream) {
     const RmsNormParams norm{
         .out = p.out,
         .x = p.x,
@@ -125,7 +136,22 @@ void add_rms_norm(const AddRmsNormParams& p, Stream stream) {
         .dtype = p.dtype,
         .weight_dtype = p.weight_dtype,
     };
-    launch_norm<true>("add_rms_norm", norm, p.residual, p.residual_stride, stream);
+    launch_norm<kForm>(op, norm, p.residual, p.residual_stride, to, stream);
+}
+
+}  // namespace
+
+void rms_norm(const RmsNormParams& p, Stream stream) {
+    launch_norm<Form::kNorm>("rms_norm", p, nullptr, 0, {}, stream);
+}
+
+void add_rms_norm(const AddRmsNormParams& p, Stream stream) {
+    launch_add_norm<Form::kAdd>("add_rms_norm", p, {}, stream);
+}
+
+void add_rms_norm_quantize(const AddRmsNormQuantizeParams& p, Stream stream) {
+    launch_add_norm<Form::kAddQuantize>("add_rms_norm_quantize", p.norm,
+                                        {static_cast<e4m3*>(p.codes), p.scale}, stream);
 }
 
 }  // namespace mmx::cuda

@@ -2,7 +2,8 @@
 #include <cfloat>
 
 #include "cpp/core/math.h"
-#include "cuda/common/launch.h"
+#include "cuda/common/chain.h"
+#include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/select.cuh"
 #include "cuda/kernels/launchers.h"
 
@@ -69,13 +70,22 @@ __global__ void __launch_bounds__(kScanThreads) max_kernel(Rows rows, Scratch w)
     const int lane = threadIdx.x % 32;
     const float* logits = rows.logits + row * rows.stride;
     const int64_t first = (blockIdx.y * (kScanThreads / 32) + threadIdx.x / 32) * kChunksPerWarp;
-    uint32_t most = 0;
-    for (int64_t chunk = first; chunk < min(first + kChunksPerWarp, w.num_chunks); ++chunk) {
+    ptx::let_successors_start();
+    uint32_t keys[kChunksPerWarp][kChunk / 32], most = 0;
+#pragma unroll
+    for (int c = 0; c < kChunksPerWarp; ++c)
+#pragma unroll
+        for (int i = 0; i < kChunk / 32; ++i) {
+            const int64_t id = (first + c) * kChunk + i * 32 + lane;
+            keys[c][i] = id < rows.vocab ? order_key(logits[id]) : 0;
+        }
+#pragma unroll
+    for (int c = 0; c < kChunksPerWarp; ++c) {
         uint32_t key = 0;
-        for (int64_t id = chunk * kChunk + lane; id < min((chunk + 1) * kChunk, rows.vocab); id += 32)
-            key = max(key, order_key(logits[id]));
+#pragma unroll
+        for (int i = 0; i < kChunk / 32; ++i) key = max(key, keys[c][i]);
         key = __reduce_max_sync(kFullWarp, key);
-        if (lane == 0) w.chunk_keys[row * w.num_chunks + chunk] = key;
+        if (lane == 0 && first + c < w.num_chunks) w.chunk_keys[row * w.num_chunks + first + c] = key;
         most = max(most, key);
     }
     if (lane == 0) atomicMax(w.row_keys + row, most);
@@ -92,6 +102,8 @@ __device__ bool has_top_k(int32_t top_k, int64_t vocab) { return top_k > 0 && to
 
 __global__ void __launch_bounds__(kScanThreads) mass_kernel(Rows rows, MassParams p, Scratch w) {
     const int64_t row = blockIdx.x, segment = blockIdx.y;
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
     const uint32_t row_key = w.row_keys[row];
     if (!is_finite_key(row_key)) return;
     float temperature = 1;
@@ -244,6 +256,8 @@ __global__ void __launch_bounds__(kThreads)
     __shared__ SelectShared s;
     __shared__ uint32_t first;
     const int64_t row_idx = blockIdx.x;
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
     const Row row(rows, w, row_idx);
     int64_t* token_id = p.token_ids + row_idx;
     const uint32_t max_key = w.row_keys[row_idx];
@@ -301,6 +315,8 @@ __global__ void __launch_bounds__(kThreads)
     __shared__ SelectShared s;
     __shared__ uint32_t count;
     const int64_t row_idx = blockIdx.x;
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
     const Row row(rows, w, row_idx);
     const uint32_t max_key = w.row_keys[row_idx];
     const int64_t id = p.token_ids[row_idx];
@@ -364,8 +380,9 @@ void reduce_rows(const char* op, const Rows& rows, const MassParams& mass, const
     const int64_t chunks_per_block = kChunksPerWarp * (kScanThreads / 32);
     const dim3 max_grid(num_rows, static_cast<unsigned>(ceil_div(w.num_chunks, chunks_per_block)));
     const dim3 mass_grid(num_rows, static_cast<unsigned>(w.num_segments));
+    // The first follows no kernel but a memset.
     Launch{op, max_grid, kScanThreads, 0, stream}(max_kernel, rows, w);
-    Launch{op, mass_grid, kScanThreads, 0, stream}(mass_kernel, rows, mass, w);
+    LaunchChain{op, mass_grid, kScanThreads, 0, stream}(mass_kernel, rows, mass, w);
 }
 
 // One block per row. `counts` holds, for ids of the row's history only, how often they are in the output;
@@ -411,7 +428,7 @@ void sample(const SampleParams& p, Stream stream) {
     const Scratch w(p.workspace, p.num_rows, p.vocab, 0);
     const double scale = weight_scale(p.vocab);
     reduce_rows("sample", rows, {p.temperature, p.min_p, p.top_k, scale}, w, stream);
-    const Launch launch{"sample", dim3(static_cast<unsigned>(p.num_rows)), kThreads, 0, stream};
+    const LaunchChain launch{"sample", dim3(static_cast<unsigned>(p.num_rows)), kThreads, 0, stream};
     launch(sample_kernel, p, rows, w, scale);
 }
 
@@ -424,7 +441,7 @@ void logprobs(const LogprobsParams& p, Stream stream) {
     const Scratch w(p.workspace, p.num_rows, p.vocab, p.num_top);
     const double scale = weight_scale(p.vocab);
     reduce_rows("logprobs", rows, {nullptr, nullptr, nullptr, scale}, w, stream);
-    const Launch launch{"logprobs", dim3(static_cast<unsigned>(p.num_rows)), kThreads, 0, stream};
+    const LaunchChain launch{"logprobs", dim3(static_cast<unsigned>(p.num_rows)), kThreads, 0, stream};
     launch(logprobs_kernel, p, rows, w, scale);
 }
 

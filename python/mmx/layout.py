@@ -75,6 +75,12 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     shared_inter: tuple[int, int]
     dense_inter: tuple[int, int]
 
+    @property
+    def merges_shared(self) -> bool:
+        """Whether the shared expert can stand behind the others, which are all here and as wide."""
+        all_here = self.experts == (0, self.config.num_experts)
+        return all_here and self.config.shared_inter > 0 and self.inter == self.shared_inter
+
 
 def make_layout(parallel: ParallelConfig, config: ModelConfig) -> Layout:
     """The sizes for a model; ConfigError where they do not divide it, with both numbers."""

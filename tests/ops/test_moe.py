@@ -138,13 +138,11 @@ def test_moe_plan_is_stable_and_leaves_the_tail_alone(device):
 @pytest.mark.parametrize("dims", load("moe", "moe_router_plan"))
 def test_moe_router_plan(dims, dtype, num_shared, device, rng):
     num_experts, topk, first = dims["num_experts"], dims["topk"], dims["first_expert"]
-    x = randn(rng, dims["num_tokens"], dims["hidden"], dtype=dtype).to(device)
+    x = strided(randn(rng, dims["num_tokens"], dims["hidden"], dtype=dtype).to(device), pad=8)
     gate_weight = (randn(rng, num_experts, dims["hidden"]) * dims["hidden"] ** -0.5).to(device)
     router = (gate_weight, (0.3 * randn(rng, num_experts)).to(device))
     local = dims["num_local_experts"] + num_shared
-    ids, weights, *plan = ops.moe_router_plan(
-        strided(x), *router, topk + num_shared, SCALE, first, local, num_shared
-    )
+    ids, weights, *plan = ops.moe_router_plan(x, *router, topk + num_shared, SCALE, first, local, num_shared)
     alone = ops.moe_router(x, *router, topk, SCALE)
     assert_equal(ids[:, :topk], alone[0], name="topk_ids")
     assert_equal(weights[:, :topk], alone[1], name="topk_weights")
@@ -160,10 +158,10 @@ def test_moe_router_plan(dims, dtype, num_shared, device, rng):
     assert [t.shape for t in truth] == [t.shape for t in (ids, weights, *plan)]
 
 
-def test_moe_router_plan_names_what_is_wrong(device):
+def test_moe_router_plan_counts_shared_experts_in_topk(device):
     x, gate_weight = torch.zeros(2, 8, device=device), torch.zeros(4, 8, device=device)
     with pytest.raises(
-        RuntimeError, match="moe_router_plan: topk must be between 1 and num_experts=4 beside"
+        RuntimeError, match="moe_router_plan: topk must be between 1 and num_experts=4, got 0"
     ):
         ops.moe_router_plan(x, gate_weight, None, 2, 1.0, 0, 6, 2)
 

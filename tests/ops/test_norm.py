@@ -46,6 +46,36 @@ def test_add_rms_norm(dims, dtype, gemma, device, rng):
     assert_close_to_truth(out, truth, reference.rms_norm(expected_sum, weight, EPS, gemma))
 
 
+@pytest.mark.parametrize("gemma", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", load("norm", "add_rms_norm_quantize"))
+def test_add_rms_norm_quantize(dims, dtype, gemma, device, rng):
+    x, weight = make(dims, dtype, device, rng)
+    x = x[:, 0].contiguous()
+    residual = torch.randn(x.shape, generator=rng).to(dtype).to(device)
+    same, truth = residual.clone(), residual.clone()
+    expected = ops.add_rms_norm(same, x, weight, EPS, gemma)
+    out, codes, scale = ops.add_rms_norm_quantize(residual, strided(x), weight, EPS, gemma)
+    assert_equal(residual, same, name="residual")
+    assert_equal(out, expected, name="out")
+    expected_codes, expected_scale = ops.fp8_quantize(out)
+    assert_equal(codes.float(), expected_codes.float(), name="codes")
+    assert_equal(scale, expected_scale, name="scale")
+    into = x.clone()
+    assert_equal(
+        ops.add_rms_norm_quantize(truth, into, weight, EPS, gemma, out=into)[1].float(), codes.float()
+    )
+    assert_equal(into, out, name="in place")
+
+
+def test_add_rms_norm_quantize_refuses_a_cut_group(device):
+    x = torch.zeros(2, 192, device=device)
+    with pytest.raises(
+        RuntimeError, match="add_rms_norm_quantize: hidden must be a multiple of 128, got 192"
+    ):
+        ops.add_rms_norm_quantize(x, x.clone(), torch.zeros(192, device=device), EPS, False)
+
+
 def test_rms_norm_names_the_wrong_dimension(device):
     x = torch.zeros(2, 8, device=device)
     with pytest.raises(RuntimeError, match=r"rms_norm: weight must be \[hidden=8\], got \[7\]"):

@@ -35,4 +35,11 @@ struct AddRmsNormParams {
     DType weight_dtype;
 };
 
+/// add_rms_norm, then fp8_quantize of its result.
+struct AddRmsNormQuantizeParams {
+    AddRmsNormParams norm;  // hidden a multiple of 128
+    void* codes;            // [num_tokens, hidden] e4m3
+    float* scale;           // [num_tokens, hidden / 128]
+};
+
 }  // namespace mmx

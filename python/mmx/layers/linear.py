@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,6 +34,13 @@ def fp8_parameters(*shape: int) -> tuple[nn.Parameter, nn.Parameter]:
     return parameter(*shape, dtype=torch.float8_e4m3fn), scale
 
 
+class Codes(NamedTuple):
+    """Rows in e4m3, as ``ops.fp8_quantize`` gives them: [num_tokens, width], one scale per 128 columns."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+
 class Linear(nn.Module):
     """``x @ weight.T``; weight [out, in].
 
@@ -50,10 +59,16 @@ class Linear(nn.Module):
         else:
             self.weight = parameter(out_width, in_width, dtype=dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, codes: Codes | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """``codes`` of ``x``, if there are any and the weight is e4m3; ``dtype`` of the result, that of ``x``
+        (default) or float32."""
+        dtype = dtype or x.dtype
         if self.weight_scale is not None:
-            return ops.fp8_linear(*ops.fp8_quantize(x), self.weight, self.weight_scale, x.dtype)
+            rows = codes or ops.fp8_quantize(x)
+            return ops.fp8_linear(*rows, self.weight, self.weight_scale, dtype)
         many = x.shape[0] >= MANY_ROWS.get(x.device.type, 1 << 62)
         if x.dtype == torch.bfloat16 and many and not self.fixed_order:
-            return F.linear(x, self.weight)
-        return ops.linear(x, self.weight)
+            return F.linear(x, self.weight).to(dtype)
+        return ops.linear(x, self.weight, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mmx.distributed import Ranks
-from mmx.layers import Attention, Linear
+from mmx.layers import Attention, Linear, Moe
 from mmx.model_config import ModelConfig
 from mmx.models.causal_lm import CausalLM
 from mmx.models.minimax_m2 import m2_layer
@@ -23,7 +23,7 @@ def build_model(
     layer = _LAYERS[config.family]
     model = CausalLM(ranks, [layer(ranks, i, dtype) for i in range(config.num_layers)], dtype)
     for module in model.modules():
-        if isinstance(module, Linear):
+        if isinstance(module, Linear | Moe):
             module.fixed_order = deterministic
         if isinstance(paged := getattr(module, "paged", None), Attention):
             paged.fixed_split = deterministic

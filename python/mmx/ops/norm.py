@@ -43,3 +43,24 @@ def add_rms_norm(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     torch.ops.mmx.add_rms_norm(out, residual, x, weight, eps, gemma)
     return out
+
+
+def add_rms_norm_quantize(
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    gemma: bool,
+    *,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``add_rms_norm``, then ``fp8_quantize`` of what it gives; arguments as there, hidden a multiple of 128.
+
+    Returns:
+        the norm like ``x``; its codes [num_tokens, hidden] e4m3; their scale [num_tokens, hidden / 128] f32.
+    """
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty((x.shape[0], x.shape[1] // 128), dtype=torch.float32, device=x.device)
+    torch.ops.mmx.add_rms_norm_quantize(out, codes, scale, residual, x, weight, eps, gemma)
+    return out, codes, scale

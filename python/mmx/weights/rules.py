@@ -131,16 +131,18 @@ def _moe(table: dict[str, Piece], source: str, target: str, config: ModelConfig,
     table[f"{source}gate.weight"] = Piece(f"{target}gate.weight", (config.num_experts, hidden))
     if config.routing_bias:
         table[f"{source}e_score_correction_bias"] = Piece(f"{target}gate.bias", (config.num_experts,))
-    for place, expert in enumerate(range(*share.experts)):
-        name = f"{source}experts.{expert}"
-        for matrix, first_row in (("w1", 0), ("w3", _length(share.inter))):
-            table[f"{name}.{matrix}.weight"] = Piece(
+    experts = [(f"experts.{expert}", "w1", "w3", "w2") for expert in range(*share.experts)]
+    if share.merges_shared:
+        experts.append(("shared_experts", "gate_proj", "up_proj", "down_proj"))
+    for place, (name, gate, up, down) in enumerate(experts):
+        for matrix, first_row in ((gate, 0), (up, _length(share.inter))):
+            table[f"{source}{name}.{matrix}.weight"] = Piece(
                 f"{target}experts.gate_up", (inter, hidden), first_row, place, True, rows=share.inter
             )
-        table[f"{name}.w2.weight"] = Piece(
+        table[f"{source}{name}.{down}.weight"] = Piece(
             f"{target}experts.down", (hidden, inter), 0, place, True, cols=share.inter
         )
-    if config.shared_inter:
+    if config.shared_inter and not share.merges_shared:
         _mlp(
             table,
             source + "shared_experts.",

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import torch
 
+from mmx.ops.reference.fp8 import fp8_quantize
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, gemma: bool) -> torch.Tensor:
     wide = x.double() if x.dtype == torch.float64 else x.float()
@@ -14,3 +16,10 @@ def add_rms_norm(
 ) -> torch.Tensor:
     residual.add_(x)
     return rms_norm(residual, weight, eps, gemma)
+
+
+def add_rms_norm_quantize(
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, gemma: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    out = add_rms_norm(residual, x, weight, eps, gemma)
+    return out, *fp8_quantize(out)

@@ -262,7 +262,8 @@ __global__ void __launch_bounds__(kThreads) norm_rope_store_kernel(NormRopeStore
     }
 }
 
-constexpr int kSquareThreads = 512;
+// One shape for any number of tokens: a row's sums must not depend on its batch.
+constexpr int kSquareThreads = 128;
 
 /// A block per token; every thread has the sums of both parts.
 template <class T>
@@ -277,6 +278,7 @@ __global__ void __launch_bounds__(kSquareThreads)
     const uint32_t epoch = peers.num_ranks > 1 ? Peers::next(static_cast<uint32_t>(peers.epochs[token])) : 0;
     float q = 0, k = 0;
     // Why per element: a run may span the border of q and k.
+#pragma unroll 4
     for (int64_t i = threadIdx.x * kRun; i < end; i += kSquareThreads * kRun) {
         float run[kRun];
         load_run(run, row + i, end - i, packable);

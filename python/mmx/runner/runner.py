@@ -160,6 +160,12 @@ class ModelRunner:
             sampled_rows=self._sampled_rows,
         )
 
+    def close(self) -> None:
+        """Leave the other ranks; nothing can be run afterwards. Why graphs go first: a library of collectives
+        waits at its end for all graphs that hold calls of it."""
+        self._graphs = None
+        self.ranks.leave()
+
     def start_trace(self, *, with_stack: bool) -> Trace:
         """Record what host and device do from now on."""
         return Trace(with_stack=with_stack)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -56,7 +58,7 @@ class Experts(nn.Module):
     def forward(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Weighted sum of those chosen experts that are here: [num_tokens, hidden]."""
         plan = ops.moe_plan(topk_ids, self.first_expert, self.num_routed)
-        return self._sum(x, topk_weights, *plan)
+        return self._sum(x, topk_weights, plan)
 
     def route(
         self,
@@ -78,7 +80,7 @@ class Experts(nn.Module):
             self.num_routed + num_shared,
             num_shared,
         )
-        return self._sum(x, topk_weights, *plan, shared, codes)
+        return self._sum(x, topk_weights, plan, shared, codes)
 
     def shared(self, x: torch.Tensor) -> torch.Tensor:
         """The shared expert alone, through the library's GEMM: [num_tokens, hidden]."""
@@ -88,22 +90,18 @@ class Experts(nn.Module):
         self,
         x: torch.Tensor,
         topk_weights: torch.Tensor,
-        offsets: torch.Tensor,
-        sorted_rows: torch.Tensor,
-        row_positions: torch.Tensor,
+        plan: Sequence[torch.Tensor],
         shared: torch.Tensor | None = None,
         codes: Codes | None = None,
     ) -> torch.Tensor:
+        offsets, sorted_rows, row_positions = plan
         count = offsets.shape[0] - 1
         gate_up, down = self.gate_up[:count], self.down[:count]
         if self.gate_up_scale is not None and self.down_scale is not None:
+            row_codes, row_scale = codes or ops.fp8_quantize(x)
+            gate_up_scale = self.gate_up_scale[:count]
             inner, inner_scale = ops.fp8_moe_gate_up(
-                *(codes or ops.fp8_quantize(x)),
-                gate_up,
-                self.gate_up_scale[:count],
-                offsets,
-                sorted_rows,
-                *self.gate,
+                row_codes, row_scale, gate_up, gate_up_scale, offsets, sorted_rows, *self.gate
             )
             rows = ops.fp8_moe_down(inner, inner_scale, down, self.down_scale[:count], offsets, x.dtype)
         else:

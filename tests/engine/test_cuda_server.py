@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from mmx import LLM
+from mmx.errors import MemoryPlanError
 from mmx.model_config import load_model_config
 from mmx.model_path import demo_model_path
 from models.tiny import VARIANTS, write_tiny_checkpoint
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.cuda
 
 POOL_BYTES = 4 << 30
 MODEL = "mmx.runner"
+FLAGS = ["--device", "cuda", "--max-num-seqs", "4", "--shutdown-timeout", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +64,16 @@ def wait_unhealthy(process: Process) -> None:
 def test_fp8_checkpoint_is_served_and_shares_the_gpu_with_nobody_silently(folder: Path) -> None:
     """In the end its engine process is killed: the stream that is open and /health say so."""
     free, total = torch.cuda.mem_get_info()
-    flags = [str(folder), "--device", "cuda", "--kv-cache-dtype", "fp8", "--index-kv-dtype", "fp8"]
-    with server(MODEL, *flags, "--kv-cache-memory-bytes", str(POOL_BYTES)) as process:
+    flags = [*FLAGS, "--kv-cache-dtype", "fp8", "--index-kv-dtype", "fp8"]
+    with server(MODEL, str(folder), *flags, "--kv-cache-memory-bytes", str(POOL_BYTES)) as process:
         process.ready()
         answer = ask(process, list(range(1, 200)))
         assert answer["usage"]["completion_tokens"] == 8
         assert ask(process, list(range(1, 200)))["choices"][0]["text"] == answer["choices"][0]["text"]
 
         share = (free - POOL_BYTES / 2) / total
-        command = [sys.executable, "-m", "mmx.server", *flags, "--gpu-memory-utilization", f"{share:.4f}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode != 0
-        assert f"gpu_memory_utilization {share:.4f}".rstrip("0") in done.stderr
-        assert "other processes hold the rest" in done.stderr
+        with pytest.raises(MemoryPlanError, match=r"but \S+ GiB are free: other processes hold the rest"):
+            LLM(str(folder), device="cuda", gpu_memory_utilization=share)
         assert ask(process, [5, 6, 7])["usage"]["completion_tokens"] == 8
 
         stream = process.stream(3000)
@@ -90,14 +88,14 @@ def test_a_fault_inside_a_kernel_is_said_in_health_and_ends_the_server(
 ) -> None:
     tests = str(Path(__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
-    flags = [str(folder), "--device", "cuda", "--kv-cache-memory-bytes", str(POOL_BYTES)]
-    with server("engine.broken_gpu", *flags) as process:
+    with server("engine.broken_gpu", str(folder), *FLAGS, "--kv-cache-memory-bytes", str(1 << 26)) as process:
         process.ready()
         assert ask(process, [5, 6, 7])["usage"]["completion_tokens"] == 8
         with pytest.raises(urllib.error.HTTPError) as refusal:
             ask(process, [9] * 20)
         assert refusal.value.code == 503
-        assert "the GPU has failed" in refusal.value.read().decode()
+        assert '"code":"engine_dead"' in refusal.value.read().decode()
         wait_unhealthy(process)
+        assert process.get("/health")[1]["status"] == "dead"
         assert process.wait() == 1
         assert any("the GPU has failed" in line for line in process.log)

@@ -95,33 +95,46 @@ __device__ __forceinline__ void store(const LinearJob& job, int tile,
         }
 }
 
+/// Tensor cores cut off what they add, always towards zero: sums over kRun chunks are added by rounding
+/// additions instead, which keeps the error of long sums near that of fp32.
 template <int kParts, int kColumns>
 __device__ __forceinline__ void multiply(const LinearJob& job, const char* stages, Barriers& barriers) {
+    constexpr int kRun = 4;
     const bool is_lane0 = threadIdx.x % 32 == 0;
     Ring ring;
     for (int tile = static_cast<int>(blockIdx.x); tile < job.num_tiles; tile += static_cast<int>(gridDim.x)) {
-        float acc[kParts][kColumns / 2];
-        int previous = 0;
-        for (int chunk = 0; chunk < job.num_chunks; ++chunk) {
-            ptx::barrier_wait(barriers.full[ring.stage], ring.parity);
-            const uint32_t at = ptx::smem_address(stages + ring.stage * job.stage_bytes);
-            const uint64_t weight = ptx::wgmma_operand(at), x = ptx::wgmma_operand(at + job.weight_bytes);
-            ptx::wgmma_begin();
+        float total[kParts][kColumns / 2] = {};
+        for (int begin = 0; begin < job.num_chunks; begin += kRun) {
+            const int count = min(kRun, job.num_chunks - begin);
+            float acc[kParts][kColumns / 2];
+            int previous = 0;
+            for (int chunk = 0; chunk < count; ++chunk) {
+                ptx::barrier_wait(barriers.full[ring.stage], ring.parity);
+                const uint32_t at = ptx::smem_address(stages + ring.stage * job.stage_bytes);
+                const uint64_t weight = ptx::wgmma_operand(at), x = ptx::wgmma_operand(at + job.weight_bytes);
+                ptx::wgmma_begin();
 #pragma unroll
-            for (int step = 0; step < 4; ++step)
+                for (int step = 0; step < 4; ++step)
 #pragma unroll
-                for (int part = 0; part < kParts; ++part)
-                    ptx::Wgmma<kColumns>::bf16(acc[part], weight + ((part * 64 * 128 + step * 32) >> 4),
-                                               x + (step * 32 >> 4), chunk + step > 0);
-            ptx::wgmma_commit();
-            ptx::wgmma_wait<1>();
-            if (chunk > 0 && is_lane0) ptx::barrier_arrive(barriers.empty[previous]);
-            previous = ring.stage;
-            ring.advance(job.stages);
+                    for (int part = 0; part < kParts; ++part)
+                        ptx::Wgmma<kColumns>::bf16(acc[part], weight + ((part * 64 * 128 + step * 32) >> 4),
+                                                   x + (step * 32 >> 4), chunk + step > 0);
+                ptx::wgmma_commit();
+                ptx::wgmma_wait<1>();
+                if (chunk > 0 && is_lane0) ptx::barrier_arrive(barriers.empty[previous]);
+                previous = ring.stage;
+                ring.advance(job.stages);
+            }
+            ptx::wgmma_wait<0>();
+            if (is_lane0) ptx::barrier_arrive(barriers.empty[previous]);
+#pragma unroll
+            for (int part = 0; part < kParts; ++part) {
+                ptx::keep_registers(acc[part]);
+#pragma unroll
+                for (int i = 0; i < kColumns / 2; ++i) total[part][i] += acc[part][i];
+            }
         }
-        ptx::wgmma_wait<0>();
-        if (is_lane0) ptx::barrier_arrive(barriers.empty[previous]);
-        store<kParts, kColumns>(job, tile, acc);
+        store<kParts, kColumns>(job, tile, total);
     }
 }
 

@@ -130,8 +130,9 @@ class ModelRunner:
                 logits, prompts = self._prompts.take(logits, part.batch.seqs, self.ranks.tensor)
         if not drawn:
             self._forbid(logits)
-        sampled = Sampled(seqs, ids)
-        if seqs:
+        if not seqs:
+            sampled = Sampled(seqs, ids)
+        else:
             out = ids if drawn else None
             sampled = sample_tokens(logits, seqs, self.ranks.tensor, out=out, drawn=drawn, masks=masks)
             if not drawn:  # last: a launch that failed must find them as they were

@@ -3,11 +3,11 @@ by the same timer and with the same routing.
 
 usage: peers_moe.py RUN_PY PEERS_DIR [section ...] [tokens ...]
 
-Sections: triton deepgemm skew router; all by default, at the token counts of RUN_PY. RUN_PY is a script that
-offers ``med`` (timer), ``routing`` (random expert ids), ``MOE`` (shapes), ``moe_triton`` and ``deepgemm``
-(time the peers' kernels from PEERS_DIR) and reports through its function ``report``. Prints a line per case:
-ours (activation included), the time in which memory or tensor cores could have done it, the peer's (without
-activation).
+Sections: triton deepgemm plain skew router; all by default, at the token counts of RUN_PY. RUN_PY is a
+script that offers ``med`` (timer), ``routing`` (random expert ids), ``MOE`` (shapes), ``moe_triton`` and
+``deepgemm`` (time the peers' kernels from PEERS_DIR) and reports through its function ``report``. Prints a
+line per case: ours (activation included), the time in which memory or tensor cores could have done it, the
+peer's (without activation).
 """
 
 from __future__ import annotations
@@ -36,14 +36,21 @@ class Layer:
     def weight(self, n: int, k: int) -> torch.Tensor:
         return torch.randn(self.num_experts, n, k, device=CUDA, dtype=BF16) * 0.02
 
-    def time(self, ids: torch.Tensor) -> float:
+    def time(self, ids: torch.Tensor, plain: bool = False) -> float:
+        """With ``plain`` gate and up are one product of rows in plan order, as the peers do it: without the
+        activation, and without finding the rows."""
         num_tokens = ids.shape[0]
-        x = torch.randn(num_tokens, self.hidden, device=CUDA, dtype=BF16)
+        x = torch.randn(ids.numel() if plain else num_tokens, self.hidden, device=CUDA, dtype=BF16)
         offsets, rows, _ = ops.moe_plan(ids.int(), 0, self.num_experts)
         act = torch.empty(ids.numel(), self.inter, device=CUDA, dtype=BF16)
         out = torch.empty(ids.numel(), self.hidden, device=CUDA, dtype=BF16)
         activation = (int(Activation.SWIGLU_OAI), 1.702, 7.0)
-        gate_up = call("moe_gate_up", (act, x, self.gate_up, None, offsets, rows), *activation)
+        if plain:
+            act.normal_()
+            wide = torch.empty(ids.numel(), 2 * self.inter, device=CUDA, dtype=BF16)
+            gate_up = call("moe_down", (wide, x, self.gate_up, None, offsets))
+        else:
+            gate_up = call("moe_gate_up", (act, x, self.gate_up, None, offsets, rows), *activation)
         down = call("moe_down", (out, act, self.down, None, offsets))
 
         def both() -> None:
@@ -92,6 +99,15 @@ def deepgemm() -> None:
     beside("m3_deepgemm_bf16", lambda: script.deepgemm(peers))
 
 
+def plain() -> None:
+    """Ours without the activation, beside ours with it."""
+    layer = Layer()
+    for num_tokens in script.MOE_TOKENS:
+        ids = script.routing(num_tokens, layer.num_experts, layer.topk)
+        show(f"with activation, tokens {num_tokens}", layer.time(ids), layer.floor(ids))
+        show(f"without, tokens {num_tokens}", layer.time(ids, plain=True), layer.floor(ids))
+
+
 def skew() -> None:
     """One expert that every token chooses, 16 that none does; and the same number of tokens spread evenly."""
     layer = Layer()
@@ -130,7 +146,7 @@ def router() -> None:
             print(f"{op} m3 tokens {num_tokens:6d} {us:9.2f} us{rate}", flush=True)
 
 
-SECTIONS = [triton, deepgemm, skew, router]
+SECTIONS = [triton, deepgemm, plain, skew, router]
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:

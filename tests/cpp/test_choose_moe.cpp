@@ -64,7 +64,8 @@ void test_bf16_tile() {
     EXPECT(choose_bf16_tile(4, 128) == MoeBf16Tile::k64x8);
     EXPECT(choose_bf16_tile(256, 128) == MoeBf16Tile::k64x32);
     EXPECT(choose_bf16_tile(2048 * 4, 128) == MoeBf16Tile::k256x96);
-    EXPECT(choose_bf16_tile(8192 * 4, 128) == MoeBf16Tile::k256x160Cluster);
+    EXPECT(choose_bf16_tile(4096 * 4, 128) == MoeBf16Tile::k256x160Cluster);
+    EXPECT(choose_bf16_tile(8192 * 4, 128) == MoeBf16Tile::k128x304Cluster);
     // The choice only ever grows with the rows.
     for (const int64_t experts : {1, 16, 128, 256})
         for (int64_t rows = 1; rows < 70000; rows += 7)
@@ -73,6 +74,7 @@ void test_bf16_tile() {
 
 void test_copied_bytes() {
     EXPECT(bf16_copied_bytes(gate_up_params(8192, 6144, 3072)) == 8192 * 4 * 6144 * 2);
+    EXPECT(bf16_copied_bytes(gate_up_params(4096, 6144, 3072)) == 4096 * 4 * 6144 * 2);
     EXPECT(bf16_copied_bytes(gate_up_params(1024, 6144, 3072)) == 0);
     EXPECT(bf16_copied_bytes(gate_up_params(65536, 6144, 3072)) == 0);  // would be 3.2 GB
     EXPECT(bf16_copied_bytes(gate_up_params(8192, 6144, 3072 + 8)) == 0);

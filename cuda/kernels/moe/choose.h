@@ -13,17 +13,17 @@ namespace mmx::cuda {
 
 inline constexpr int64_t kMoeMaxExperts = 512;  // of the Hopper kernels' work list
 
-/// Rows of one expert in tiles of equal height: `count` tiles of at most `height` rows, a multiple of 8.
+/// Rows of one expert in tiles of equal height: `count` tiles of at most `height` rows.
 struct RowTiles {
     int count, height;
 };
 
-/// As few tiles of at most `max_height` rows (a multiple of 8) as hold `rows`, then as low as they can be.
-/// Every tile has at least one row.
-constexpr RowTiles split_rows(int rows, int max_height) {
+/// As few tiles of at most `max_height` rows (a multiple of `step`) as hold `rows`, then as low as they can
+/// be. Every tile has at least one row.
+constexpr RowTiles split_rows(int rows, int max_height, int step = 8) {
     if (rows <= 0) return {0, 0};
     const int count = (rows + max_height - 1) / max_height;
-    return {count, ((rows + count - 1) / count + 7) / 8 * 8};
+    return {count, ((rows + count - 1) / count + step - 1) / step * step};
 }
 
 /// Tiles of the bf16 grouped GEMMs: weight rows (gate and up counted) x rows of x.
@@ -31,13 +31,17 @@ enum class MoeBf16Tile {
     k64x8,            // a token or two: every multiprocessor reads at once, and as deep as its memory allows
     k64x32,           // bound by reading the weights
     k256x96,          // bound by reading the weights, but rows are many enough to weigh on the L2
-    k256x160Cluster,  // bound by the tensor cores: two thread blocks share each weight tile
+    k256x160Cluster,  // bound by both memory and tensor cores: two thread blocks share each weight tile
+    k128x304Cluster,  // bound by the tensor cores: all rows of most experts in one tile
 };
+
+inline constexpr int kMoeWideHeight = 304;
 
 inline MoeBf16Tile choose_bf16_tile(int64_t num_rows, int64_t num_experts) {
     if (num_rows <= 8) return MoeBf16Tile::k64x8;
     if (num_rows <= 4 * num_experts) return MoeBf16Tile::k64x32;
-    return num_rows <= 96 * num_experts ? MoeBf16Tile::k256x96 : MoeBf16Tile::k256x160Cluster;
+    if (num_rows <= 96 * num_experts) return MoeBf16Tile::k256x96;
+    return num_rows <= 144 * num_experts ? MoeBf16Tile::k256x160Cluster : MoeBf16Tile::k128x304Cluster;
 }
 
 inline bool sm90_bf16_fits(DType dtype, DType weight_dtype, int64_t num_experts, int64_t k, int64_t x_rows,
@@ -61,7 +65,7 @@ inline bool sm90_bf16_fits(const MoeDownParams& p) {
 inline int64_t bf16_copied_bytes(const MoeGateUpParams& p) {
     constexpr int64_t kMaxBytes = int64_t{1} << 30;
     const int64_t num_rows = p.num_tokens * p.topk, bytes = num_rows * p.hidden * 2;
-    const bool wanted = choose_bf16_tile(num_rows, p.num_local_experts) == MoeBf16Tile::k256x160Cluster;
+    const bool wanted = choose_bf16_tile(num_rows, p.num_local_experts) >= MoeBf16Tile::k256x160Cluster;
     return sm90_bf16_fits(p) && wanted && bytes <= kMaxBytes ? bytes : 0;
 }
 

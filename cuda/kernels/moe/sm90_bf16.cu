@@ -1,6 +1,7 @@
 #include "cuda/kernels/moe/sm90_bf16.cuh"
 
 #include "cuda/kernels/moe/sm90.h"
+#include "cuda/kernels/moe/sm90_bf16_wide.h"
 
 namespace mmx::cuda::sm90 {
 
@@ -9,7 +10,7 @@ namespace {
 using FewTile = Bf16Tile<1, 1, 8, 6, 1, 3>;
 using DecodeTile = Bf16Tile<1, 1, 32, 8, 1, 2>;
 using MiddleTile = Bf16Tile<2, 2, 96, 5, 1, 1>;
-using PrefillTile = Bf16Tile<2, 2, 160, 4, 2, 1, 32>;
+using LargeTile = Bf16Tile<2, 2, 160, 4, 2, 1, 32>;
 
 constexpr int kCopyThreads = 256;
 
@@ -35,8 +36,11 @@ void launch(const char* op, const Bf16Job& job, const void* weight, int64_t k, i
             return launch_bf16<DecodeTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
         case MoeBf16Tile::k256x96:
             return launch_bf16<MiddleTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
+        case MoeBf16Tile::k128x304Cluster:
+            if constexpr (!kGateUp) return moe_down_wide(job, weight, k, num_rows, stream);
+            [[fallthrough]];  // rows that were not copied
         case MoeBf16Tile::k256x160Cluster:
-            return launch_bf16<PrefillTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
+            return launch_bf16<LargeTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
     }
 }
 
@@ -48,7 +52,9 @@ void launch_copied(const MoeGateUpParams& p, Bf16Job job, Stream stream) {
         copy_rows_kernel, job, copy, static_cast<int>(p.hidden));
     job.x = copy;
     job.x_stride = p.hidden;
-    launch_bf16<PrefillTile, true, false>("moe_gate_up", job, p.weight, p.hidden, num_rows, stream);
+    if (choose_bf16_tile(num_rows, job.num_experts) == MoeBf16Tile::k128x304Cluster)
+        return moe_gate_up_wide(job, p.weight, p.hidden, num_rows, stream);
+    launch_bf16<LargeTile, true, false>("moe_gate_up", job, p.weight, p.hidden, num_rows, stream);
 }
 
 }  // namespace

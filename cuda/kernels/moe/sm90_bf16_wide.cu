@@ -1,0 +1,231 @@
+#include "cuda/kernels/moe/sm90_bf16_wide.h"
+
+#include "cuda/kernels/moe/sm90_bf16.cuh"
+
+namespace mmx::cuda::sm90 {
+
+namespace {
+
+constexpr int kHeight = kMoeWideHeight;   // rows of x
+constexpr int kHalf = kHeight / 2;        // of one product
+constexpr int kStages = 4, kCluster = 2;  // two blocks share the rows of x and differ in weights
+constexpr int kWeightRows = 128;          // 64 of each consumer warpgroup
+constexpr int kThreads = 384;
+constexpr int kNumBoxes = 5;  // sizes of boxes: 8, 16, 32, 64 and 128 rows of x
+static_assert(kHalf % 8 == 0 && kHalf <= 160);
+
+struct Stage {
+    char weight[kWeightRows * 128];
+    char x[kHeight * 128];
+};
+
+struct Shared {
+    alignas(1024) Stage stages[kStages];
+    uint64_t full[kStages], empty[kStages];
+    MoeWorkList<kHeight, 1> list;  // of pairs of weight tiles
+};
+
+struct WideMaps {
+    CUtensorMap weight;        // (k, g, row g or g + 8, warp, expert)
+    CUtensorMap x[kNumBoxes];  // (k, row, 0)
+};
+
+struct WideRing {
+    int stage = 0, parity = 0;
+    __device__ __forceinline__ void advance() {
+        if (++stage == kStages) stage = 0, parity ^= 1;
+    }
+};
+
+/// Rows of the first product; the second one's are as many or 8 fewer.
+__device__ __forceinline__ int first_half(int height) { return (height / 8 + 1) / 2 * 8; }
+
+/// One thread: the block's own weights, and its half of the rows of x for both blocks.
+__device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps, Shared& shared, int rank) {
+    WideRing ring;
+    for (int item = static_cast<int>(blockIdx.x) / kCluster; item < shared.list.num_items();
+         item += static_cast<int>(gridDim.x) / kCluster) {
+        const MoeUnit unit = shared.list.unit(item, 0);
+        const int warp = (unit.weight_tile * kCluster + rank) * (kWeightRows / 16);
+        const int begin = rank * first_half(unit.height);
+        const int count = rank == 0 ? first_half(unit.height) : unit.height - begin;
+        for (int chunk = 0; chunk < job.num_chunks; ++chunk) {
+            uint64_t& full = shared.full[ring.stage];
+            ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+            ptx::barrier_arrive_expect(full, (kWeightRows + unit.height) * 128);
+            ptx::tma_load_5d(shared.stages[ring.stage].weight, maps.weight, full, chunk * kChunk, 0, 0, warp,
+                             unit.expert);
+            int row = begin;
+#pragma unroll
+            for (int i = kNumBoxes - 1; i >= 0; --i) {
+                const int rows = 8 << i;
+                if (!(count & rows)) continue;
+                ptx::tma_load_3d_multicast(shared.stages[ring.stage].x + row * 128, maps.x[i], full,
+                                           (1 << kCluster) - 1, chunk * kChunk, unit.first_row + row, 0);
+                row += rows;
+            }
+            ring.advance();
+        }
+    }
+}
+
+/// kFirst and kSecond: rows of x of the two products.
+template <int kFirst, int kSecond>
+__device__ __forceinline__ void multiply(Shared& shared, WideRing& ring, int num_chunks, int group,
+                                         float (&acc)[2][kHalf / 2]) {
+    const int lane_idx = static_cast<int>(threadIdx.x) % 32;
+    const auto release = [&](int stage) {
+        if (lane_idx < kCluster) ptx::barrier_arrive_at(shared.empty[stage], lane_idx);
+    };
+    int previous = 0;
+    for (int chunk = 0; chunk < num_chunks; ++chunk) {
+        ptx::barrier_wait(shared.full[ring.stage], ring.parity);
+        const uint64_t weight =
+            ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.stage].weight) + group * kBoxBytes);
+        const uint64_t x = ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.stage].x));
+        ptx::wgmma_begin();
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+            ptx::Wgmma<kFirst>::bf16(acc[0], weight + (step * 32 >> 4), x + (step * 32 >> 4),
+                                     chunk + step > 0);
+            if constexpr (kSecond > 0)
+                ptx::Wgmma<kSecond>::bf16(acc[1], weight + (step * 32 >> 4),
+                                          x + ((kFirst * 128 + step * 32) >> 4), chunk + step > 0);
+        }
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<1>();
+        if (chunk > 0) release(previous);
+        previous = ring.stage;
+        ring.advance();
+    }
+    ptx::wgmma_wait<0>();
+    release(previous);
+}
+
+/// f.template operator()<kFirst, kSecond>() for a tile of `eights` x 8 rows.
+template <int kFirst = 8, class F>
+__device__ __forceinline__ void dispatch_height(int eights, F&& f) {
+    if constexpr (kFirst < kHalf) {
+        if (eights > kFirst / 4) return dispatch_height<kFirst + 8>(eights, f);
+    }
+    if (eights % 2)
+        f.template operator()<kFirst, kFirst - 8>();
+    else
+        f.template operator()<kFirst, kFirst>();
+}
+
+/// Lanes of even and odd g exchange results, so that each has twice as many neighbouring channels of one row.
+template <bool kGateUp, Activation kActivation>
+__device__ __forceinline__ void store(const Bf16Job& job, const MoeUnit& unit, int rank, int group,
+                                      const float (&acc)[2][kHalf / 2]) {
+    const int tid = static_cast<int>(threadIdx.x) % 128, g = tid % 32 / 4, t = tid % 4, odd = g % 2;
+    const int warp = ((unit.weight_tile * kCluster + rank) * 2 + group) * 4 + tid / 32;
+    const int channel = (warp * 8 + g - odd) * (kGateUp ? 1 : 2), first = first_half(unit.height);
+    if (channel >= job.n) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int begin = half * first, rows = half ? unit.num_rows - first : min(unit.num_rows, first);
+        bf16* out = job.out + (unit.first_row + begin + 2 * t + odd) * job.n + channel;
+#pragma unroll
+        for (int j = 0; j < kHalf / 8; ++j) {
+            if (8 * j >= rows) break;
+            const float* d = acc[half] + 4 * j;  // d[e], d[2 + e]: weight rows g and g + 8 of row 2t + e of x
+            const bool has_row = 8 * j + 2 * t + odd < rows;
+            bf16* to = out + 8 * j * job.n;
+            if constexpr (kGateUp) {
+                const float even_row = fast_gated_act(d[0], d[2], kActivation, job.alpha, job.limit);
+                const float odd_row = fast_gated_act(d[1], d[3], kActivation, job.alpha, job.limit);
+                const float other = __shfl_xor_sync(0xFFFFFFFFu, odd ? even_row : odd_row, 4);
+                if (!has_row) continue;
+                *reinterpret_cast<uint32_t*>(to) =
+                    odd ? ptx::pack_bf16(other, odd_row) : ptx::pack_bf16(even_row, other);
+            } else {
+                const uint32_t even_row = ptx::pack_bf16(d[0], d[2]), odd_row = ptx::pack_bf16(d[1], d[3]);
+                const uint32_t other = __shfl_xor_sync(0xFFFFFFFFu, odd ? even_row : odd_row, 4);
+                if (!has_row) continue;
+                *reinterpret_cast<uint2*>(to) =
+                    odd ? make_uint2(other, odd_row) : make_uint2(even_row, other);
+            }
+        }
+    }
+}
+
+template <bool kGateUp>
+__global__ void __launch_bounds__(kThreads, 1)
+    moe_bf16_wide_kernel(const __grid_constant__ Bf16Job job, const __grid_constant__ WideMaps maps) {
+    extern __shared__ char raw[];
+    Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+    const int rank = ptx::cluster_rank();
+    if (threadIdx.x == 0) {
+        ptx::prefetch_map(maps.weight);
+        for (int i = 0; i < kNumBoxes; ++i) ptx::prefetch_map(maps.x[i]);
+        for (int i = 0; i < kStages; ++i) {
+            ptx::barrier_init(shared.full[i], 1);
+            ptx::barrier_init(shared.empty[i], 8 * kCluster);
+        }
+        ptx::barrier_init_done();
+    }
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
+    shared.list.fill(job.offsets, job.num_experts, job.num_weight_tiles);
+    ptx::cluster_sync();
+    const int group = static_cast<int>(threadIdx.x) / 128 - 1;
+    if (group < 0) {
+        ptx::release_registers<40>();
+        if (threadIdx.x == 0) produce(job, maps, shared, rank);
+    } else {
+        ptx::take_registers<232>();
+        WideRing ring;
+        for (int item = static_cast<int>(blockIdx.x) / kCluster; item < shared.list.num_items();
+             item += static_cast<int>(gridDim.x) / kCluster) {
+            const MoeUnit unit = shared.list.unit(item, 0);
+            float acc[2][kHalf / 2];
+            dispatch_height(unit.height / 8, [&]<int kFirst, int kSecond>() {
+                multiply<kFirst, kSecond>(shared, ring, job.num_chunks, group, acc);
+            });
+            if (kGateUp && job.activation == Activation::kSwigluOai)
+                store<kGateUp, Activation::kSwigluOai>(job, unit, rank, group, acc);
+            else
+                store<kGateUp, Activation::kSilu>(job, unit, rank, group, acc);
+        }
+    }
+    // Why: the other block may still copy into this one's memory or arrive on its barriers.
+    ptx::cluster_sync();
+}
+
+template <bool kGateUp>
+void launch(const char* op, Bf16Job job, const void* weight, int64_t k, int64_t num_rows, Stream stream) {
+    constexpr int64_t kThreadRows = kGateUp ? 1 : 2;  // neighbours, of gate or of up
+    const int64_t expert_rows = kGateUp ? 2 * job.n : job.n;
+    job.num_chunks = static_cast<int>(k / kChunk);
+    job.num_weight_tiles = static_cast<int>(ceil_div(expert_rows, int64_t{kWeightRows * kCluster}));
+    WideMaps maps;
+    maps.weight =
+        make_tensor_map<5>(weight, {k, 8, 2, job.n / (8 * kThreadRows), job.num_experts},
+                           {kThreadRows * k, (kGateUp ? job.n : 1) * k, 8 * kThreadRows * k, expert_rows * k},
+                           {kChunk, 8, 2, kWeightRows / 16, 1});
+    for (int i = 0; i < kNumBoxes; ++i)
+        maps.x[i] = make_tensor_map<3>(job.x, {k, num_rows, 1}, {job.x_stride, job.x_stride * num_rows},
+                                       {kChunk, 8 << i, 1});
+    // The host does not know the rows per expert: at most one part-filled tile each.
+    const int64_t tiles = num_rows / kHeight + std::min<int64_t>(job.num_experts, num_rows);
+    constexpr size_t kSmemBytes = sizeof(Shared) + 1024;
+    static const int64_t resident =
+        num_resident_blocks(moe_bf16_wide_kernel<kGateUp>, kThreads, kSmemBytes, kCluster);
+    const int64_t blocks = std::min(resident, tiles * job.num_weight_tiles * kCluster);
+    const LaunchChain launch_chain{op,      dim3(static_cast<unsigned>(blocks)), kThreads, kSmemBytes, stream,
+                                   kCluster};
+    launch_chain(moe_bf16_wide_kernel<kGateUp>, job, maps);
+}
+
+}  // namespace
+
+void moe_gate_up_wide(const Bf16Job& job, const void* weight, int64_t k, int64_t num_rows, Stream stream) {
+    launch<true>("moe_gate_up", job, weight, k, num_rows, stream);
+}
+
+void moe_down_wide(const Bf16Job& job, const void* weight, int64_t k, int64_t num_rows, Stream stream) {
+    launch<false>("moe_down", job, weight, k, num_rows, stream);
+}
+
+}  // namespace mmx::cuda::sm90

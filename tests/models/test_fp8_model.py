@@ -28,7 +28,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 # Every token takes every expert: near ties of the router would turn rounding into other experts.
 VARIANT = VARIANTS["fp8"] | {"num_local_experts": 4, "num_experts_per_tok": 4}
 PRODUCTS = ("fp8_linear", "fp8_moe_down", "fp8_moe_gate_up")
-ROUNDED = ("fp8_quantize", "fp8_moe_gate_up")  # these make codes
+ROUNDED = ("fp8_quantize", "add_rms_norm_quantize", "fp8_moe_gate_up")  # these make codes
 # Share of codes that flip where fp32 sums go in another order: 3e-7 of a value, a code is 2^-4 of it.
 FLIPS = 2e-4
 Codes = tuple[torch.Tensor, torch.Tensor]
@@ -51,8 +51,15 @@ IDS = random_ids(90, seed=1)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, source: Any, names: tuple[str, ...]) -> None:
+    """The products of ``source`` and the reference's rounding of rows in place of the library's."""
+
+    def norm_then_codes(*args: Any, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return ops.add_rms_norm(*args, out=out), *ops.fp8_quantize(out)
+
     for name in names:
         monkeypatch.setattr(ops, name, getattr(source, name))
+    monkeypatch.setattr(ops, "fp8_quantize", reference.fp8_quantize)
+    monkeypatch.setattr(ops, "add_rms_norm_quantize", norm_then_codes)
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -69,7 +76,7 @@ def test_codes_give_nearly_the_logits_of_their_values(
     assert runner.model.layers[0].mlp.experts.down.dtype == torch.float8_e4m3fn
     assert runner.model.layers[0].attention.qkv.weight.dtype == torch.float8_e4m3fn
     found = all_logits(runner, IDS)
-    use(monkeypatch, reference, (*PRODUCTS, "fp8_quantize"))
+    use(monkeypatch, reference, PRODUCTS)
     same_precision = all_logits(tiny_runner(folder, dtype=dtype), IDS)
     assert 1e-3 < distance(found, exact) < 2 * distance(same_precision, exact)
 
@@ -79,10 +86,6 @@ def test_codes_are_those_of_the_reference_but_for_neighbours(
     folder: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each op gets what the reference model's got: its codes are compared, then replaced by theirs."""
-    # Rows in fp32: of the products only gate and up, which are rounded at once, come from tensor cores.
-    truth = {name: getattr(reference, name) for name in (*PRODUCTS, "fp8_quantize")}
-    if device == "cuda":
-        truth["fp8_moe_gate_up"] = tensor_core.fp8_moe_gate_up
     made: list[Codes] = []
 
     def kept(op: Callable[..., Codes]) -> Callable[..., Codes]:
@@ -93,17 +96,21 @@ def test_codes_are_those_of_the_reference_but_for_neighbours(
         return run
 
     with monkeypatch.context() as patch:
-        for name, op in truth.items():
-            patch.setattr(ops, name, kept(op) if name in ROUNDED else op)
+        use(patch, reference, PRODUCTS)
+        # Rows in fp32: of the products only gate and up, which are rounded at once, come from tensor cores.
+        source = tensor_core if device == "cuda" else reference
+        patch.setattr(ops, "fp8_moe_gate_up", kept(source.fp8_moe_gate_up))
+        patch.setattr(ops, "fp8_quantize", kept(reference.fp8_quantize))
         expected = all_logits(tiny_runner(folder, dtype="float32"), IDS)
     runner, rest = tiny_runner(folder, dtype="float32", device=device), list(made)
     flips: list[float] = []
 
-    def replaced(op: Callable[..., Codes]) -> Callable[..., Codes]:
-        def run(*args: Any) -> Codes:
-            found, truth = op(*args), rest.pop(0)
-            flips.append(share_of_neighbours(found, truth))
-            return truth[0].to(args[0].device), truth[1].to(args[0].device)
+    def replaced(op: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[torch.Tensor, ...]]:
+        def run(*args: Any, **keywords: Any) -> tuple[torch.Tensor, ...]:
+            *others, codes, scale = op(*args, **keywords)
+            truth = rest.pop(0)
+            flips.append(share_of_neighbours((codes, scale), truth))
+            return *others, truth[0].to(codes.device), truth[1].to(codes.device)
 
         return run
 
@@ -135,7 +142,7 @@ def test_logits_are_those_of_the_reference_but_for_codes_that_flip(
     with monkeypatch.context() as patch:
         use(patch, tensor_core, PRODUCTS)
         flipped = all_logits(tiny_runner(folder, dtype="float32"), IDS)
-    use(monkeypatch, reference, (*PRODUCTS, "fp8_quantize"))
+    use(monkeypatch, reference, PRODUCTS)
     expected = all_logits(tiny_runner(folder, dtype="float32"), IDS)
     assert distance(found, expected) < 2 * distance(flipped, expected)
 

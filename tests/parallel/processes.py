@@ -61,9 +61,9 @@ def start(words: Sequence[str], log: Path, **environ: str) -> subprocess.Popen[b
         )
 
 
-def free_port() -> int:
+def free_port(address: str = "127.0.0.1") -> int:
     import socket
 
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with socket.create_server((address, 0)) as sock:
         port: int = sock.getsockname()[1]
         return port

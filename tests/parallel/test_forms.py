@@ -92,9 +92,11 @@ def serves(commands: Commands, folder: Path) -> None:
         wait_gone([process.pid for process in processes], 30)
 
 
-def torchrun(*words: str, nodes: int = 1, node: int = 0, ranks: int = 2, port: int = 0) -> list[str]:
+def torchrun(
+    *words: str, nodes: int = 1, node: int = 0, ranks: int = 2, port: int = 0, address: str = "127.0.0.1"
+) -> list[str]:
     sizes = ["--nnodes", str(nodes), "--node-rank", str(node), "--nproc-per-node", str(ranks)]
-    meet = ["--master-addr", "127.0.0.1", "--master-port", str(port or free_port())]
+    meet = ["--master-addr", address, "--master-port", str(port or free_port())]
     return ["-m", "torch.distributed.run", *sizes, *meet, *SERVE, *SMALL, *words]
 
 

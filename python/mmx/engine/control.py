@@ -16,6 +16,8 @@ from mmx.protocol import Frames, encode_frame
 
 RECEIVE_BYTES = 1 << 20
 BEAT_SECONDS = 1.0
+# A rank that has said nothing for so long is lost: stopped, cut off, or its machine is gone.
+SILENCE_SECONDS = 8.0
 
 
 class Word(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -94,7 +96,9 @@ class Line:
         """The messages that one read completes, perhaps none; None at the end of the connection."""
         try:
             data = self.sock.recv(RECEIVE_BYTES)
-        except ConnectionError:
+        except OSError as error:
+            if error.errno is None:  # the socket's own time limit
+                raise
             return None
         if not data:
             return None

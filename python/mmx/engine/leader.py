@@ -20,6 +20,7 @@ from mmx.distributed import CallLog
 from mmx.engine.agreement import difference, facts
 from mmx.engine.control import (
     BEAT_SECONDS,
+    SILENCE_SECONDS,
     Beat,
     Gone,
     Hello,
@@ -38,8 +39,6 @@ from mmx.protocol import encode_frame
 
 log = logging.getLogger("mmx.engine")
 
-# A rank that has said nothing for so long is lost: stopped, cut off, or its machine is gone.
-SILENCE_SECONDS = 8.0
 PROGRESS_SECONDS = 10.0
 # Within this time a connection must say that it is a rank.
 HELLO_SECONDS = 5.0

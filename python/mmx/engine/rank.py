@@ -25,7 +25,19 @@ from mmx.batch import ScheduledBatch
 from mmx.config import EngineConfig
 from mmx.distributed import CallLog
 from mmx.engine.agreement import facts
-from mmx.engine.control import BEAT_SECONDS, Beat, Gone, Hello, Line, Refused, Sampled, Step, Stop, Welcome
+from mmx.engine.control import (
+    BEAT_SECONDS,
+    SILENCE_SECONDS,
+    Beat,
+    Gone,
+    Hello,
+    Line,
+    Refused,
+    Sampled,
+    Step,
+    Stop,
+    Welcome,
+)
 from mmx.engine.process import bind_to_parent, exit_code_of, parse_arguments
 from mmx.engine.ranked import join_ranks
 from mmx.engine.spawn import end_ranks, spawn_rank
@@ -133,6 +145,8 @@ class Follower:
             try:
                 sock = socket.create_connection((place.address, place.port), timeout)
                 sock.settimeout(None)
+                # A beat that nobody acknowledges for so long ends the connection: the network is cut.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SILENCE_SECONDS))
                 return Line(sock)
             except OSError as error:
                 if time.monotonic() >= deadline:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from mmx.ops import _lib  # noqa: F401
-
 
 def all_reduce_add_rms_norm(
     residual: torch.Tensor,

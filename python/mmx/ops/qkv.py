@@ -64,7 +64,7 @@ def norm_rope_store(
         gemma,
         k_scale,
         v_scale,
-        *(() if mean_squares is None else (mean_squares,)),
+        mean_squares,
     )
 
 

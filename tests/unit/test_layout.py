@@ -157,7 +157,8 @@ def test_plans_on_paper(line: str) -> None:
     }
     assert layout.world_size == int(num_ranks)
     assert weights == f"{sum(sizes.values()) / 2**30:.2f} GiB"
-    assert experts == f"{sum(size for name, size in sizes.items() if '.experts.' in name) / 2**30:.2f} GiB"
+    num_bytes = sum(size for name, size in sizes.items() if ".experts." in name or ".shared." in name)
+    assert experts == f"{num_bytes / 2**30:.2f} GiB"
     assert kv == f"{page_bytes(ranks.share.config, torch.bfloat16) // 128:,} B"
 
 

@@ -11,6 +11,7 @@ import torch
 from engine.prompts import random_prompt
 from mmx import LLM, SamplingParams
 from mmx.model_config import load_model_config
+from mmx.protocol import Abort, Submit
 from mmx.runner.kv_pool import page_bytes
 from models.tiny import write_tiny_checkpoint
 
@@ -100,6 +101,41 @@ def test_no_token_depends_on_a_preemption(folder: Path) -> None:
     tight = make_llm(folder, num_blocks=5, max_model_len=256)
     assert tokens(tight, prompts) == expected
     assert tight.stats().num_preemptions > 0
+
+
+def test_no_token_depends_on_a_partial_hit(folder: Path, prompts: list[list[int]]) -> None:
+    """Prompts that share 127, 128, 129 and 256 tokens with one that is cached: pages hold 128."""
+    stem = prompts[-1]
+    forks = [stem[:common] + random_prompt(20, seed=common) for common in (127, 128, 129, 256)]
+    cold = make_llm(folder, enable_prefix_caching=False)
+    expected = [tokens(cold, [fork])[0] for fork in forks]
+    warm = make_llm(folder)
+    tokens(warm, [stem])
+    params = SamplingParams(temperature=0.0, seed=0, max_tokens=NUM_TOKENS, ignore_eos=True, top_p=0.95)
+    results = [warm.generate([fork], params, use_tqdm=False)[0] for fork in forks]
+    assert [result.token_ids for result in results] == expected
+    assert [result.num_cached_tokens for result in results] == [0, 128, 128, 256]
+
+
+def test_no_token_depends_on_an_abort(folder: Path, prompts: list[list[int]], alone: list[list[int]]) -> None:
+    """Requests end in the middle of steps that are in flight; their pages come back, later ones are right."""
+    llm = make_llm(folder, max_num_batched_tokens=300)
+    engine, channel = llm._engine, llm._channel
+    names = [str(i) for i in range(len(prompts))]
+    for num_steps in (1, 2, 4, 7, 11):
+        channel.inbox += [
+            Submit(request_id=name, prompt_token_ids=prompt, params=SamplingParams(max_tokens=NUM_TOKENS))
+            for name, prompt in zip(names, prompts, strict=True)
+        ]
+        for _ in range(num_steps):
+            engine.step()
+        channel.inbox.append(Abort(request_ids=names))
+        while channel.inbox or engine.scheduler.has_work:
+            engine.step()
+        engine.scheduler.assert_consistent()
+        assert llm.stats().num_free_blocks == llm.stats().num_blocks
+        channel.outbox.clear()
+    assert tokens(llm, prompts) == alone
 
 
 def test_no_token_depends_on_a_batch_of_40(folder: Path) -> None:

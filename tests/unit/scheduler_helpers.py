@@ -9,6 +9,7 @@ from mmx.batch import PENDING, SampledToken, ScheduledBatch
 from mmx.config import EngineConfig, SamplingParams
 from mmx.protocol import Failed, Submit, TokenOut
 from mmx.scheduler import Scheduler
+from unit.consistency import check_scheduler
 
 VOCAB = 50
 EOS = 7
@@ -171,6 +172,6 @@ def run_until_idle(
         was_flying = loop.flying is not None
         batch = loop.step()
         assert batch is not None or was_flying, "work but no step"
-        scheduler.assert_consistent()
+        check_scheduler(scheduler)
     assert scheduler.blocks.num_available == scheduler.blocks.num_blocks, "pages leaked"
     return collector

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmx.scheduler.block_manager import BlockManager
+from unit.consistency import check_pages
 
 
 def keyed(blocks: BlockManager, *names: str) -> list[int]:
@@ -20,9 +21,9 @@ def test_pages_come_back() -> None:
     pages = blocks.allocate(3)
     assert sorted(pages) == [0, 1, 2]
     assert blocks.num_available == 1
-    blocks.assert_consistent([pages])
+    check_pages(blocks, [pages])
     blocks.release(pages)
-    blocks.assert_consistent([])
+    check_pages(blocks, [])
     assert blocks.num_available == 4
     assert blocks.num_reusable == 0
 
@@ -49,14 +50,14 @@ def test_known_pages_are_kept_until_the_free_ones_are_gone_and_tails_go_first() 
     new = keyed(blocks, "new0")
     blocks.release(old)
     blocks.release(new)
-    blocks.assert_consistent([])
+    check_pages(blocks, [])
     taken = blocks.allocate(1)
     assert len(blocks.cache) == 3, "a free page was there"
     for gone in (b"old1", b"old0", b"new0"):
         assert blocks.cache.get(gone) is not None
         taken += blocks.allocate(1)
         assert blocks.cache.get(gone) is None
-    blocks.assert_consistent([taken])
+    check_pages(blocks, [taken])
 
 
 def test_sharing_revives_a_page() -> None:
@@ -68,7 +69,7 @@ def test_sharing_revives_a_page() -> None:
     assert (blocks.num_unused(pages), blocks.num_available) == (0, 1)
     other = blocks.allocate(1)
     assert blocks.cache.get(b"a") == pages[0]
-    blocks.assert_consistent([pages, other])
+    check_pages(blocks, [pages, other])
 
 
 def test_forget_and_reset() -> None:
@@ -78,7 +79,7 @@ def test_forget_and_reset() -> None:
     blocks.reset_cache()
     assert (blocks.cache.get(b"used"), blocks.cache.get(b"idle")) == (used[0], None)
     blocks.forget(used)
-    blocks.assert_consistent([used])
+    check_pages(blocks, [used])
     blocks.release(used)
     assert (blocks.num_available, blocks.num_reusable) == (3, 0)
 
@@ -87,4 +88,4 @@ def test_the_checker_sees_a_leak() -> None:
     blocks = BlockManager(3, 2)
     blocks.allocate(1)
     with pytest.raises(AssertionError, match="user counts differ"):
-        blocks.assert_consistent([])
+        check_pages(blocks, [])

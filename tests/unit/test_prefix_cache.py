@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmx.scheduler.prefix_cache import DIGEST_BYTES, PrefixCache, page_hash, root_hash
+from unit.consistency import check_cache
 
 
 def test_a_key_depends_on_salt_on_everything_before_and_on_every_token() -> None:
@@ -31,4 +32,4 @@ def test_the_first_page_with_a_content_stays() -> None:
     cache.forget(3)
     assert cache.get(b"k") is None
     assert len(cache) == 0
-    cache.assert_consistent()
+    check_cache(cache)

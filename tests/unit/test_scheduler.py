@@ -6,6 +6,7 @@ import pytest
 
 from mmx.batch import SampledToken
 from mmx.scheduler import Scheduler
+from unit.consistency import check_scheduler
 from unit.scheduler_helpers import (
     EOS,
     VOCAB,
@@ -111,7 +112,7 @@ def test_the_last_free_pages_are_left_to_those_who_run() -> None:
     assert shape(scheduler) == [("a", 3, 1, True), ("b", 3, 1, True)]  # c would take the last page
     assert shape(scheduler) == [("a", 4, 1, True)]  # a takes it, b gives way
     assert scheduler.stats().num_waiting == 2
-    scheduler.assert_consistent()
+    check_scheduler(scheduler)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_salt_separates_and_reset_forgets() -> None:
         submit(scheduler, request_id, [1] * 9, max_tokens=1, cache_salt=salt)
         run_until_idle(scheduler, runner, collector)
     scheduler.reset_prefix_cache()
-    scheduler.assert_consistent()
+    check_scheduler(scheduler)
     submit(scheduler, "d", [1] * 9, max_tokens=1)
     run_until_idle(scheduler, runner, collector)
     assert collector.cached == {"a": 0, "b": 0, "c": 8, "d": 0}
@@ -304,7 +305,7 @@ def test_deadlines_end_waiting_and_running_requests() -> None:
         ("waiting", 504, "deadline_exceeded")
     ]
     assert [f.request_id for f in scheduler.expire(99.0)] == ["running"]
-    scheduler.assert_consistent()
+    check_scheduler(scheduler)
     assert shape(scheduler) == [("patient", 0, 1, True)]
 
 
@@ -335,7 +336,7 @@ def test_bad_logits_fail_one_request_and_poison_no_page() -> None:
         ("good", None),
         ("bad", "numerical_error"),
     ]
-    scheduler.assert_consistent()
+    check_scheduler(scheduler)
     submit(scheduler, "again", [1] * 12)
     assert ("again", 0, 7, False) in shape(scheduler)
 
@@ -348,7 +349,7 @@ def test_a_failed_step_fails_its_requests_only() -> None:
     assert batch is not None
     failed = scheduler.fail(batch, "broken", "engine_error", 500)
     assert [f.request_id for f in failed] == ["a", "b"]
-    scheduler.assert_consistent()
+    check_scheduler(scheduler)
     assert shape(scheduler) == [("c", 0, 5, True)]
 
 

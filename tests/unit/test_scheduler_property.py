@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mmx.batch import ScheduledBatch
 from mmx.protocol import Submit
+from unit.consistency import check_scheduler
 from unit.scheduler_helpers import (
     Collector,
     FakeRunner,
@@ -97,7 +98,7 @@ def play(
             batches.append(batch)
         else:
             assert overlap or not scheduler.has_work
-        scheduler.assert_consistent()
+        check_scheduler(scheduler)
     run_until_idle(scheduler, runner, collector, loop=loop)
     return collector, submits, aborted, batches
 

@@ -88,17 +88,3 @@ class BlockManager:
     def reset_cache(self) -> None:
         """Forget every page without users."""
         self.forget(list(self._reusable))
-
-    def assert_consistent(self, block_tables: Iterable[Sequence[int]]) -> None:
-        """Every page is exactly one of free, reusable, or used as often as the block tables say."""
-        expected = [0] * self.num_blocks
-        for table in block_tables:
-            assert len(set(table)) == len(table), f"block table holds a page twice: {list(table)}"
-            for page in table:
-                expected[page] += 1
-        assert self._num_users == expected, "pages: user counts differ from the block tables"
-        unused = [page for page, users in enumerate(expected) if users == 0]
-        assert sorted([*self._free, *self._reusable]) == unused, "pages: a page leaked or is listed twice"
-        assert all(page in self.cache for page in self._reusable), "pages: reusable page without a key"
-        assert not any(page in self.cache for page in self._free), "pages: free page with a key"
-        self.cache.assert_consistent()

@@ -50,8 +50,3 @@ class PrefixCache:
         key = self._key_of.pop(page, None)
         if key is not None:
             del self._page_of[key]
-
-    def assert_consistent(self) -> None:
-        assert len(self._page_of) == len(self._key_of), "prefix cache: keys and pages differ in number"
-        for key, page in self._page_of.items():
-            assert self._key_of.get(page) == key, f"prefix cache: page {page} has another key"

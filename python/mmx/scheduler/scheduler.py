@@ -289,22 +289,6 @@ class Scheduler:
             num_steps=self._num_steps,
         )
 
-    def assert_consistent(self) -> None:
-        """Check every invariant between requests, queues and pages; for tests."""
-        self.blocks.assert_consistent(req.block_ids for req in self._running)
-        for queue in (self._waiting, self._running):
-            assert queue == sorted(queue, key=_order), "queue is out of order"
-        queued = sorted(req.arrival for req in (*self._waiting, *self._running))
-        assert queued == sorted(req.arrival for req in self._requests.values()), "a request is lost"
-        assert all(not req.block_ids and req.num_planned == 0 for req in self._waiting), "waiting with pages"
-        assert self._num_waiting_tokens == sum(len(req.tokens) for req in self._waiting)
-        for req in self._running:
-            assert len(req.block_ids) >= self.blocks.num_blocks_for(req.num_planned), "positions without page"
-        flying = [req for _, reqs in self._in_flight for req in reqs]
-        for req in self._requests.values():
-            assert req.num_in_flight == sum(other is req for other in flying), "steps in flight miscounted"
-            assert 0 <= req.num_pending <= req.num_in_flight, "pending tokens miscounted"
-
     # ---- parts -----------------------------------------------------------------------------------
 
     def _draw_seed(self) -> int:

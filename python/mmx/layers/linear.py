@@ -12,7 +12,7 @@ from mmx import ops
 from mmx.model_config import FP8_BLOCK, ModelConfig
 
 # bf16 rows per device type from which the library's GEMM is faster than ``ops.linear`` (bench/NOTES.md).
-MANY_ROWS = {"cuda": 17}
+MANY_ROWS = {"cuda": 33}
 
 
 def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:

@@ -99,7 +99,7 @@ __device__ __forceinline__ void store(const LinearJob& job, int tile,
 /// additions instead, which keeps the error of long sums near that of fp32.
 template <int kParts, int kColumns>
 __device__ __forceinline__ void multiply(const LinearJob& job, const char* stages, Barriers& barriers) {
-    constexpr int kRun = 4;
+    constexpr int kRun = 8;
     const bool is_lane0 = threadIdx.x % 32 == 0;
     Ring ring;
     for (int tile = static_cast<int>(blockIdx.x); tile < job.num_tiles; tile += static_cast<int>(gridDim.x)) {

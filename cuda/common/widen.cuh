@@ -18,28 +18,37 @@ __device__ __forceinline__ void widen_page(uint32_t wide, uint32_t codes, int wa
     // stores of one chunk each, fall on different banks.
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int chunk = lane % 4, half = lane / 8 % 2, a = lane / 16, key = lane & 4 ? a ^ 5 : a;
-    const uint32_t from = codes + key * 128 + ((half * 4 + chunk) ^ key) * 16;
-    const uint32_t to = wide + half * kWideHalfBytes + key * 128 + ((2 * chunk) ^ key) * 16;
+    const uint32_t base = key * 128 + warp * 1024;
+    const uint32_t from = codes + base + ((half * 4 + chunk) ^ key) * 16;
+    const uint32_t to = wide + half * kWideHalfBytes + base + ((2 * chunk) ^ key) * 16;
     constexpr uint32_t kTwoKeysOn = 2 * 128 ^ 2 * 16;  // key ^ 2
-    uint32_t x[2][4], y[2][8];
-    const auto load = [&](int group) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) ptx::load_shared(x[i], (from + group * 1024) ^ i * kTwoKeysOn);
+    constexpr int kTurns = (kWidePage / 8 + kWarps - 1) / kWarps;
+    const auto in_page = [&](int turn) {  // eight keys a turn
+        return (turn + 1) * kWarps <= kWidePage / 8 || warp + turn * kWarps < kWidePage / 8;
     };
-    load(warp);
-#pragma unroll 1  // the warps that do this have few registers
-    for (int group = warp; group < kWidePage / 8; group += kWarps) {
+    // Two turns ahead: under the traffic of the products a load takes longer than a turn.
+    uint32_t x[2][2][4];
+    const auto load = [&](int turn) {
+        if (!in_page(turn)) return;
 #pragma unroll
         for (int i = 0; i < 2; ++i)
+            ptx::load_shared(x[turn % 2][i], (from ^ i * kTwoKeysOn) + turn * kWarps * 1024);
+    };
+    load(0);
+    load(1);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) ptx::decode_e4m3(x[i][j], y[i][2 * j], y[i][2 * j + 1]);
-        if (group + kWarps < kWidePage / 8) load(group + kWarps);
+    for (int turn = 0; turn < kTurns; ++turn) {
+        if (!in_page(turn)) continue;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const uint32_t at = (to + group * 1024) ^ i * kTwoKeysOn;
-            ptx::store_shared(at, y[i][0], y[i][1], y[i][2], y[i][3]);
-            ptx::store_shared(at ^ 16, y[i][4], y[i][5], y[i][6], y[i][7]);
+            uint32_t y[8];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) ptx::decode_e4m3(x[turn % 2][i][j], y[2 * j], y[2 * j + 1]);
+            const uint32_t at = to ^ i * kTwoKeysOn;
+            ptx::store_shared(at + turn * kWarps * 1024, y[0], y[1], y[2], y[3]);
+            ptx::store_shared((at ^ 16) + turn * kWarps * 1024, y[4], y[5], y[6], y[7]);
         }
+        if (turn + 2 < kTurns) load(turn + 2);
     }
 }
 

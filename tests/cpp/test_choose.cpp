@@ -174,6 +174,7 @@ void test_fixed_parts() {
     DensePlan plan = make_dense_plan(p);
     EXPECT(plan.parts == DensePlan::kJoined && plan.max_parts == 1024 / kPartPages);
     EXPECT(plan.max_tiles >= 8 * plan.max_parts);  // a tile per part
+    EXPECT(plan.tile_tokens == 4);
     EXPECT(plan.total >= 8 * 64 * plan.max_parts * (128 + 2) * 4);
     EXPECT(plan.part_stats % 8 == 0 && plan.part_sums % 16 == 0);
     p = paged_params(1, 8192, 64, 4, 1024);

@@ -36,6 +36,7 @@ SMALL: dict[str, list[str]] = {
         "pages_sm90.py::test_attention[ragged-fp8-6]",
         "pages_sm90.py::test_row_does_not_depend_on_its_batch[bf16]",
         "pages_sm90.py::test_prompts[fp8]",
+        "prompts_sm90.py::test_dense_rows_of_any_size",
     ],
     "sparse_attention": [
         "attention.py::test_sparse_attention[cuda-num_seqs3-",
@@ -125,6 +126,9 @@ SMALL: dict[str, list[str]] = {
         "attention_sm90.py::test_select_blocks[ragged-normal]",
         "attention_sm90.py::test_select_blocks[mixed-normal]",
         "pages_sm90.py::test_select_blocks[ragged-fp8-normal-True]",
+        "prompts_sm90.py::test_select_normal[scores-fp8]",
+        "prompts_sm90.py::test_select_of_many_blocks[few-tokens-bf16-numbers0]",
+        "prompts_sm90.py::test_select_of_many_blocks[few-tokens-fp8-numbers0]",
     ],
 }
 

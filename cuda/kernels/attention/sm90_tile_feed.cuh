@@ -27,6 +27,7 @@ struct TileJob {
     int group, group_inverse;  // query heads per KV head, and 2^16 / group rounded up
     float scale_log2;
     int tile_tokens, shared_heads;
+    int num_teams;  // warpgroups that share the rows of a tile: 2, or with parts 1 for tiles of 64 rows
     int *num_tiles, *next_unit;
     RowTile* tiles;
     const TilePage* pages;  // [tile, kMaxTilePages], from the last page to the first; null: every page

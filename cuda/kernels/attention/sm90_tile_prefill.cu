@@ -73,16 +73,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     extern __shared__ char raw[];
     constexpr bool kCodes = sizeof(C) == 1;
     auto& shared = *reinterpret_cast<Shared<C>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+    const int num_teams = kMode == TileMode::kParts ? job.num_teams : kConsumers;
     if (threadIdx.x == 0) {
         for (int i = 0; i < kQSlots<C>; ++i) {
             ptx::barrier_init(shared.q_full[i], 1);
-            ptx::barrier_init(shared.q_empty[i], kConsumers * 4);
+            ptx::barrier_init(shared.q_empty[i], num_teams * 4);
         }
         for (int i = 0; i < kStages; ++i) {
             ptx::barrier_init(shared.k_full[i], kCodes ? kWideners : 1);
             ptx::barrier_init(shared.v_full[i], kCodes ? kWideners : 1);
-            ptx::barrier_init(shared.k_empty[i], kConsumers * 4);
-            ptx::barrier_init(shared.v_empty[i], kConsumers * 4);
+            ptx::barrier_init(shared.k_empty[i], num_teams * 4);
+            ptx::barrier_init(shared.v_empty[i], num_teams * 4);
         }
         if constexpr (kCodes) {
             for (int i = 0; i < kCodeSlots; ++i) {
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             widen<kMode == TileMode::kListed>(shared, warp_idx - 1);
     } else {
         ptx::take_registers<kCodes ? 232 : 240>();
-        consume<C, kMode>(job, shared, role - 1);
+        if (role <= num_teams) consume<C, kMode>(job, shared, role - 1);
     }
 }
 
@@ -158,6 +159,7 @@ TileJob make_job(const PagedAttentionParams& p, const ListedTiles& list, int64_t
             .scale_log2 = p.scale * kLog2e,
             .tile_tokens = static_cast<int>(tile_tokens),
             .shared_heads = static_cast<int>(shared_heads),
+            .num_teams = tile_tokens * group <= kDenseTileRows / 2 ? 1 : kConsumers,
             .num_tiles = list.num_tiles,
             .next_unit = list.next_unit,
             .tiles = list.tiles,

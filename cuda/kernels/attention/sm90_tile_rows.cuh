@@ -100,8 +100,13 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
         if (lane_idx == 0) ptx::barrier_arrive(barrier);
     };
     // Barrier 2 + i: team i may issue.
-    const auto await_turn = [&] { ptx::named_barrier(2 + team, 2 * 128); };
-    const auto pass_turn = [&] { ptx::named_barrier_arrive(2 + (team ^ 1), 2 * 128); };
+    const bool alone = kParts && job.num_teams == 1;
+    const auto await_turn = [&] {
+        if (!alone) ptx::named_barrier(2 + team, 2 * 128);
+    };
+    const auto pass_turn = [&] {
+        if (!alone) ptx::named_barrier_arrive(2 + (team ^ 1), 2 * 128);
+    };
     if (team == 1) pass_turn();
 
     Ring<kQSlots<C>> q(0);

@@ -53,16 +53,18 @@ struct DensePlan {
 
 inline DensePlan make_dense_plan(const PagedAttentionParams& p) {
     DensePlan plan{};
-    plan.tile_tokens = kDenseTileRows / (p.num_heads / p.num_kv_heads);
-    // Each sequence may leave one tile partly empty.
-    plan.max_tiles = p.num_tokens / plan.tile_tokens + std::min(p.num_seqs, p.num_tokens);
+    const int64_t group = p.num_heads / p.num_kv_heads;
     plan.max_parts = std::max<int64_t>(1, ceil_div(p.max_blocks_per_seq, kPartPages));
     const int64_t part_rows = p.num_tokens * p.num_heads * plan.max_parts;
-    if (p.fixed_split) {
-        const bool joined = p.max_seqlen_q < kDenseMinQueryLen && part_rows * p.head_dim * 4 <= kMaxPartBytes;
-        plan.parts = joined ? DensePlan::kJoined : DensePlan::kInTurn;
-        if (joined) plan.max_tiles *= plan.max_parts;
-    }
+    const bool joined =
+        p.fixed_split && p.max_seqlen_q < kDenseMinQueryLen && part_rows * p.head_dim * 4 <= kMaxPartBytes;
+    if (p.fixed_split) plan.parts = joined ? DensePlan::kJoined : DensePlan::kInTurn;
+    // Half tiles keep half of the warps where full ones would be mostly empty.
+    const bool few = joined && p.max_seqlen_q * group <= kDenseTileRows / 2;
+    plan.tile_tokens = (few ? kDenseTileRows / 2 : kDenseTileRows) / group;
+    // Each sequence may leave one tile partly empty.
+    plan.max_tiles = p.num_tokens / plan.tile_tokens + std::min(p.num_seqs, p.num_tokens);
+    if (joined) plan.max_tiles *= plan.max_parts;
     const int64_t head_bytes = std::max<int64_t>(1, p.max_blocks_per_seq) * p.block_size * p.head_dim * 4;
     plan.shared_heads = p.num_kv_heads;
     while (p.num_kv_heads % plan.shared_heads != 0 ||
@@ -72,7 +74,6 @@ inline DensePlan make_dense_plan(const PagedAttentionParams& p) {
     plan.next_unit = 4;
     plan.tiles = 256;
     plan.part_sums = align_up(plan.tiles + plan.max_tiles * static_cast<int64_t>(sizeof(RowTile)), 256);
-    const bool joined = plan.parts == DensePlan::kJoined;
     plan.part_stats = plan.part_sums + (joined ? part_rows * p.head_dim * 4 : 0);
     plan.totals = align_up(plan.part_stats + (joined ? part_rows * 8 : 0), 256);
     plan.total = plan.totals +

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 
 import torch
@@ -81,6 +83,17 @@ class Ranks:
         if device.type == "cuda" and not layout.sequence_parallel:
             ranks.peers = map_peers(layout.tensor_group(rank), rank, config.hidden, device, store, timeout)
         return ranks
+
+    @contextmanager
+    def in_turn(self, lock: AbstractContextManager[None], device: torch.device) -> Iterator[None]:
+        """Inside ``lock``, which the ranks take one after the other: of two engines that need the same locks,
+        none holds one while it waits for the other's."""
+        with ExitStack() as stack:
+            for turn in range(self.layout.world_size):
+                if turn == self.rank:
+                    stack.enter_context(lock)
+                self.world.least(0, device)
+            yield
 
     def leave(self) -> None:
         """Give the connections back."""

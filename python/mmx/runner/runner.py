@@ -233,7 +233,7 @@ def build_runner(
     ranks = ranks or Ranks.alone(model_config)
     types = page_types(dtype, config.kv_cache_dtype, config.index_kv_dtype)
     model = build_model(model_config, dtype, ranks, config.deterministic)
-    with backend.planning():
+    with ranks.in_turn(backend.planning(), backend.device):
         limit = memory_limit(config, backend)
         weights = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters())
         check_weights(weights, limit, backend)

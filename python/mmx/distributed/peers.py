@@ -13,8 +13,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 log = logging.getLogger("mmx.engine")
 
-# Rows that a rank sends to the others together: beyond, the library is as fast (bench/NOTES.md, Two GPUs).
-MAX_SENT_ROWS = 128
+# Rows that a rank sends to the others together, as far as measured (bench/NOTES.md, Two GPUs).
+MAX_SENT_ROWS = 256
 # The kernel's rows: a run of 8 elements for each of at most 1,024 threads.
 RUN, MAX_WIDTH, MAX_RANKS = 8, 8192, 8
 

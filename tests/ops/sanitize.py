@@ -97,14 +97,18 @@ SMALL: dict[str, list[str]] = {
     ],
     "add_rms_norm": ["norm.py::test_add_rms_norm[cuda-num_tokens5-"],
     "add_rms_norm_quantize": ["norm.py::test_add_rms_norm_quantize[cuda-num_tokens5-"],
-    # Why one rank: under these tools kernels run one after the other, so that none may wait for another.
-    "all_reduce_add_rms_norm": ["comm.py::test_all_reduce_add_rms_norm[cuda-num_tokens3-num_ranks1-"],
+    # Why one rank and mirrors: under these tools kernels run one after the other, so that none may wait for
+    # another.
+    "all_reduce_add_rms_norm": [
+        "comm.py::test_all_reduce_add_rms_norm[cuda-num_tokens3-num_ranks1-",
+        "comm.py::test_numbers_of_exchanges_run_over[cuda]",
+    ],
     "rms_norm": [
         "norm.py::test_rms_norm[cuda-num_tokens3-",
         "norm.py::test_rms_norm[cuda-num_tokens7-",
         "norm.py::test_rms_norm[cuda-num_tokens4-*bf16",
     ],
-    "qk_mean_squares": ["qkv.py::test_qk_mean_squares[cuda-num_tokens5-"],
+    "qk_mean_squares": ["qkv.py::test_mean_squares_that_come_back[cuda]"],
     "norm_rope_store": [
         "qkv.py::test_norm_rope_store_by_given_mean_squares[cuda-",
         "qkv.py::test_norm_rope_store[cuda-num_tokens5-",

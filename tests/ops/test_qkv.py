@@ -10,7 +10,7 @@ from mmx import ops
 from mmx.ops import reference
 from mmx.ops.rope import rope_table
 from ops.compare import assert_close_to_truth, assert_equal
-from ops.ranks import Peers, connect, on_all_ranks
+from ops.ranks import Peers, connect, mirror, on_all_ranks
 
 DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.bfloat16, id="bf16")]
 MAX_POSITIONS, EPS = 300, 1e-6
@@ -133,6 +133,16 @@ def test_qk_mean_squares(dims, dtype, device, rng):
     assert_equal(outs[1], outs[0])
     truth = shares[0] + shares[1]
     assert_close_to_truth(outs[0], truth, truth.float())
+
+
+def test_mean_squares_that_come_back(device, rng):
+    """The whole exchange in one kernel: with a rank that sends the same."""
+    part = torch.randn(5, 8, 128, generator=rng).to(torch.bfloat16).to(device)
+    share = ops.qk_mean_squares(part, 4, 2, 2)
+    place = mirror(6, 2, device)
+    for _ in range(3):
+        assert_equal(ops.qk_mean_squares(part, 4, 2, 2, *place), share + share)
+    assert place.epochs.tolist() == [3] * 5 + [0]
 
 
 def test_the_reference_exchanges_mean_squares(rng):

@@ -73,8 +73,8 @@ void test_bf16_tile() {
 }
 
 void test_copied_bytes() {
-    EXPECT(bf16_copied_bytes(gate_up_params(8192, 6144, 3072)) == 8192 * 4 * 6144 * 2);
-    EXPECT(bf16_copied_bytes(gate_up_params(4096, 6144, 3072)) == 4096 * 4 * 6144 * 2);
+    EXPECT(bf16_copied_bytes(gate_up_params(8192, 6144, 3072)) == kMoeCountBytes + 8192 * 4 * 6144 * 2);
+    EXPECT(bf16_copied_bytes(gate_up_params(4096, 6144, 3072)) == kMoeCountBytes + 4096 * 4 * 6144 * 2);
     EXPECT(bf16_copied_bytes(gate_up_params(1024, 6144, 3072)) == 0);
     EXPECT(bf16_copied_bytes(gate_up_params(65536, 6144, 3072)) == 0);  // would be 3.2 GB
     EXPECT(bf16_copied_bytes(gate_up_params(8192, 6144, 3072 + 8)) == 0);

@@ -36,6 +36,7 @@ enum class MoeBf16Tile {
 };
 
 inline constexpr int kMoeWideHeight = 304;
+inline constexpr int64_t kMoeCountBytes = kMoeMaxExperts * 4;  // of workspace before the copy of x
 
 inline MoeBf16Tile choose_bf16_tile(int64_t num_rows, int64_t num_experts) {
     if (num_rows <= 8) return MoeBf16Tile::k64x8;
@@ -66,7 +67,7 @@ inline int64_t bf16_copied_bytes(const MoeGateUpParams& p) {
     constexpr int64_t kMaxBytes = int64_t{1} << 30;
     const int64_t num_rows = p.num_tokens * p.topk, bytes = num_rows * p.hidden * 2;
     const bool wanted = choose_bf16_tile(num_rows, p.num_local_experts) >= MoeBf16Tile::k256x160Cluster;
-    return sm90_bf16_fits(p) && wanted && bytes <= kMaxBytes ? bytes : 0;
+    return sm90_bf16_fits(p) && wanted && bytes <= kMaxBytes ? kMoeCountBytes + bytes : 0;
 }
 
 /// The Hopper router: its sums over k are cut into kRouterSplits parts whatever the number of tokens, so that
@@ -80,7 +81,7 @@ inline constexpr int64_t kRouterMaxExperts = 256;
 inline constexpr int64_t kRouterFewExperts = 64, kRouterFewTokens = 128;
 inline constexpr int kRouterFewChunks = 6;  // of 64 of k
 /// Of fewer still, one thread block chooses and plans.
-inline constexpr int64_t kRouterPlanTokens = 32, kRouterPlanRows = 512, kRouterPlanExperts = 512;
+inline constexpr int64_t kRouterPlanTokens = 16, kRouterPlanRows = 512, kRouterPlanExperts = 512;
 
 struct RouterPlan {
     int columns;    // tokens of one thread block: 8, 16, 32, 64 or 128

@@ -34,26 +34,29 @@ void launch(const char* op, const Bf16Job& job, const void* weight, int64_t k, i
             return launch_bf16<FewTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
         case MoeBf16Tile::k64x32:
             return launch_bf16<DecodeTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
-        case MoeBf16Tile::k256x96:
-            return launch_bf16<MiddleTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
+        case MoeBf16Tile::k256x160Cluster:
+            if constexpr (!kGateUp)
+                return launch_bf16<LargeTile, false>(op, job, weight, k, num_rows, stream);
+            break;
         case MoeBf16Tile::k128x304Cluster:
             if constexpr (!kGateUp) return moe_down_wide(job, weight, k, num_rows, stream);
-            [[fallthrough]];  // rows that were not copied
-        case MoeBf16Tile::k256x160Cluster:
-            return launch_bf16<LargeTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
+            break;
+        case MoeBf16Tile::k256x96: break;
     }
+    // Also so many rows that a copy of them would be too large: they are gathered on the way.
+    launch_bf16<MiddleTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
 }
 
 /// Gate and up from a copy of x in plan order.
 void launch_copied(const MoeGateUpParams& p, Bf16Job job, Stream stream) {
     const int64_t num_rows = p.num_tokens * p.topk;
-    bf16* copy = static_cast<bf16*>(p.workspace);
+    if (choose_bf16_tile(num_rows, job.num_experts) == MoeBf16Tile::k128x304Cluster)
+        return moe_gate_up_wide(job, p.weight, p.hidden, num_rows, p.workspace, stream);
+    bf16* copy = reinterpret_cast<bf16*>(static_cast<char*>(p.workspace) + kMoeCountBytes);
     LaunchChain{"moe_gate_up", dim3(static_cast<unsigned>(num_rows)), kCopyThreads, 0, stream}(
         copy_rows_kernel, job, copy, static_cast<int>(p.hidden));
     job.x = copy;
     job.x_stride = p.hidden;
-    if (choose_bf16_tile(num_rows, job.num_experts) == MoeBf16Tile::k128x304Cluster)
-        return moe_gate_up_wide(job, p.weight, p.hidden, num_rows, stream);
     launch_bf16<LargeTile, true, false>("moe_gate_up", job, p.weight, p.hidden, num_rows, stream);
 }
 

@@ -1,5 +1,6 @@
 #include "cuda/kernels/moe/sm90_bf16_wide.h"
 
+#include "cuda/common/ptx/global.cuh"
 #include "cuda/kernels/moe/sm90_bf16.cuh"
 
 namespace mmx::cuda::sm90 {
@@ -23,6 +24,15 @@ struct Shared {
     alignas(1024) Stage stages[kStages];
     uint64_t full[kStages], empty[kStages];
     MoeWorkList<kHeight, 1> list;  // of pairs of weight tiles
+    int expert;                    // the one whose rows are asked for now; of gate and up
+};
+
+/// Rows of x on their way into plan order while the products run.
+struct RowCopies {
+    const bf16* from;  // rows of from_stride
+    bf16* to;          // [num_rows, k]
+    int32_t* counts;   // [num_experts] rows that have arrived
+    int64_t from_stride;
 };
 
 struct WideMaps {
@@ -37,15 +47,63 @@ struct WideRing {
     }
 };
 
+/// By the warps that have nothing else to do. Every block copies its share of each expert's rows, but only a
+/// few experts ahead of what it multiplies: the rows are then still in the L2 when they are asked for. Blocks
+/// take the experts in the same order, so those that are behind never wait for those that are ahead.
+__device__ __forceinline__ void copy_rows(const Bf16Job& job, const RowCopies& copies, Shared& shared) {
+    constexpr int kWarps = 3, kAhead = 3;
+    const int lane_idx = static_cast<int>(threadIdx.x) % 32,
+              warp_idx = static_cast<int>(threadIdx.x) / 32 - 1;
+    const int num_rows = shared.list.first_row[job.num_experts], pieces = job.num_chunks * 8;
+    const volatile int& reached = shared.expert;
+    int expert = 0;
+    for (int m = static_cast<int>(blockIdx.x) * kWarps + warp_idx; m < num_rows;
+         m += static_cast<int>(gridDim.x) * kWarps) {
+        while (shared.list.first_row[expert + 1] <= m) ++expert;
+        while (reached + kAhead < expert) __nanosleep(500);
+        const uint4* from =
+            reinterpret_cast<const uint4*>(copies.from + job.sorted_rows[m] / job.topk * copies.from_stride);
+        uint4* to = reinterpret_cast<uint4*>(copies.to) + static_cast<int64_t>(m) * pieces;
+        int i = lane_idx;
+        for (; i + 96 < pieces; i += 128) {
+            const uint4 a = from[i], b = from[i + 32], c = from[i + 64], d = from[i + 96];
+            to[i] = a;
+            to[i + 32] = b;
+            to[i + 64] = c;
+            to[i + 96] = d;
+        }
+        for (; i < pieces; i += 32) to[i] = from[i];
+        ptx::fence_async_proxy_global();
+        __syncwarp();
+        if (lane_idx == 0) ptx::add_release(copies.counts + expert, 1);
+    }
+}
+
+/// Until `count` of an expert's rows have arrived; what follows may ask the copy engine for them.
+__device__ __forceinline__ void wait_for_rows(const int32_t* arrived, int count) {
+    while (ptx::load_acquire(arrived) < count) {
+    }
+    ptx::fence_async_proxy_global();
+}
+
 /// Rows of the first product; the second one's are as many or 8 fewer.
 __device__ __forceinline__ int first_half(int height) { return (height / 8 + 1) / 2 * 8; }
 
 /// One thread: the block's own weights, and its half of the rows of x for both blocks.
-__device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps, Shared& shared, int rank) {
+template <bool kGateUp>
+__device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps, const RowCopies& copies,
+                                        Shared& shared, int rank) {
     WideRing ring;
+    int expert = -1;
     for (int item = static_cast<int>(blockIdx.x) / kCluster; item < shared.list.num_items();
          item += static_cast<int>(gridDim.x) / kCluster) {
         const MoeUnit unit = shared.list.unit(item, 0);
+        if (kGateUp && unit.expert != expert) {
+            expert = unit.expert;
+            static_cast<volatile int&>(shared.expert) = expert;
+            const int* first_row = shared.list.first_row + expert;
+            wait_for_rows(copies.counts + expert, first_row[1] - first_row[0]);
+        }
         const int warp = (unit.weight_tile * kCluster + rank) * (kWeightRows / 16);
         const int begin = rank * first_half(unit.height);
         const int count = rank == 0 ? first_half(unit.height) : unit.height - begin;
@@ -67,6 +125,7 @@ __device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps
             ring.advance();
         }
     }
+    if (kGateUp) static_cast<volatile int&>(shared.expert) = job.num_experts;
 }
 
 /// kFirst and kSecond: rows of x of the two products.
@@ -152,11 +211,13 @@ __device__ __forceinline__ void store(const Bf16Job& job, const MoeUnit& unit, i
 
 template <bool kGateUp>
 __global__ void __launch_bounds__(kThreads, 1)
-    moe_bf16_wide_kernel(const __grid_constant__ Bf16Job job, const __grid_constant__ WideMaps maps) {
+    moe_bf16_wide_kernel(const __grid_constant__ Bf16Job job, const __grid_constant__ WideMaps maps,
+                         const __grid_constant__ RowCopies copies) {
     extern __shared__ char raw[];
     Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
     const int rank = ptx::cluster_rank();
     if (threadIdx.x == 0) {
+        shared.expert = 0;
         ptx::prefetch_map(maps.weight);
         for (int i = 0; i < kNumBoxes; ++i) ptx::prefetch_map(maps.x[i]);
         for (int i = 0; i < kStages; ++i) {
@@ -171,10 +232,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cluster_sync();
     const int group = static_cast<int>(threadIdx.x) / 128 - 1;
     if (group < 0) {
-        ptx::release_registers<40>();
-        if (threadIdx.x == 0) produce(job, maps, shared, rank);
+        ptx::release_registers<56>();
+        if (threadIdx.x == 0) produce<kGateUp>(job, maps, copies, shared, rank);
+        if (kGateUp && threadIdx.x >= 32) copy_rows(job, copies, shared);
     } else {
-        ptx::take_registers<232>();
+        ptx::take_registers<224>();
         WideRing ring;
         for (int item = static_cast<int>(blockIdx.x) / kCluster; item < shared.list.num_items();
              item += static_cast<int>(gridDim.x) / kCluster) {
@@ -193,8 +255,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cluster_sync();
 }
 
+__global__ void __launch_bounds__(kMoeMaxExperts) clear_kernel(int32_t* counts) {
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
+    counts[threadIdx.x] = 0;
+}
+
 template <bool kGateUp>
-void launch(const char* op, Bf16Job job, const void* weight, int64_t k, int64_t num_rows, Stream stream) {
+void launch(const char* op, Bf16Job job, const void* weight, int64_t k, int64_t num_rows,
+            const RowCopies& copies, Stream stream) {
     constexpr int64_t kThreadRows = kGateUp ? 1 : 2;  // neighbours, of gate or of up
     const int64_t expert_rows = kGateUp ? 2 * job.n : job.n;
     job.num_chunks = static_cast<int>(k / kChunk);
@@ -215,17 +284,25 @@ void launch(const char* op, Bf16Job job, const void* weight, int64_t k, int64_t 
     const int64_t blocks = std::min(resident, tiles * job.num_weight_tiles * kCluster);
     const LaunchChain launch_chain{op,      dim3(static_cast<unsigned>(blocks)), kThreads, kSmemBytes, stream,
                                    kCluster};
-    launch_chain(moe_bf16_wide_kernel<kGateUp>, job, maps);
+    launch_chain(moe_bf16_wide_kernel<kGateUp>, job, maps, copies);
 }
 
 }  // namespace
 
-void moe_gate_up_wide(const Bf16Job& job, const void* weight, int64_t k, int64_t num_rows, Stream stream) {
-    launch<true>("moe_gate_up", job, weight, k, num_rows, stream);
+void moe_gate_up_wide(Bf16Job job, const void* weight, int64_t k, int64_t num_rows, void* workspace,
+                      Stream stream) {
+    const RowCopies copies{.from = job.x,
+                           .to = reinterpret_cast<bf16*>(static_cast<char*>(workspace) + kMoeCountBytes),
+                           .counts = static_cast<int32_t*>(workspace),
+                           .from_stride = job.x_stride};
+    LaunchChain{"moe_gate_up", dim3(1), kMoeMaxExperts, 0, stream}(clear_kernel, copies.counts);
+    job.x = copies.to;
+    job.x_stride = k;
+    launch<true>("moe_gate_up", job, weight, k, num_rows, copies, stream);
 }
 
 void moe_down_wide(const Bf16Job& job, const void* weight, int64_t k, int64_t num_rows, Stream stream) {
-    launch<false>("moe_down", job, weight, k, num_rows, stream);
+    launch<false>("moe_down", job, weight, k, num_rows, {}, stream);
 }
 
 }  // namespace mmx::cuda::sm90

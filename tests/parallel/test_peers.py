@@ -1,0 +1,58 @@
+"""Mapping the ranks' memory: where it must not be, and two processes that share a GPU."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from mmx import ops
+from mmx.distributed.peers import map_peers
+from parallel.processes import free_port
+
+TIMEOUT = 60.0
+EPS = 1e-6
+
+
+@pytest.mark.parametrize(
+    ("ranks", "width"),
+    [((3,), 64), (tuple(range(9)), 64), ((3, 4), 60), ((3, 4), 8200)],
+    ids=["one", "nine", "part of a run", "too wide"],
+)
+def test_what_the_kernel_does_not_serve(ranks: tuple[int, ...], width: int) -> None:
+    store = SimpleNamespace()  # is not asked
+    assert map_peers(ranks, 3 % len(ranks) + ranks[0], width, torch.device("cpu"), store, 1.0) is None
+
+
+def test_ranks_of_two_hosts() -> None:
+    said: dict[str, bytes] = {}
+    store = SimpleNamespace(set=said.__setitem__, get=lambda key: b"another boot of another machine")
+    assert map_peers((0, 1), 1, 64, torch.device("cpu"), store, 1.0) is None
+    assert list(said) == ["peers/0/host/1/all"]
+
+
+def run_rank(rank: int, port: int) -> None:
+    device, wait = torch.device("cuda", 0), timedelta(seconds=TIMEOUT)
+    store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0, timeout=wait)
+    peers = map_peers((4, 5), 4 + rank, 64, device, store, TIMEOUT)
+    assert peers is not None and peers.rank == rank
+    for step in range(3):
+        rng = torch.Generator().manual_seed(step)
+        a, b, residual = (torch.randn(5, 64, generator=rng).bfloat16().to(device) for _ in range(3))
+        weight = torch.ones(64, device=device)
+        expected_sum = residual.clone()
+        expected = ops.add_rms_norm(expected_sum, a + b, weight, EPS, False)
+        out = ops.all_reduce_add_rms_norm(residual, (a, b)[rank], weight, EPS, False, *peers)
+        assert torch.equal(out, expected) and torch.equal(residual, expected_sum)
+    # Memory that another rank has mapped stays until it is done.
+    store.set(f"done {rank}", "")
+    store.wait(["done 0", "done 1"])
+
+
+@pytest.mark.cuda
+def test_two_processes_sum_through_one_gpu() -> None:
+    mp.spawn(run_rank, args=(free_port(),), nprocs=2)

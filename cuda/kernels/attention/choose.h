@@ -27,7 +27,7 @@ inline bool sm90_attention_fits(const PagedAttentionParams& p) {
            p.k_cache_block_stride % page_multiple == 0 && p.v_cache_block_stride % page_multiple == 0;
 }
 
-/// Prompts too go token by token: the prefill kernels neither read codes nor give a row the bits that it has
+/// Sparse prompts too go token by token: their kernels neither read codes nor give a row the bits that it has
 /// in another batch.
 inline bool decodes_only(const PagedAttentionParams& p) {
     return p.fixed_split || p.cache_dtype != DType::kBF16;

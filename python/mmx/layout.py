@@ -74,12 +74,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     inter: tuple[int, int]
     shared_inter: tuple[int, int]
     dense_inter: tuple[int, int]
-
-    @property
-    def merges_shared(self) -> bool:
-        """Whether the shared expert can stand behind the others, which are all here and as wide."""
-        all_here = self.experts == (0, self.config.num_experts)
-        return all_here and self.config.shared_inter > 0 and self.inter == self.shared_inter
+    merges_shared: bool  # the shared expert stands behind the others, which are as wide and all here
 
 
 def make_layout(parallel: ParallelConfig, config: ModelConfig) -> Layout:
@@ -137,6 +132,9 @@ def share_of(config: ModelConfig, layout: Layout, rank: int) -> Share:
         inter=inter,
         shared_inter=shared_inter,
         dense_inter=dense_inter,
+        merges_shared=layout.ep == 1
+        and layout.moe_tp == layout.tp
+        and 0 < config.shared_inter == config.inter,
     )
 
 

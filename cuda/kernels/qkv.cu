@@ -81,7 +81,8 @@ struct Heads {
 constexpr int kHeadDim = 128, kLanes = 16, kWide = kHeadDim / kLanes, kMaxWholeHeads = 64;
 
 template <class T, class W, int kThreads, int kHeads>
-__global__ void __launch_bounds__(kThreads) norm_rope_store_128_kernel(NormRopeStoreParams p) {
+__global__ void __launch_bounds__(kThreads, kThreads == 512 ? 2 : 1)
+    norm_rope_store_128_kernel(NormRopeStoreParams p) {
     constexpr int kGroups = kThreads / kLanes;
     const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes, dim = lane * kWide;
     const int64_t token = blockIdx.x, head0 = static_cast<int64_t>(blockIdx.y) * (kGroups * kHeads) + group;
@@ -330,11 +331,13 @@ void launch_128(const NormRopeStoreParams& p, int64_t heads, Stream stream) {
                         static_cast<unsigned>(ceil_div(heads, heads_per_block)));
         LaunchChain{"norm_rope_store", grid, dim3(static_cast<unsigned>(threads)), 0, stream}(kernel, p);
     };
-    // Few tokens: one head per lane group, for latency. Many: five, so that a block covers a token.
+    // Few tokens: one head per lane group, for latency. Many: two or five, so that a block covers a token.
     const bool whole = p.norm_whole_projection && !p.mean_squares;
     if (whole && p.num_tokens < 512)
         launch(norm_rope_store_128_kernel<T, W, 1024, 1>, 1024, kMaxWholeHeads);
-    else if (whole || p.num_tokens >= 512)
+    else if (whole)
+        launch(norm_rope_store_128_kernel<T, W, 512, 2>, 512, kMaxWholeHeads);
+    else if (p.num_tokens >= 512)
         launch(norm_rope_store_128_kernel<T, W, 256, 5>, 256, 80);
     else
         launch(norm_rope_store_128_kernel<T, W, 128, 1>, 128, 8);

@@ -44,6 +44,12 @@ def stats(running: int = 0, waiting: int = 0) -> EngineStats:
     return EngineStats(**{**values, "num_running": running, "num_waiting": waiting, "num_blocks": 64})
 
 
+def _logprobs(top: int | None, ids: list[int]) -> list[TokenLogprobs] | None:
+    if top is None:
+        return None
+    return [TokenLogprobs(-0.5, 1, [i, *range(top - 1)][:top], [-0.5 - k for k in range(top)]) for i in ids]
+
+
 class ScriptedEngine:
     """Implements the engine the server sees. ``script`` maps a request to its tokens; one token a step,
     ``step_seconds`` apart. ``finish_reason`` is stop if the last token is the end token, else length."""
@@ -106,6 +112,7 @@ class ScriptedEngine:
             return
         limit = message.params.max_tokens or len(tokens)
         tokens = tokens[:limit]
+        explained = _logprobs(message.params.prompt_logprobs, message.prompt_token_ids[1:])
         group = self.tokens_per_step
         for start in range(0, len(tokens), group):
             if self.step_seconds and message.request_id != "canary":
@@ -119,23 +126,16 @@ class ScriptedEngine:
                 TokenOut(
                     request_id=message.request_id,
                     token_ids=ids,
-                    logprobs=self._logprobs(message, ids),
+                    logprobs=_logprobs(message.params.logprobs, ids),
                     finish_reason=finish,
                     stop_reason=ids[-1] if finish == "stop" else None,
                     num_cached_tokens=64 if start == 0 else None,
+                    prompt_logprobs=explained if start == 0 else None,
                 )
             )
             self.stats = stats(running=1)
             if self.on_step is not None:
                 self.on_step(StepOutput(outputs=[], stats=self.stats, step_tokens=1, step_seconds=0.001))
-
-    def _logprobs(self, message: Submit, ids: list[int]) -> list[TokenLogprobs] | None:
-        top = message.params.logprobs
-        if top is None:
-            return None
-        return [
-            TokenLogprobs(-0.5, 1, [i, *range(top - 1)][:top], [-0.5 - k for k in range(top)]) for i in ids
-        ]
 
     def abort(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:

@@ -92,6 +92,7 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
         (400, "invalid_schema", "response_format.json_schema.schema.type"),
     ),
     ({"response_format": {"type": "poem"}}, (400, "invalid_value", "response_format.type")),
+    ({"response_format": {"type": {}}}, (400, "invalid_type", "response_format.type")),
     ({"structured_outputs": {"regex": "(?=a)b"}}, (400, "unsupported_schema", "structured_outputs.regex")),
     ({"structured_outputs": {"tree": "a"}}, (400, "unsupported_parameter", "structured_outputs.tree")),
     ({"structured_outputs": {"choice": []}}, (400, "invalid_type", "structured_outputs.choice")),

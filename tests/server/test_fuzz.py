@@ -64,6 +64,17 @@ RESPONSES: dict[str, Any] = {
     "max_output_tokens": 3,
     "stream": True,
 }
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "string", "maxLength": 3, "pattern": "^x"},
+        "b": {"enum": [1, None]},
+        "c": {"$ref": "#/$defs/d"},
+    },
+    "required": ["a"],
+    "allOf": [{"properties": {"a": {"minLength": 1}}}],
+    "$defs": {"d": {"type": "array", "items": {"oneOf": [{"type": "integer"}, {"const": "x"}]}}},
+}
 GOOD: list[tuple[str, dict[str, Any]]] = [
     (
         "/v1/chat/completions",
@@ -93,6 +104,26 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
             "chat_template_kwargs": {"thinking_mode": "enabled"},
         },
     ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "u"}],
+            "max_tokens": 3,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}},
+            "reasoning": {"effort": "low"},
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "u"}],
+            "max_tokens": 3,
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA, "strict": True}}],
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "thinking": {"type": "enabled", "budget_tokens": 2},
+        },
+    ),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 2, "structured_outputs": {"choice": ["x", "y"]}}),
     ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2, "logprobs": 1, "n": 2, "echo": False}),
     ("/tokenize", {"prompt": "hello", "add_special_tokens": True}),
     ("/tokenize", {"messages": [{"role": "user", "content": "u"}], "add_generation_prompt": True}),

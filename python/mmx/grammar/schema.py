@@ -8,7 +8,7 @@ be enforced is an error that names it; unknown keywords and formats are annotati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import cache
 from itertools import product
@@ -53,6 +53,35 @@ _HINTS = {
     "array": ("items", "prefixItems", "minItems", "maxItems", "additionalItems"),
     "string": ("pattern", "format", "minLength", "maxLength"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+}
+
+
+_NUMBERS = (
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength"),
+    *("minItems", "maxItems", "minProperties", "maxProperties"),
+)
+_Shape = tuple[str, Callable[[Any], bool]]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+# What the value of a keyword must be; null counts as no number.
+_SHAPES: dict[str, _Shape] = {
+    **dict.fromkeys(_NUMBERS, ("a number", lambda value: value is None or _is_number(value))),
+    **dict.fromkeys(("pattern", "format"), ("a string", lambda value: isinstance(value, str))),
+    **dict.fromkeys(
+        ("properties", "patternProperties"), ("an object", lambda value: isinstance(value, Mapping))
+    ),
+    **dict.fromkeys(
+        ("enum", "anyOf", "oneOf", "allOf", "prefixItems"), ("a list", lambda value: isinstance(value, list))
+    ),
+    "required": ("a list of strings", _is_names),
 }
 
 
@@ -113,11 +142,19 @@ class _Reader:
             raise SchemaError(path, f"{path} must be a JSON schema, an object or a boolean", "invalid_schema")
         if hops > 64:
             raise SchemaError(path, f"{path} refers to itself", "invalid_schema")
+        for keyword, value in schema.items():
+            if (shape := _SHAPES.get(keyword)) is not None and not shape[1](value):
+                where = f"{path}.{keyword}"
+                raise SchemaError(where, f"{where} must be {shape[0]}", "invalid_schema")
         for keyword in _REFUSED:
             if keyword in schema:
                 where = f"{path}.{keyword}"
                 raise SchemaError(where, f"{where}: the keyword {keyword} can not be enforced")
-        flat = {name: value for name, value in schema.items() if name not in ("$ref", "allOf")}
+        flat = {
+            name: value
+            for name, value in schema.items()
+            if name not in ("$ref", "allOf") and not (value is None and name in _NUMBERS)
+        }
         if isinstance(flat.get("pattern"), str):
             flat["pattern"] = [flat["pattern"]]
         if flat.get("additionalProperties") is True:
@@ -129,7 +166,7 @@ class _Reader:
                 return flat, level
             other, level = self._flat(target, path, level, hops + 1)
             flat = merged(other, flat, path)
-        for i, part in enumerate(_list(schema, "allOf", path)):
+        for i, part in enumerate(schema.get("allOf", [])):
             other, level = self._flat(part, f"{path}.allOf[{i}]", level, hops + 1)
             flat = merged(flat, other, path)
         return flat, level
@@ -163,7 +200,7 @@ class _Reader:
 
     def _union(self, flat: dict[str, Any], keyword: str, path: str, level: int) -> Node | None:
         base = {name: value for name, value in flat.items() if name not in ("anyOf", "oneOf")}
-        given = [_list(flat, word, path) for word in ("anyOf", "oneOf") if word in flat]
+        given = [flat[word] for word in ("anyOf", "oneOf") if word in flat]
         if not all(given):
             raise SchemaError(f"{path}.{keyword}", f"{path}.{keyword} must not be empty", "invalid_schema")
         chosen = list(product(*given))
@@ -171,7 +208,7 @@ class _Reader:
             raise SchemaError(path, f"{path} has more than {MAX_BRANCHES} branches")
         branches: list[Node] = []
         if "oneOf" in flat:
-            self._check_disjoint(_list(flat, "oneOf", path), f"{path}.oneOf", level)
+            self._check_disjoint(flat["oneOf"], f"{path}.oneOf", level)
         for i, parts in enumerate(chosen):
             where = f"{path}.{keyword}[{i}]"
             joined, inner = dict(base), level
@@ -217,8 +254,6 @@ class _Reader:
 
     def _choice(self, flat: dict[str, Any], types: list[str] | None, path: str) -> Node | None:
         values = flat.get("enum", [flat.get("const")])
-        if not isinstance(values, list):
-            raise SchemaError(f"{path}.enum", f"{path}.enum must be a list", "invalid_schema")
         if "const" in flat:
             values = [value for value in values if same(value, flat["const"])]
         values = [
@@ -249,8 +284,6 @@ class _Reader:
         if given is not None and (shortest or 0) > given:
             return None
         sources = flat.get("pattern", [])
-        if not all(isinstance(source, str) for source in sources):
-            raise SchemaError(f"{path}.pattern", f"{path}.pattern must be a string", "invalid_schema")
         if sources and given is None:
             given = max(MAX_PATTERN, 2 * (shortest or 0))
         terms = [pattern(source, f"{path}.pattern") for source in sources]
@@ -265,7 +298,7 @@ class _Reader:
             raise SchemaError(
                 f"{path}.multipleOf", f"{path}.multipleOf: the keyword multipleOf can not be enforced"
             )
-        limits = {word: _limit(flat, word, path) for word in _HINTS["number"][:4]}
+        limits = {word: Decimal(repr(flat[word])) if word in flat else None for word in _HINTS["number"][:4]}
         low = max((v for v in (limits["minimum"], limits["exclusiveMinimum"]) if v is not None), default=None)
         high = min(
             (v for v in (limits["maximum"], limits["exclusiveMaximum"]) if v is not None), default=None
@@ -287,7 +320,7 @@ class _Reader:
                 f"{path}.uniqueItems", f"{path}.uniqueItems: the keyword uniqueItems can not be enforced"
             )
         shortest, longest = _count(flat, "minItems", path) or 0, _count(flat, "maxItems", path)
-        prefix, items = _list(flat, "prefixItems", path), flat.get("items", True)
+        prefix, items = flat.get("prefixItems", []), flat.get("items", True)
         if isinstance(items, list):  # the form before draft 2020-12
             prefix, items = items, flat.get("additionalItems", True)
         first: list[Node] = []
@@ -305,9 +338,7 @@ class _Reader:
         return Array(first[:longest], rest, shortest, longest) if shortest <= longest else None
 
     def _object(self, flat: dict[str, Any], path: str, level: int) -> Node | None:
-        properties, required = flat.get("properties", {}), _list(flat, "required", path)
-        if not isinstance(properties, Mapping):
-            raise SchemaError(f"{path}.properties", f"{path}.properties must be an object", "invalid_schema")
+        properties, required = flat.get("properties", {}), flat.get("required", [])
         patterns = self._patterns(flat, path, level)
         rest_schema = flat.get("additionalProperties", not properties)
         rest = self.node(rest_schema, f"{path}.additionalProperties", level)
@@ -322,18 +353,14 @@ class _Reader:
         for name in required:
             if name not in properties:
                 node = self.node(undeclared, f"{path}.additionalProperties", level)
-                if node is None or not isinstance(name, str):
+                if node is None:
                     return None
                 members.append(Member(name, node, True))
         return self._counted(flat, path, members, patterns, rest)
 
     def _patterns(self, flat: dict[str, Any], path: str, level: int) -> list[KeyedBy]:
-        given = flat.get("patternProperties", {})
-        if not isinstance(given, Mapping):
-            where = f"{path}.patternProperties"
-            raise SchemaError(where, f"{where} must be an object", "invalid_schema")
         found = []
-        for source, schema in given.items():
+        for source, schema in flat.get("patternProperties", {}).items():
             where = f"{path}.patternProperties.{source}"
             node = self.node(schema, where, level)
             if node is not None:
@@ -372,13 +399,6 @@ def _joined(nodes: list[Node]) -> Node | None:
     return nodes[0] if len(nodes) == 1 else Union(nodes) if nodes else None
 
 
-def _list(schema: Mapping[str, Any], name: str, path: str) -> list[Any]:
-    value = schema.get(name, [])
-    if not isinstance(value, list):
-        raise SchemaError(f"{path}.{name}", f"{path}.{name} must be a list", "invalid_schema")
-    return value
-
-
 def _count(flat: Mapping[str, Any], name: str, path: str) -> int | None:
     value = flat.get(name)
     if value is None:
@@ -388,12 +408,3 @@ def _count(flat: Mapping[str, Any], name: str, path: str) -> int | None:
     if value > MAX_COUNT:
         raise SchemaError(f"{path}.{name}", f"{path}.{name} must be at most {MAX_COUNT} to be enforced")
     return int(value)
-
-
-def _limit(flat: Mapping[str, Any], name: str, path: str) -> Decimal | None:
-    value = flat.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SchemaError(f"{path}.{name}", f"{path}.{name} must be a number", "invalid_schema")
-    return Decimal(repr(value))

@@ -36,6 +36,8 @@ def requested_document(request: Generate) -> Document | None:
 
 def _from_format(given: dict[str, Any]) -> Document | None:
     kind = given.get("type", "text")
+    if not isinstance(kind, str):
+        raise ApiError("invalid_type", "response_format.type must be a string", "response_format.type")
     if kind == "text":
         return None
     if kind == "json_object":

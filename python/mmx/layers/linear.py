@@ -70,5 +70,7 @@ class Linear(nn.Module):
             return ops.fp8_linear(*rows, self.weight, self.weight_scale, dtype)
         many = x.shape[0] >= MANY_ROWS.get(x.device.type, 1 << 62)
         if x.dtype == torch.bfloat16 and many and not self.fixed_order:
-            return F.linear(x, self.weight).to(dtype)
+            if dtype == x.dtype:
+                return F.linear(x, self.weight)
+            return torch.mm(x, self.weight.T, out_dtype=dtype)
         return ops.linear(x, self.weight, dtype)

@@ -1,6 +1,6 @@
 """Every op as a plain function; the only user of ``torch.ops.mmx``. References: ``mmx.ops.reference``."""
 
-from mmx.ops import _lib as _lib  # loads the libraries that the wrappers call
+from mmx.ops import _lib  # loads the libraries that the wrappers call
 from mmx.ops.activation import Activation, gated_act
 from mmx.ops.attention import paged_attention, sparse_attention
 from mmx.ops.comm import all_reduce_add_rms_norm

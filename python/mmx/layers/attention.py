@@ -89,32 +89,22 @@ class Attention:
 
     def dense(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
         """Causal attention of a prepared ``qkv`` to the whole context: [num_tokens, num_heads * head_dim]."""
+        q, fixed = self.split(qkv)[0], self.fixed_split
         if self.decode.size > 1:
-            return self._spread(self.split(qkv)[0], cache, batch, None)
-        return ops.paged_attention(
-            self.split(qkv)[0],
-            cache.k,
-            cache.v,
-            batch.block_table,
-            batch.cu_seqlens_q,
-            batch.seq_lens,
-            batch.max_seqlen_q,
-            self.scale,
-            fixed_split=self.fixed_split,
-        ).flatten(1)
+            return self._spread(q, cache, batch, None)
+        where = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q)
+        return ops.paged_attention(q, cache.k, cache.v, *where, self.scale, fixed_split=fixed).flatten(1)
 
     def sparse(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
         """The same restricted to the blocks that the indexer selects per token and KV head."""
         q, _, index_q, *_ = self.split(qkv)
+        fixed = self.fixed_split
         if self.decode.size > 1:
             return self._spread(q, cache, batch, index_q)
         where = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q)
         assert cache.index_k is not None, "a block-sparse layer has index-K pages"
-        fixed = self.fixed_split
         block_ids = ops.select_blocks(index_q, cache.index_k, *where, *self.selection, fixed_split=fixed)
-        heads = ops.sparse_attention(
-            q, cache.k, cache.v, block_ids, *where, self.scale, fixed_split=self.fixed_split
-        )
+        heads = ops.sparse_attention(q, cache.k, cache.v, block_ids, *where, self.scale, fixed_split=fixed)
         return heads.flatten(1)
 
     def _spread(

@@ -1,8 +1,9 @@
 #include <algorithm>
 
 #include "cpp/core/math.h"
+#include "cuda/common/chain.h"
 #include "cuda/common/gated_act.cuh"
-#include "cuda/common/launch.h"
+#include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
@@ -23,54 +24,52 @@ constexpr int kGroupsAtOnce = 4;                         // loads in flight per 
 /// Group number i of the tensor, counted row by row, is columns 128 * (i % groups) of row i / groups.
 template <class T>
 __global__ void __launch_bounds__(kThreads) fp8_quantize_kernel(Fp8QuantizeParams p, bool packable) {
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
     const int64_t groups = ceil_div(p.cols, kFp8Group), count = p.rows * groups;
     const int lane = threadIdx.x % kGroupLanes;
     const int64_t first =
         (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kGroupLanes * kGroupsAtOnce;
+    // Why not a division for each: 64-bit ones are a hundred instructions.
+    int64_t rows[kGroupsAtOnce], columns[kGroupsAtOnce];
+    rows[0] = min(first, count - 1) / groups;
+    columns[0] = min(first, count - 1) - rows[0] * groups;
+#pragma unroll
+    for (int j = 1; j < kGroupsAtOnce; ++j) {
+        const bool wraps = columns[j - 1] + 1 == groups, ends = wraps && rows[j - 1] + 1 == p.rows;
+        rows[j] = rows[j - 1] + (wraps && !ends);
+        columns[j] = ends ? columns[j - 1] : wraps ? 0 : columns[j - 1] + 1;
+    }
     float values[kGroupsAtOnce][kRun];
 #pragma unroll
     for (int j = 0; j < kGroupsAtOnce; ++j) {
-        const int64_t i = min(first + j, count - 1), row = i / groups;
-        const int64_t column = (i - row * groups) * kFp8Group + lane * kRun;
-        load_run(values[j], static_cast<const T*>(p.x) + row * p.x_stride + column, p.cols - column,
-                 packable);
+        columns[j] = columns[j] * kFp8Group + lane * kRun;
+        load_run(values[j], static_cast<const T*>(p.x) + rows[j] * p.x_stride + columns[j],
+                 p.cols - columns[j], packable);
     }
+    const unsigned half_warp = 0xFFFFu << (threadIdx.x & 16);
+    float mine = kFp8LeastAmax;  // of group number lane % kGroupsAtOnce: a division for each would be many
 #pragma unroll
     for (int j = 0; j < kGroupsAtOnce; ++j) {
-        if (first + j >= count) return;  // all lanes of the half warp together
-        const int64_t i = first + j, row = i / groups;
-        const int64_t column = (i - row * groups) * kFp8Group + lane * kRun;
         float most = kFp8LeastAmax;
 #pragma unroll
         for (int k = 0; k < kRun; ++k) most = fmaxf(most, fabsf(values[j][k]));
 #pragma unroll
         for (int offset = kGroupLanes / 2; offset > 0; offset /= 2)
-            most = fmaxf(most, __shfl_xor_sync(0xFFFFu << (threadIdx.x & 16), most, offset));
-        const float factor = kFp8Max / most;
+            most = fmaxf(most, __shfl_xor_sync(half_warp, most, offset));
+        if (lane % kGroupsAtOnce == j) mine = most;
+    }
+    if (lane < kGroupsAtOnce && first + lane < count) p.scale[first + lane] = mine / kFp8Max;
+    const float my_factor = kFp8Max / mine;
+#pragma unroll
+    for (int j = 0; j < kGroupsAtOnce; ++j) {
+        const float factor = __shfl_sync(half_warp, my_factor, j, kGroupLanes);
+        if (first + j >= count) continue;
 #pragma unroll
         for (int k = 0; k < kRun; ++k) values[j][k] *= factor;
-        store_run(static_cast<e4m3*>(p.out) + row * p.cols + column, values[j], p.cols - column, packable);
-        if (lane == 0) p.scale[i] = most / kFp8Max;
+        store_run(static_cast<e4m3*>(p.out) + rows[j] * p.cols + columns[j], values[j], p.cols - columns[j],
+                  packable);
     }
-}
-
-// ---- microscaling ---------------------------------------------------------------------------------
-
-template <class T>
-__global__ void __launch_bounds__(kThreads) mxfp8_dequant_kernel(Mxfp8DequantParams p, bool packable) {
-    const int64_t runs = ceil_div(p.cols, int64_t{kRun}), groups = ceil_div(p.cols, kMxfp8Group);
-    const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-    const int64_t row = i / runs, column = (i - row * runs) * kRun;
-    if (row >= p.rows) return;
-    const unsigned code = p.scale[row * groups + column / kMxfp8Group];
-    // Code 0 is 2^-127, which is subnormal; 255 is NaN.
-    const float factor =
-        code == 255 ? __uint_as_float(0x7FC00000u) : __uint_as_float(code == 0 ? 1u << 22 : code << 23);
-    float values[kRun];
-    load_run(values, static_cast<const e4m3*>(p.x) + row * p.cols + column, p.cols - column, packable);
-#pragma unroll
-    for (int k = 0; k < kRun; ++k) values[k] *= factor;
-    store_run(static_cast<T*>(p.out) + row * p.cols + column, values, p.cols - column, packable);
 }
 
 // ---- products of any size -------------------------------------------------------------------------
@@ -152,17 +151,7 @@ void fp8_quantize(const Fp8QuantizeParams& p, Stream stream) {
         const int64_t groups = ceil_div(p.cols, kFp8Group) * p.rows;
         const dim3 grid(
             static_cast<unsigned>(ceil_div(groups, int64_t{kThreads / kGroupLanes * kGroupsAtOnce})));
-        Launch{"fp8_quantize", grid, kThreads, 0, stream}(fp8_quantize_kernel<T>, p, packable);
-    });
-}
-
-void mxfp8_dequant(const Mxfp8DequantParams& p, Stream stream) {
-    dispatch_float(p.dtype, [&](auto t) {
-        using T = decltype(t);
-        const bool packable = is_packable<e4m3, kRun>(p.x, {p.cols}) && is_packable<T, kRun>(p.out, {p.cols});
-        const int64_t runs = ceil_div(p.cols, int64_t{kRun}) * p.rows;
-        const dim3 grid(static_cast<unsigned>(ceil_div(runs, int64_t{kThreads})));
-        Launch{"mxfp8_dequant", grid, kThreads, 0, stream}(mxfp8_dequant_kernel<T>, p, packable);
+        LaunchChain{"fp8_quantize", grid, kThreads, 0, stream}(fp8_quantize_kernel<T>, p, packable);
     });
 }
 

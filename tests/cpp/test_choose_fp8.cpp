@@ -46,25 +46,43 @@ void test_fits() {
 
 /// More rows never get a smaller tile.
 void test_tiles_grow() {
-    for (const int64_t experts : {1, 8, 256}) {
-        int before = 0;
-        for (int64_t rows = 1; rows <= 1 << 19; rows = rows * 3 / 2 + 1) {
-            const int tile = static_cast<int>(choose_fp8_tile(rows, experts));
-            EXPECT(tile >= before);
-            before = tile;
+    for (const int64_t experts : {1, 8, 256})
+        for (const int64_t n : {128, 3072, 8192}) {
+            int before = 0;
+            for (int64_t rows = 1; rows <= 1 << 19; rows = rows * 3 / 2 + 1) {
+                const int tile = static_cast<int>(choose_fp8_tile(rows, experts, n));
+                EXPECT(tile >= before);
+                before = tile;
+            }
         }
-    }
 }
 
-/// Tiles of rows cover every row once, are multiples of 8 high and nearly equal.
-void test_split_rows() {
-    for (const int height : {8, 16, 32, 64, 128})
-        for (int rows = 1; rows <= 1000; ++rows) {
-            const RowTiles tiles = split_rows(rows, height);
-            EXPECT(tiles.height % 8 == 0 && tiles.height <= height);
-            EXPECT(tiles.count * tiles.height >= rows && (tiles.count - 1) * tiles.height < rows);
-            EXPECT(tiles.count == (rows + height - 1) / height);
+/// Experts and dense products have tiles of their own.
+void test_tiles_of_experts() {
+    for (const int64_t rows : {1, 100, 1000, 100000})
+        for (const int64_t n : {128, 3072, 8192}) {
+            const Fp8Tile tile = choose_fp8_tile(rows, 2, n);
+            EXPECT(tile == Fp8Tile::k256x32 || tile == Fp8Tile::k256x128Pairs);
+            const Fp8Tile dense = choose_fp8_tile(rows, 1, n);
+            EXPECT(dense != Fp8Tile::k256x32 && dense != Fp8Tile::k256x128Pairs);
         }
+    EXPECT(choose_fp8_tile(24 * 256, 256, 3072) == Fp8Tile::k256x32);
+    EXPECT(choose_fp8_tile(64 * 256, 256, 3072) == Fp8Tile::k256x128Pairs);
+    EXPECT(choose_fp8_tile(1, 1, 8192) == Fp8Tile::k64x16);
+    EXPECT(choose_fp8_tile(64, 1, 8192) == Fp8Tile::k64x64);
+    EXPECT(choose_fp8_tile(4096, 1, 6144) == Fp8Tile::kRows128x256);
+}
+
+/// Tiles of rows cover every row once, are multiples of 8 (or 64) high and nearly equal.
+void test_split_rows() {
+    for (const int step : {8, 64})
+        for (const int height : {64, 128})
+            for (int rows = 1; rows <= 1000; ++rows) {
+                const RowTiles tiles = split_rows(rows, height, step);
+                EXPECT(tiles.height % step == 0 && tiles.height <= height);
+                EXPECT(tiles.count * tiles.height >= rows && (tiles.count - 1) * tiles.height < rows);
+                EXPECT(tiles.count == (rows + height - 1) / height);
+            }
 }
 
 }  // namespace
@@ -72,6 +90,7 @@ void test_split_rows() {
 int main() {
     test_fits();
     test_tiles_grow();
+    test_tiles_of_experts();
     test_split_rows();
     return test::finish("choose_fp8");
 }

@@ -75,6 +75,19 @@ __device__ __forceinline__ void copy_async_16(uint32_t smem_address, const void*
         : "memory");
 }
 
+/// 4 bytes likewise, through the L1: for words of a row that are asked for one after the other.
+__device__ __forceinline__ void copy_async_4(uint32_t smem_address, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(smem_address), "l"(from) : "memory");
+}
+
+/// This thread's copies since the last call form a group; waits until at most kPending groups are on their
+/// way.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
 /// One arrival, counted among those of the barrier's init, once this thread's copies so far have landed.
 __device__ __forceinline__ void barrier_arrive_after_copies(uint64_t& barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_address(&barrier))

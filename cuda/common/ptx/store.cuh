@@ -14,7 +14,14 @@ __device__ __forceinline__ void store_matrices_transposed(uint32_t smem_address,
                  : "memory");
 }
 
-/// One such matrix; lanes 0 to 7 give the addresses.
+/// The same not transposed: lane 8i + c gives the address of row c of matrix i.
+__device__ __forceinline__ void store_matrices(uint32_t smem_address, const uint32_t (&m)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(smem_address),
+                 "r"(m[0]), "r"(m[1]), "r"(m[2]), "r"(m[3])
+                 : "memory");
+}
+
+/// One transposed matrix; lanes 0 to 7 give the addresses.
 __device__ __forceinline__ void store_matrix_transposed(uint32_t smem_address, uint32_t m) {
     asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(smem_address), "r"(m)
                  : "memory");

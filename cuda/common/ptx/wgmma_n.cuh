@@ -9,7 +9,8 @@
 /// of an element does not depend on kN.
 namespace mmx::cuda::ptx {
 
-/// d = a . b^T (+ d if accumulate) over k16, bf16. Only the first kN / 2 registers of d take part.
+/// d = a . b^T (+ d if accumulate): bf16 over k16, e4m3 over k32 (a row of 128 bytes holds 128 elements).
+/// Only the first kN / 2 registers of d take part.
 template <int kN>
 struct Wgmma;
 
@@ -55,20 +56,25 @@ struct Wgmma;
 #define MMX_OPERANDS_152 MMX_OPERANDS_144, "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75])
 #define MMX_OPERANDS_160 MMX_OPERANDS_152, "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79])
 
-#define MMX_WGMMA(N, A, B, P)                                                                      \
-    template <>                                                                                    \
-    struct Wgmma<N> {                                                                              \
-        template <int kSize>                                                                       \
-        static __device__ __forceinline__ void bf16(float (&d)[kSize], uint64_t a, uint64_t b,     \
-                                                    bool accumulate) {                             \
-            static_assert(kSize >= N / 2);                                                         \
-            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P                                   \
-                         ", 0;\n"                                                                  \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" MMX_TEXT_##N \
-                         "}, %" #A ", %" #B ", p, 1, 1, 0, 0;\n}"                                  \
-                         : MMX_OPERANDS_##N                                                        \
-                         : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                     \
-        }                                                                                          \
+// One product over STEP of k; both operands are of TYPE. Only 16-bit types can be transposed.
+#define MMX_PRODUCT(NAME, N, A, B, P, STEP, TYPE, TRANSPOSED)                                            \
+    template <int kSize>                                                                                 \
+    static __device__ __forceinline__ void NAME(float (&d)[kSize], uint64_t a, uint64_t b,               \
+                                                bool accumulate) {                                       \
+        static_assert(kSize >= N / 2);                                                                   \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P                                             \
+                     ", 0;\n"                                                                            \
+                     "wgmma.mma_async.sync.aligned.m64n" #N STEP ".f32." TYPE "." TYPE " {" MMX_TEXT_##N \
+                     "}, %" #A ", %" #B ", p, 1, 1" TRANSPOSED ";\n}"                                    \
+                     : MMX_OPERANDS_##N                                                                  \
+                     : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                               \
+    }
+
+#define MMX_WGMMA(N, A, B, P)                                  \
+    template <>                                                \
+    struct Wgmma<N> {                                          \
+        MMX_PRODUCT(bf16, N, A, B, P, "k16", "bf16", ", 0, 0") \
+        MMX_PRODUCT(e4m3, N, A, B, P, "k32", "e4m3", "")       \
     }
 
 // N and the operand numbers of a, b and accumulate behind N / 2 registers.
@@ -94,6 +100,7 @@ MMX_WGMMA(152, 76, 77, 78);
 MMX_WGMMA(160, 80, 81, 82);
 
 #undef MMX_WGMMA
+#undef MMX_PRODUCT
 #undef MMX_TEXT_8
 #undef MMX_TEXT_16
 #undef MMX_TEXT_24

@@ -12,15 +12,21 @@ namespace mmx::cuda {
 
 /// Weight rows x rows of one tile of the Hopper kernels.
 enum class Fp8Tile {
-    k64x16,         // dense, a few rows: small enough to spread over many multiprocessors
-    k32x64,         // dense, more of them
-    k256x32,        // bound by reading the weights
-    k256x128Pairs,  // rows weigh on the L2 or on the tensor cores: two thread blocks share each weight tile
+    k64x16,        // dense, a few rows
+    k64x64,        // dense, more of them
+    k256x32,       // bound by reading the weights
+    kRows128x256,  // bound by the tensor cores: rows are the first operand
+    k256x128Pairs  // likewise, of experts: rows in steps of 8; two thread blocks share each weight tile
 };
 
-inline Fp8Tile choose_fp8_tile(int64_t num_rows, int64_t num_experts) {
-    if (num_experts == 1 && num_rows <= 256) return num_rows <= 64 ? Fp8Tile::k64x16 : Fp8Tile::k32x64;
-    return num_rows <= 24 * num_experts ? Fp8Tile::k256x32 : Fp8Tile::k256x128Pairs;
+/// `n`: weight rows of an expert, gate and up counted.
+inline Fp8Tile choose_fp8_tile(int64_t num_rows, int64_t num_experts, int64_t n) {
+    constexpr int64_t kWanted = 120;  // tiles, not to leave multiprocessors idle
+    if (num_experts > 1) return num_rows <= 24 * num_experts ? Fp8Tile::k256x32 : Fp8Tile::k256x128Pairs;
+    if (ceil_div(num_rows, 128) * ceil_div(n, 256) >= kWanted) return Fp8Tile::kRows128x256;
+    if (num_rows <= 8) return Fp8Tile::k64x16;
+    if (num_rows <= 16 && n < 64 * kWanted) return Fp8Tile::k64x16;
+    return num_rows <= 256 || n < 64 * kWanted ? Fp8Tile::k64x64 : Fp8Tile::kRows128x256;
 }
 
 inline bool sm90_fp8_fits(int64_t num_experts, int64_t weight_rows, int64_t k) {

@@ -44,13 +44,18 @@ void launch(const Rows& p, Stream stream) {
     launch_fp8_gemm<C>(p.op, job, p.weight, stream);
 }
 
-void launch(const Rows& p, Stream stream) {
-    switch (choose_fp8_tile(p.num_rows, p.num_experts)) {
-        case Fp8Tile::k64x16: return launch<Fp8Config<false, 64, 16, 8, 1>>(p, stream);
-        case Fp8Tile::k32x64: return launch<Fp8Config<false, 32, 64, 6, 1>>(p, stream);
-        case Fp8Tile::k256x32: return launch<Fp8Config<false, 256, 32, 5, 1>>(p, stream);
-        case Fp8Tile::k256x128Pairs: return launch<Fp8Config<false, 256, 128, 4, 2>>(p, stream);
+void launch(Fp8Tile tile, const Rows& p, Stream stream) {
+    switch (tile) {
+        case Fp8Tile::k64x16: return launch<Fp8Config<false, false, 64, 16, 10>>(p, stream);
+        case Fp8Tile::k64x64: return launch<Fp8Config<false, false, 64, 64, 6>>(p, stream);
+        case Fp8Tile::k256x32: return launch<Fp8Config<false, false, 256, 32, 5>>(p, stream);
+        case Fp8Tile::kRows128x256: return launch<Fp8Config<false, true, 256, 128, 4>>(p, stream);
+        case Fp8Tile::k256x128Pairs: return launch<Fp8Config<false, false, 256, 128, 4, true>>(p, stream);
     }
+}
+
+void launch(const Rows& p, Stream stream) {
+    launch(choose_fp8_tile(p.num_rows, p.num_experts, p.n), p, stream);
 }
 
 }  // namespace

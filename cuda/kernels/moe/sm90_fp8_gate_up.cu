@@ -32,12 +32,15 @@ void launch(const Fp8MoeGateUpParams& p, Stream stream) {
     launch_fp8_gemm<C>("fp8_moe_gate_up", job, p.weight, stream);
 }
 
+void launch(Fp8Tile tile, const Fp8MoeGateUpParams& p, Stream stream) {
+    if (tile == Fp8Tile::k256x32) return launch<Fp8Config<true, false, 256, 32, 5>>(p, stream);
+    launch<Fp8Config<true, false, 256, 128, 4, true>>(p, stream);
+}
+
 }  // namespace
 
 void fp8_moe_gate_up(const Fp8MoeGateUpParams& p, Stream stream) {
-    if (choose_fp8_tile(p.num_tokens * p.topk, p.num_local_experts) == Fp8Tile::k256x128Pairs)
-        return launch<Fp8Config<true, 256, 128, 4, 2>>(p, stream);
-    launch<Fp8Config<true, 256, 32, 5, 1>>(p, stream);
+    launch(choose_fp8_tile(p.num_tokens * p.topk, p.num_local_experts, 2 * p.inter), p, stream);
 }
 
 }  // namespace mmx::cuda::sm90

@@ -19,32 +19,36 @@ struct MoeUnit {
 
 /// Items are numbered expert by expert, row tiles of the same weights next to each other, so that weights are
 /// read from memory once and rows stay in the L2.
-template <int kMaxHeight, int kCluster>
+template <int kMaxHeight, int kCluster, int kHeightStep = 8>
 struct MoeWorkList {
     int first_item[kMoeMaxExperts + 1];
     int first_row[kMoeMaxExperts + 1];
+    int items_of_run[kMoeMaxExperts / 32];
     int num_experts, num_weight_tiles;
 
     __device__ __forceinline__ int num_items() const { return first_item[num_experts]; }
 
     /// By all threads of the block; the caller synchronises the block before the list is read.
     __device__ __forceinline__ void fill(const int32_t* offsets, int experts, int weight_tiles) {
-        for (int e = static_cast<int>(threadIdx.x); e <= experts; e += static_cast<int>(blockDim.x))
-            first_row[e] = offsets[e];
+        const int tid = static_cast<int>(threadIdx.x), num_threads = static_cast<int>(blockDim.x);
+        for (int e = tid; e <= experts; e += num_threads) first_row[e] = offsets[e];
         __syncthreads();
-        if (threadIdx.x >= 32) return;
-        const int lane_idx = static_cast<int>(threadIdx.x);
-        int base = 0;
-        for (int first = 0; first < experts; first += 32) {
-            const int e = first + lane_idx;
-            const int num_rows = e < experts ? first_row[e + 1] - first_row[e] : 0;
-            const int items = items_of(num_rows, weight_tiles);
+        // Runs of 32 experts, each summed by one warp.
+        for (int first = tid / 32 * 32; first < experts; first += num_threads) {
+            const int e = first + tid % 32;
+            const int items = e < experts ? items_of(first_row[e + 1] - first_row[e], weight_tiles) : 0;
             const int sum = warp_prefix_sum(items);
-            if (e < experts) first_item[e] = base + sum - items;
-            base += __shfl_sync(0xFFFFFFFFu, sum, 31);
+            if (e < experts) first_item[e] = sum - items;
+            if (tid % 32 == 31) items_of_run[first / 32] = sum;
         }
-        if (lane_idx == 0) {
-            first_item[experts] = base;
+        __syncthreads();
+        for (int e = tid; e <= experts; e += num_threads) {
+            int base = 0;
+            for (int run = 0; run < (e < experts ? e / 32 : (experts + 31) / 32); ++run)
+                base += items_of_run[run];
+            first_item[e] = base + (e < experts ? first_item[e] : 0);
+        }
+        if (tid == 0) {
             num_experts = experts;
             num_weight_tiles = weight_tiles;
         }
@@ -62,7 +66,7 @@ struct MoeWorkList {
     /// Row tiles in full clusters share their weights; the others of a cluster's width split the weight
     /// tiles.
     __device__ __forceinline__ static int items_of(int num_rows, int weight_tiles) {
-        const int tiles = split_rows(num_rows, kMaxHeight).count;
+        const int tiles = split_rows(num_rows, kMaxHeight, kHeightStep).count;
         return tiles / kCluster * weight_tiles +
                tiles % kCluster * ((weight_tiles + kCluster - 1) / kCluster);
     }
@@ -75,7 +79,7 @@ struct MoeWorkList {
             (first_item[middle] <= item ? low : high) = middle;
         }
         const int begin = first_row[low], end = first_row[low + 1];
-        const RowTiles tiles = split_rows(end - begin, kMaxHeight);
+        const RowTiles tiles = split_rows(end - begin, kMaxHeight, kHeightStep);
         int index = item - first_item[low], row_tile, weight_tile;
         const int full = tiles.count / kCluster;
         const bool is_shared = kCluster > 1 && index < full * num_weight_tiles;

@@ -6,7 +6,7 @@ Sections: selector_decode sparse_decode selector_prefill sparse_prefill dense_de
 default. RUN_PY is a script that offers ``med`` (timer), ``paged`` (page table and lengths),
 ``overlapping_blocks`` and ``load_vllm_ops`` (loads the peers' kernels from PEERS_DIR). Prints a line per
 case: ours, the peer's, their ratio; selector and sparse decode warm and cold (inputs take turns until none is
-left in the L2), and ours on fp8 pages.
+left in the L2), and ours on fp8 pages, sparse prefill on fp8 pages too.
 """
 
 from __future__ import annotations
@@ -210,7 +210,11 @@ def sparse_prefill() -> None:
             attend = sparse_attn.minimax_m3_sparse_attn
             return attend(q, cache, picked, table, cu, lens, before, new, KV_HEADS, SCALE, out)
 
-        compare(f"sparse prefill {new} @ {context}{' overlapping' * overlapping}", ours, peer, False)
+        name = f"sparse prefill {new} @ {context}{' overlapping' * overlapping}"
+        compare(name, ours, peer, False)
+        codes, scale = (k.to(FP8), v.to(FP8)), torch.ones(KV_HEADS, device=CUDA)
+        ours = call("sparse_attention", (out, q, *codes, ids, table, cu, lens), new, SCALE, scale, scale)
+        compare(f"{name}, fp8 pages", ours, None, False)
 
 
 def dense_decode() -> None:

@@ -111,7 +111,7 @@ void test_sparse() {
     EXPECT(sparse_workspace_bytes(sparse_params(8, 1, 256)) == 0);
     p = sparse_params(1, 8192, 1024);
     p.base.cache_dtype = DType::kE4M3;
-    EXPECT(choose_sparse(p) == AttentionKernel::kSm90Decode);
+    EXPECT(choose_sparse(p) == AttentionKernel::kSm90Prefill);
     for (const int64_t tokens : {1, 32, 8192}) {
         p = sparse_params(1, tokens, 1024);
         p.base.fixed_split = true;
@@ -120,18 +120,20 @@ void test_sparse() {
     }
 }
 
-/// Every split of a token's blocks is a cluster that Hopper can launch, and fills the chip where it may: with
-/// bf16 pages half of it.
+/// Every split of a token's blocks is a cluster that Hopper can launch, larger ones for fewer tokens, and as
+/// many of them as the chip holds at once.
 void test_sparse_splits() {
-    for (const auto& [pages, blocks] : {std::pair(DType::kBF16, 66), {DType::kE4M3, 132}})
+    for (const int64_t topk : {1, 5, 16}) {
+        int64_t before = 16;
         for (int64_t tokens = 1; tokens <= 300; ++tokens) {
             SparseAttentionParams p = sparse_params(tokens, 1, 256);
-            p.base.cache_dtype = pages;
+            p.topk = topk;
             const int64_t splits = sparse_decode_splits(p, 132);
-            EXPECT(splits >= 1 && splits <= 16 && (splits & (splits - 1)) == 0);
-            EXPECT(splits == 1 || tokens * 4 * splits <= blocks);
-            EXPECT(splits == 16 || tokens * 4 * splits * 2 > blocks);
+            EXPECT(splits >= 1 && splits <= before && splits <= topk);
+            EXPECT(splits == 1 || tokens * 4 * splits <= 132);
+            before = splits;
         }
+    }
 }
 
 void test_prefill_plan() {

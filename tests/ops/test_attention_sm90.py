@@ -225,6 +225,26 @@ def test_huge_values(lens, rng):
     check_attention("paged_attention", q * 100, k, v * 1e34, *tail)
 
 
+@pytest.mark.parametrize(
+    "lens", [[(1, 700), (2, 300)], [(400, 1100)], [(300, 9000)]], ids=["decode", "prefill", "lists"]
+)
+def test_minus_infinity(lens, rng):
+    """Keys whose scores are -inf take no weight, also where they fill whole blocks."""
+    batch = make_batch(lens, PAGE, rng)
+    q, k, v = attention_inputs(batch, 32, 2, rng)
+    q[..., 0] = 1
+    own = torch.zeros(batch.num_blocks, dtype=torch.bool)  # pages that some token's own block is in
+    for table, q_len, seq_len in zip(batch.block_table, batch.q_lens, batch.seq_lens, strict=True):
+        own[table[(seq_len - q_len) // PAGE : -(-seq_len // PAGE)].long()] = True
+    lost = torch.rand(batch.num_blocks, PAGE, generator=rng) < 0.3
+    lost |= torch.rand(batch.num_blocks, 1, generator=rng) < 0.2
+    lost = (lost & ~own[:, None])[:, None].expand(-1, 2, -1).to(CUDA)
+    k[..., 0] = k[..., 0].masked_fill(lost, float("-inf"))
+    tail = batch.arguments(CUDA)
+    check_attention("sparse_attention", q, k, v, random_blocks(batch, 2, 16, rng).to(CUDA), *tail, SCALE)
+    check_attention("paged_attention", q, k, v, *tail, SCALE)
+
+
 def test_random_shapes(rng):
     """200 calls of each op: one to five sequences, decodes, drafts, chunks and empty ones."""
 

@@ -14,8 +14,10 @@ from ops.test_attention_sm90 import (
     DECODES,
     DIM,
     PAGE,
+    PREFILLS,
     SCALE,
     draw,
+    overlapping_blocks,
     random_blocks,
     selector_inputs,
     strided,
@@ -97,6 +99,29 @@ def test_prompts(pages, rng):
     inputs = Inputs(batch, 32, 2, pages, rng)
     inputs.check(batch, random_blocks(batch, 2, 16, rng).to(CUDA))
     inputs.check(batch, None)
+
+
+@pytest.mark.parametrize("blocks", ["random", "overlapping", "both"])
+@pytest.mark.parametrize("lens", [*PREFILLS, pytest.param([(1, 300), (517, 9400), (40, 3000)], id="long")])
+def test_sparse_prompts(lens, blocks, rng):
+    """Codes in tiles of neighbours that share blocks, in lists of queries per block, and in both."""
+    batch = make_batch(lens, PAGE, rng)
+    inputs = Inputs(batch, 32, 2, FP8, rng)
+    ids = random_blocks(batch, 2, 16, rng)
+    if blocks != "random":
+        shared = overlapping_blocks(batch, 2, 16, 20, rng)
+        apart = torch.arange(len(ids))[:, None, None] // 50 % 2 == 0
+        ids = torch.where(apart, ids, shared) if blocks == "both" else shared
+    inputs.check(batch, ids.to(CUDA))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 40, 130])
+@pytest.mark.parametrize("pages", PAGES)
+def test_sparse_batches(pages, tokens, rng):
+    """Every way to share a token's pages among thread blocks, and blocks that take several tokens."""
+    batch = make_batch([(1, 100 + 2600 * i // tokens) for i in range(1, tokens + 1)], PAGE, rng)
+    inputs = Inputs(batch, 64, 4, pages, rng)
+    inputs.check(batch, random_blocks(batch, 4, 16, rng).to(CUDA))
 
 
 @pytest.mark.parametrize("fixed_split", [False, True])

@@ -5,10 +5,10 @@
 /// Blocks of one cluster: their barrier, loads from and stores into each other's shared memory.
 namespace mmx::cuda::ptx {
 
-/// Every thread of every block; what a thread wrote to shared memory before is visible to all behind the
-/// wait.
+/// Every thread of every block. Behind the wait, blocks of the cluster run and their barriers, made before
+/// they arrived and fenced by `barrier_init_done`, may be used; other writes are not ordered.
 __device__ __forceinline__ void cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");

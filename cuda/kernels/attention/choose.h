@@ -13,6 +13,7 @@ namespace mmx::cuda {
 
 inline constexpr int64_t kDecodeMaxTopk = 64;  // blocks of a (token, KV head) that a thread block lists
 inline constexpr int64_t kFixedSplits = 4;     // parts of a (token, KV head) under fixed_split, sparse
+inline constexpr int64_t kSparseKeptBytes = int64_t{16} << 20;
 inline constexpr int64_t kPagedMaxPartialBytes = int64_t{5} << 29;  // of the dense decode's workspace
 
 enum class AttentionKernel { kSimple, kSm90Decode, kSm90Prefill };
@@ -36,7 +37,8 @@ inline bool decodes_only(const PagedAttentionParams& p) {
 inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
     const PagedAttentionParams& b = p.base;
     if (!sm90_attention_fits(b) || p.topk > kDecodeMaxTopk) return AttentionKernel::kSimple;
-    if (decodes_only(b) || b.num_tokens < kPrefillMinTokens) return AttentionKernel::kSm90Decode;
+    // Under fixed_split prompts go token by token too: the prefill kernels give a row other bits.
+    if (b.fixed_split || b.num_tokens < kPrefillMinTokens) return AttentionKernel::kSm90Decode;
     const PrefillPlan plan = make_prefill_plan(p);
     // A bucket of the longest chunk should fill row tiles: with fewer choices each, K and V are re-read about
     // as often as per query.
@@ -47,16 +49,29 @@ inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
     return AttentionKernel::kSm90Decode;
 }
 
-/// Thread blocks (one cluster) that share the pages of one (token, KV head): as many as give
-/// each block a multiprocessor of its own (measured: two on each lose more in the merge than they gain).
+/// Thread blocks (one cluster) that share the pages of one (token, KV head): as many as find a multiprocessor
+/// each at the same time. `most` is how many clusters of the size do on 132 multiprocessors (as the occupancy
+/// calculator says; groups of 16 or 18 hold them), or fewer where the next smaller size was faster: a second
+/// round costs as much as the first.
 inline int64_t sparse_decode_splits(const SparseAttentionParams& p, int64_t num_multiprocessors) {
     if (p.base.fixed_split) return kFixedSplits;
+    struct Size {
+        int64_t splits, most;
+    };
+    constexpr Size kSizes[] = {{16, 7}, {8, 15}, {6, 16}, {4, 30}, {3, 39}, {2, 66}};
     const int64_t units = p.base.num_tokens * p.base.num_kv_heads;
-    int64_t splits = 1;
-    // Half of them for bf16 pages, whose blocks fill a multiprocessor: the next launch starts on the others.
-    const int64_t blocks = p.base.cache_dtype == DType::kE4M3 ? num_multiprocessors : num_multiprocessors / 2;
-    while (splits < 16 && splits < p.topk && units * splits * 2 <= blocks) splits *= 2;
-    return splits;
+    for (const Size& size : kSizes)
+        if (size.splits <= p.topk && units * 132 <= size.most * num_multiprocessors) return size.splits;
+    return 1;
+}
+
+/// (token, KV head)s of a decode, the first ones, whose pages the L2 should keep for the next call; the
+/// others' leave it first, or a stream of more than the L2 holds would leave nothing behind. Measured: 16 MB
+/// are best or as good as any for streams of 4 to 537 MB.
+inline int64_t sparse_kept_units(const SparseAttentionParams& p) {
+    const int64_t code_bytes = p.base.cache_dtype == DType::kE4M3 ? 1 : 2;
+    return kSparseKeptBytes /
+           std::max<int64_t>(1, 2 * p.topk * p.base.block_size * p.base.head_dim * code_bytes);
 }
 
 /// Pages that one thread block of the dense decode takes. Longer sequences get more blocks, so that ragged

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cuda/common/ptx/mma.cuh"
+#include "cuda/common/ptx/tma.cuh"
 #include "cuda/common/vec.cuh"
 
 /// Pages of 128 keys x 128 dimensions in shared memory, as the copy engine leaves them with the 128-byte
@@ -10,6 +11,7 @@
 namespace mmx::cuda::sm90 {
 
 inline constexpr int kPage = 128, kDim = 128, kRows = 16;
+inline constexpr int kQueryStride = kDim * 2 + 16;  // bytes; spreads the rows of a fragment over the banks
 
 template <class C>
 inline constexpr int kPageBytes = kPage * kDim * static_cast<int>(sizeof(C));
@@ -26,23 +28,16 @@ template <>
 struct Pages<bf16> {
     static constexpr uint32_t kOnes = 0x3F803F80;  // two of them
 
-    /// Queries as A operands of the eight k16 steps, this lane's rows g and g + 8; `factor[row]` is what the
-    /// fragments of a row must be multiplied by to be the queries. Rows from `group` on are 0.
+    /// Queries as A operands of the eight k16 steps, from rows in shared memory; `factor[row]` is what the
+    /// fragments of this lane's row g + 8 * row must be multiplied by to be the queries.
     __device__ __forceinline__ static void load_queries(uint32_t (&q)[8][4], float (&factor)[2],
-                                                        const bf16* rows, int64_t head_stride, int group) {
-        const int g = static_cast<int>(threadIdx.x % 32 / 4), t = static_cast<int>(threadIdx.x % 4);
+                                                        const char* rows) {
+        const int lane = static_cast<int>(threadIdx.x % 32);
+        factor[0] = factor[1] = 1;
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            const int head = g + 8 * row;
-            const bf16* x = rows + head * head_stride + 2 * t;
-            factor[row] = 1;
-#pragma unroll
-            for (int step = 0; step < 8; ++step)
-#pragma unroll
-                for (int high = 0; high < 2; ++high)
-                    q[step][2 * high + row] =
-                        head < group ? *reinterpret_cast<const uint32_t*>(x + step * 16 + high * 8) : 0;
-        }
+        for (int step = 0; step < 8; ++step)
+            ptx::load_matrices(
+                q[step], ptx::smem_address(rows + lane % 16 * kQueryStride + (step * 2 + lane / 16) * 16));
     }
 
     __device__ __forceinline__ static uint32_t pack(float low, float high) {
@@ -113,17 +108,16 @@ struct Pages<e4m3> {
     /// the largest one exactly. A lane's k pairs of a step are dimensions 4t, 4t + 1 and 4t + 2, 4t + 3, as
     /// the codes lie.
     __device__ __forceinline__ static void load_queries(uint32_t (&q)[8][4], float (&factor)[2],
-                                                        const bf16* rows, int64_t head_stride, int group) {
+                                                        const char* rows) {
         const int g = static_cast<int>(threadIdx.x % 32 / 4), t = static_cast<int>(threadIdx.x % 4);
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            const int head = g + 8 * row;
-            const bf16* x = rows + head * head_stride + 4 * t;
+            const char* x = rows + (g + 8 * row) * kQueryStride + 8 * t;
             uint2 v[8];
             uint32_t largest = 0;  // magnitude bits of a bf16
 #pragma unroll
             for (int step = 0; step < 8; ++step) {
-                v[step] = head < group ? *reinterpret_cast<const uint2*>(x + step * 16) : make_uint2(0, 0);
+                v[step] = *reinterpret_cast<const uint2*>(x + step * 32);
                 const uint32_t a = v[step].x & 0x7FFF7FFF, b = v[step].y & 0x7FFF7FFF;
                 largest = __vmaxu2(largest, __vmaxu2(a, b));
             }

@@ -16,6 +16,7 @@ namespace mmx::cuda {
 inline constexpr int64_t kTileQueries = 4;
 inline constexpr int64_t kRunTiles = 16;            // row tiles that share one load of K and V
 inline constexpr int64_t kSlabTokens = 4096;        // bounds the partial results: 64 KB per token and KV head
+inline constexpr int64_t kPartTokens = 512;         // more that count into one place wait for each other
 inline constexpr int64_t kMaxSlabBuckets = 131072;  // a single thread block scans the buckets of a slab
 inline constexpr int64_t kPartialBytes = 16 * 128 * 2;
 inline constexpr int64_t kPrefillMinTokens = 256;
@@ -35,6 +36,7 @@ static_assert(sizeof(PrefillItem) == 16);
 
 struct PrefillPlan {
     int64_t num_slabs, slab_tokens, slab_buckets, slab_entries, slab_items;
+    int64_t num_parts;  // of a slab, that count their choices apart
     // Byte offsets in the workspace.
     int64_t counts, counters, next_item, starts, num_items, ranks, lists, items, max_sums, partials;
     int64_t is_union;  // [groups of kListedTokens tokens, KV heads] int32: a row tile does them
@@ -57,10 +59,11 @@ inline PrefillPlan make_prefill_plan(const SparseAttentionParams& p) {
         offset = align_up(offset + bytes, 256);
         return at;
     };
-    plan.counts = take(plan.num_slabs * plan.slab_buckets * 4);
+    plan.num_parts = ceil_div(plan.slab_tokens, kPartTokens);
+    plan.counts = take(plan.num_slabs * plan.num_parts * plan.slab_buckets * 4);
     plan.counters = take(2 * 4);  // row tiles listed, row tiles drawn
     plan.next_item = take(plan.num_slabs * 4);
-    plan.starts = take(plan.num_slabs * plan.slab_buckets * 4);
+    plan.starts = take(plan.num_slabs * plan.num_parts * plan.slab_buckets * 4);
     plan.num_items = take(plan.num_slabs * 4);
     plan.ranks = take(b.num_tokens * b.num_kv_heads * p.topk * 4);
     plan.lists = take(plan.num_slabs * plan.slab_entries * 4);

@@ -92,8 +92,10 @@ __global__ void __launch_bounds__(kUnionWarps * 32) union_kernel(const __grid_co
 // ---- which queries chose each block ---------------------------------------------------------
 
 constexpr int kEntryThreads = 256, kScanThreads = 1024;
-/// f(index, token, place in the token's list, slab, bucket) of this thread's choice. 32 bits: choices are
-/// fewer than 2^31.
+constexpr int kListQueries = static_cast<int>(kTileQueries), kListTiles = static_cast<int>(kRunTiles);
+
+/// f(index, token, place in the token's list, slab, place of its bucket in counts and starts) of this
+/// thread's choice. 32 bits: choices are fewer than 2^31.
 template <class F>
 __device__ __forceinline__ void for_my_choice(const SparseJob& job, F&& f) {
     const SparseAttentionParams& p = job.p;
@@ -110,7 +112,8 @@ __device__ __forceinline__ void for_my_choice(const SparseJob& job, F&& f) {
     const int bucket = (head * static_cast<int>(p.base.num_seqs) + static_cast<int>(place.seq)) *
                            static_cast<int>(p.base.max_blocks_per_seq) +
                        block;
-    f(i, token, i - row * topk, slab, slab * job.plan.slab_buckets + bucket);
+    const int part = (token - slab * static_cast<int>(job.plan.slab_tokens)) / static_cast<int>(kPartTokens);
+    f(i, token, i - row * topk, slab, (slab * job.plan.num_parts + part) * job.plan.slab_buckets + bucket);
 }
 
 /// Counts the choices of each bucket; a choice's rank in its list is the count it found.
@@ -131,16 +134,22 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
     const PrefillPlan& plan = job.plan;
     const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
     const int64_t slab = blockIdx.x;
-    const int* counts = job.at<int>(plan.counts) + slab * plan.slab_buckets;
-    int* starts = job.at<int>(plan.starts) + slab * plan.slab_buckets;
+    const int num_buckets = static_cast<int>(plan.slab_buckets), num_parts = static_cast<int>(plan.num_parts);
+    const int* counts = job.at<int>(plan.counts) + slab * num_parts * num_buckets;
+    int* starts = job.at<int>(plan.starts) + slab * num_parts * num_buckets;
     int* list = job.at<int>(plan.lists) + slab * plan.slab_entries;
     PrefillItem* items = job.at<PrefillItem>(plan.items) + slab * plan.slab_items;
+    const int num_seqs = static_cast<int>(p.base.num_seqs),
+              max_blocks = static_cast<int>(p.base.max_blocks_per_seq);
     uint64_t base = 0;  // row tiles in the high half, items in the low one
-    for (int64_t first = 0; first < plan.slab_buckets; first += kScanThreads) {
-        const int64_t bucket = first + tid;
-        const int count = bucket < plan.slab_buckets ? counts[bucket] : 0;
-        const int num_tiles = (count + kTileQueries - 1) / kTileQueries;
-        const int num_items = (num_tiles + kRunTiles - 1) / kRunTiles;
+    for (int first = 0; first < num_buckets; first += kScanThreads) {
+        const int bucket = first + tid;
+        int count = 0;
+        if (bucket < num_buckets)
+#pragma unroll 8
+            for (int part = 0; part < num_parts; ++part) count += counts[part * num_buckets + bucket];
+        const int num_tiles = (count + kListQueries - 1) / kListQueries;
+        const int num_items = (num_tiles + kListTiles - 1) / kListTiles;
         const uint64_t mine = static_cast<uint64_t>(num_tiles) << 32 | static_cast<unsigned>(num_items);
         const uint64_t sum = warp_prefix_sum(mine);
         if (lane_idx == 31) warp_total[warp_idx] = sum;
@@ -153,20 +162,24 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
         __syncthreads();
         if (count == 0) continue;
         const int first_tile = static_cast<int>(before >> 32);
-        starts[bucket] = first_tile * kTileQueries;
-        for (int i = count; i < num_tiles * kTileQueries; ++i) list[first_tile * kTileQueries + i] = -1;
-        const int64_t block = bucket % p.base.max_blocks_per_seq;
-        const int64_t seq = bucket / p.base.max_blocks_per_seq % p.base.num_seqs;
-        const int64_t head = bucket / p.base.max_blocks_per_seq / p.base.num_seqs;
+        const int first_item = static_cast<int>(static_cast<unsigned>(before));
+        int start = first_tile * kListQueries;
+#pragma unroll 8
+        for (int part = 0; part < num_parts; ++part) {
+            starts[part * num_buckets + bucket] = start;
+            start += counts[part * num_buckets + bucket];
+        }
+        for (int i = count; i < num_tiles * kListQueries; ++i) list[first_tile * kListQueries + i] = -1;
+        const int block = bucket % max_blocks, seq = bucket / max_blocks % num_seqs;
+        const int head = bucket / max_blocks / num_seqs;
         const int seq_len = p.base.seq_lens[seq];
         const int page = p.base.block_table[seq * p.base.block_table_stride + block];
+        const int token_at_zero = block * kPage - (seq_len - p.base.cu_seqlens_q[seq + 1]);
         for (int i = 0; i < num_items; ++i) {
             const int begin = num_tiles * i / num_items, end = num_tiles * (i + 1) / num_items;
-            items[static_cast<unsigned>(before) + i] = {
-                page, first_tile + begin,
-                static_cast<int>(block) * kPage - (seq_len - p.base.cu_seqlens_q[seq + 1]),
-                static_cast<uint16_t>((end - begin) | static_cast<int>(head) << 8),
-                static_cast<uint16_t>(min(kPage, seq_len - static_cast<int>(block) * kPage))};
+            items[first_item + i] = {page, first_tile + begin, token_at_zero,
+                                     static_cast<uint16_t>((end - begin) | head << 8),
+                                     static_cast<uint16_t>(min(kPage, seq_len - block * kPage))};
         }
     }
     if (tid == 0) job.at<int>(plan.num_items)[slab] = static_cast<int>(static_cast<unsigned>(base));

@@ -5,6 +5,7 @@
 #include "cuda/common/ptx/tma.cuh"
 #include "cuda/common/ptx/wgmma.cuh"
 #include "cuda/common/tensor_map.h"
+#include "cuda/common/vec.cuh"
 #include "cuda/kernels/attention/sm90.h"
 #include "cuda/kernels/attention/sm90_rows.cuh"
 #include "cuda/kernels/attention/sm90_sparse_job.cuh"
@@ -51,7 +52,7 @@ struct Shared {
     alignas(1024) char v[kStages][2 * kHalfPageBytes];
     alignas(1024) char q[kQSlots][2 * kHalfTileBytes];
     uint64_t kv_full[kStages], kv_empty[kStages], q_full[kQSlots], q_empty[kQSlots];
-    uint64_t item_full[kStages];
+    uint64_t item_full[kStages], codes_full[kStages];
     PrefillItem item[kStages];  // no row tiles: the end
 };
 
@@ -60,9 +61,44 @@ struct Maps {
     CUtensorMap k, v;  // (dimension, slot, head, page)
 };
 
+/// 16 e4m3 codes as bf16, exactly.
+__device__ __forceinline__ void widen(const uint4& codes, uint4& low, uint4& high) {
+    const auto pair = [](uint32_t halves) {
+        float x, y;
+        asm("{\n.reg .f16 a, b;\nmov.b32 {a, b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;\n}"
+            : "=f"(x), "=f"(y)
+            : "r"(halves));
+        return ptx::pack_bf16(x, y);
+    };
+    const auto four = [&](uint32_t word, uint32_t& a, uint32_t& b) {
+        ptx::decode_e4m3(word, a, b);
+        a = pair(a), b = pair(b);
+    };
+    four(codes.x, low.x, low.y);
+    four(codes.y, low.z, low.w);
+    four(codes.z, high.x, high.y);
+    four(codes.w, high.z, high.w);
+}
+
+/// Key `key` of a page: its 128 codes, which the copy engine left in the second half of `page`, become its
+/// row in both halves. In place: a thread reads a code before it writes there, and nobody else reads that
+/// row.
+__device__ __forceinline__ void widen_key(char* page, int key, bool wanted) {
+    char *first = page + key * 128, *second = first + kHalfPageBytes;
+#pragma unroll
+    for (int chunk = 0; chunk < 8; ++chunk) {
+        uint4 low{}, high{};
+        if (wanted) widen(*reinterpret_cast<const uint4*>(second + ((chunk ^ key % 8) << 4)), low, high);
+        char* out = chunk < 4 ? first : second;
+        *reinterpret_cast<uint4*>(out + ((chunk % 4 * 2 ^ key % 8) << 4)) = low;
+        *reinterpret_cast<uint4*>(out + ((chunk % 4 * 2 + 1 ^ key % 8) << 4)) = high;
+    }
+}
+
 /// Four warps feed the ring: each a quarter of K and V of the next item, while this one is worked on, and one
 /// of the four gathered queries of each row tile. One warp alone would issue its loads too slowly. The first
-/// one draws the items.
+/// one draws the items. They also widen e4m3 pages.
+template <class C>
 __device__ __forceinline__ void produce(const Slab& slab, const Maps& maps, Shared& shared) {
     const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
     const int half = warp_idx % 2;
@@ -95,11 +131,29 @@ __device__ __forceinline__ void produce(const Slab& slab, const Maps& maps, Shar
                 ? slab.list[(static_cast<int64_t>(item.first_tile) + lane_idx) * kTileQueries + warp_idx]
                 : -1;
         __syncwarp();  // all lanes have read the item
-        if (lane_idx == 0) {
-            ptx::barrier_arrive_expect(shared.kv_full[stage], kHalfPageBytes);
-            char* page = (warp_idx < 2 ? shared.k[stage] : shared.v[stage]) + half * kHalfPageBytes;
-            ptx::tma_load_4d(page, warp_idx < 2 ? maps.k : maps.v, shared.kv_full[stage], half * 64, 0, head,
-                             item.page);
+        if constexpr (sizeof(C) == 2) {
+            if (lane_idx == 0) {
+                ptx::barrier_arrive_expect(shared.kv_full[stage], kHalfPageBytes);
+                char* page = (warp_idx < 2 ? shared.k[stage] : shared.v[stage]) + half * kHalfPageBytes;
+                ptx::tma_load_4d(page, warp_idx < 2 ? maps.k : maps.v, shared.kv_full[stage], half * 64, 0,
+                                 head, item.page);
+            }
+        } else {
+            if (threadIdx.x == 0) {
+                ptx::barrier_arrive_expect(shared.codes_full[stage], 2 * kHalfPageBytes);
+                ptx::tma_load_4d(shared.k[stage] + kHalfPageBytes, maps.k, shared.codes_full[stage], 0, 0,
+                                 head, item.page);
+                ptx::tma_load_4d(shared.v[stage] + kHalfPageBytes, maps.v, shared.codes_full[stage], 0, 0,
+                                 head, item.page);
+            }
+            const int key = static_cast<int>(threadIdx.x);
+            ptx::barrier_wait(shared.codes_full[stage], parity);
+            widen_key(shared.k[stage], key, true);
+            // Unused slots may hold NaN, and 0 x NaN is NaN.
+            widen_key(shared.v[stage], key, key < item.num_keys);
+            ptx::fence_async_proxy();
+            __syncwarp();
+            if (lane_idx == 0) ptx::barrier_arrive(shared.kv_full[stage]);
         }
         if (++stage == kStages) stage = 0, parity ^= 1;
         for (int tile = 0; tile < num_tiles; ++tile) {
@@ -165,12 +219,13 @@ __device__ __forceinline__ void weigh(float (&s)[64], Partial& partial, float sc
 
 /// A warpgroup takes every second row tile; a warp is one query with its 16 heads. While the weights of a
 /// tile are made, the product of the tile before with V runs.
+template <class C>
 __device__ __forceinline__ void consume(const SparseAttentionParams& p, const Slab& slab, Shared& shared,
                                         int group) {
     const int tid = static_cast<int>(threadIdx.x) % 128, warp_idx = tid / 32, lane_idx = tid % 32;
     const int g = lane_idx / 4, t = lane_idx % 4;
     const int num_heads = static_cast<int>(p.base.num_kv_heads), topk = static_cast<int>(p.topk);
-    const float scale_log2 = p.base.scale * kLog2e;
+    float scale_log2 = p.base.scale * kLog2e;
     const auto release = [&](uint64_t& barrier) {
         __syncwarp();  // all lanes have read
         if (lane_idx == 0) ptx::barrier_arrive(barrier);
@@ -185,7 +240,9 @@ __device__ __forceinline__ void consume(const SparseAttentionParams& p, const Sl
         num_tiles = item.num_tiles_and_head & 0xFF;
         tile = (group - turn + kConsumers) % kConsumers;
         turn = (turn + num_tiles) % kConsumers;
-        if (num_tiles > 0 && item.num_keys < kPage) {
+        if (sizeof(C) == 1 && p.base.k_scale)
+            scale_log2 = p.base.scale * kLog2e * p.base.k_scale[item.num_tiles_and_head >> 8];
+        if (sizeof(C) == 2 && num_tiles > 0 && item.num_keys < kPage) {
             // Unused slots may hold NaN, and 0 x NaN is NaN. Both groups write the same zeros.
             for (int b = tid; b < (kPage - item.num_keys) * 16; b += 128) {
                 const int key = item.num_keys + b / 16, half = b / 8 % 2;
@@ -312,6 +369,7 @@ __device__ __forceinline__ void consume(const SparseAttentionParams& p, const Sl
 }
 
 /// Partial results, in the order of the accumulator fragments, with each row's maximum and sum of weights.
+template <class C>
 __global__ void __launch_bounds__(kThreads, 1)
     sparse_prefill_kernel(const __grid_constant__ SparseJob job, const __grid_constant__ Maps maps,
                           const __grid_constant__ Slab slab) {
@@ -322,6 +380,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             ptx::barrier_init(shared.kv_full[i], 4);
             ptx::barrier_init(shared.kv_empty[i], kConsumers * 4);
             ptx::barrier_init(shared.item_full[i], 1);
+            ptx::barrier_init(shared.codes_full[i], 1);
         }
         for (int i = 0; i < kQSlots; ++i) {
             ptx::barrier_init(shared.q_full[i], 4);
@@ -333,12 +392,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
     const int group = static_cast<int>(threadIdx.x) / 128;
+    constexpr bool kCodes = sizeof(C) == 1;  // whose feeding warps widen them
     if (group == 0) {
-        ptx::release_registers<40>();
-        produce(slab, maps, shared);
+        ptx::release_registers<kCodes ? 56 : 40>();
+        produce<C>(slab, maps, shared);
     } else {
-        ptx::take_registers<232>();
-        consume(job.p, slab, shared, group - 1);
+        ptx::take_registers<kCodes ? 224 : 232>();
+        consume<C>(job.p, slab, shared, group - 1);
     }
 }
 
@@ -382,7 +442,8 @@ __global__ void __launch_bounds__(kCombineWarps * 32, 4)
             sum += weight * part.y;
         }
         sum += __shfl_xor_sync(kFull, sum, 16);
-        const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
+        const float v_scale = p.base.v_scale ? p.base.v_scale[head] : 1.0f;
+        const float inverse = sum == 0 ? 0.0f : v_scale / sum;
         for (int k = lane_idx / kHeads; k < used; k += 2) weights[k][lane_idx % kHeads] *= inverse;
         __syncwarp();
     }
@@ -413,8 +474,10 @@ __global__ void __launch_bounds__(kCombineWarps * 32, 4)
 }
 
 CUtensorMap page_map(const PagedAttentionParams& p, const void* cache, int64_t block_stride) {
+    const bool codes = p.cache_dtype == DType::kE4M3;
     return make_tensor_map<4>(cache, {kDim, kPage, p.num_kv_heads, p.num_blocks},
-                              {kDim, kPage * kDim, block_stride}, {64, kPage, 1, 1});
+                              {kDim, kPage * kDim, block_stride}, {codes ? 128 : 64, kPage, 1, 1},
+                              codes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
 }
 
 }  // namespace
@@ -439,9 +502,11 @@ void sparse_prefill(const SparseAttentionParams& p, Stream stream) {
                              sizeof(Shared) + 1024, stream};
     const dim3 rows(static_cast<unsigned>(ceil_div(plan.slab_tokens * b.num_kv_heads, kCombineWarps)));
     const LaunchChain combine{kOp, rows, kCombineWarps * 32, 0, stream};
+    const auto kernel =
+        b.cache_dtype == DType::kE4M3 ? sparse_prefill_kernel<e4m3> : sparse_prefill_kernel<bf16>;
     for (int64_t i = 0; i < plan.num_slabs; ++i) {
         const Slab slab(job, i);
-        attend(sparse_prefill_kernel, job, maps, slab);
+        attend(kernel, job, maps, slab);
         combine(combine_kernel, job, slab);
     }
 }

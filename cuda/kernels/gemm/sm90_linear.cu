@@ -178,7 +178,8 @@ void launch(const LinearParams& p, const LinearPlan& plan, int64_t blocks, Strea
                         .stages = static_cast<int>(plan.stages),
                         .is_out_f32 = p.out_dtype == DType::kF32};
     const CUtensorMap weight =
-        make_tensor_map<3>(p.weight, {p.k, p.n, 1}, {p.k, p.k * p.n}, {kChunk, plan.tile_rows, 1});
+        make_tensor_map<3>(p.weight, {p.k, p.n, 1}, {p.k, p.k * p.n}, {kChunk, plan.tile_rows, 1},
+                           CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, CU_TENSOR_MAP_L2_PROMOTION_NONE);
     const CUtensorMap x =
         make_tensor_map<3>(p.x, {p.k, p.m, 1}, {p.x_stride, p.x_stride * p.m}, {kChunk, kColumns, 1});
     const size_t smem_bytes =

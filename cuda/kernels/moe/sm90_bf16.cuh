@@ -288,6 +288,8 @@ void launch_bf16(const char* op, Bf16Job job, const void* weight, int64_t k, int
                  Stream stream) {
     constexpr int64_t kThreadRows =
         kGateUp ? Tile::kParts : 2 * Tile::kParts;  // neighbours, of gate or of up
+    constexpr auto kPromotion =
+        Tile::kHeight <= 32 ? CU_TENSOR_MAP_L2_PROMOTION_NONE : CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
     const int64_t expert_rows = kGateUp ? 2 * job.n : job.n;
     job.num_chunks = static_cast<int>(k / kChunk);
     job.num_weight_tiles = static_cast<int>(ceil_div(expert_rows, Tile::kWeightRows));
@@ -297,10 +299,11 @@ void launch_bf16(const char* op, Bf16Job job, const void* weight, int64_t k, int
             static_cast<const bf16*>(weight) + (kGateUp ? part : 2 * part) * k,
             {k, 8, 2, job.n / (8 * kThreadRows), job.num_experts},
             {kThreadRows * k, (kGateUp ? job.n : 1) * k, 8 * kThreadRows * k, expert_rows * k},
-            {64, 8, 2, 4, 1});
+            {64, 8, 2, 4, 1}, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kPromotion);
     if constexpr (!kGather)
-        maps.x = make_tensor_map<3>(job.x, {k, num_rows, 1}, {job.x_stride, job.x_stride * num_rows},
-                                    {kChunk, Tile::kBoxRows, 1});
+        maps.x =
+            make_tensor_map<3>(job.x, {k, num_rows, 1}, {job.x_stride, job.x_stride * num_rows},
+                               {kChunk, Tile::kBoxRows, 1}, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kPromotion);
     // The host does not know the rows per expert: at most one part-filled tile each.
     const int64_t tiles = num_rows / Tile::kHeight + std::min<int64_t>(job.num_experts, num_rows);
     constexpr size_t kSmemBytes = sizeof(typename Tile::Shared) + 1024;

@@ -79,11 +79,6 @@ __device__ __forceinline__ void tma_load_4d(void* smem, const CUtensorMap& map, 
 /// What the L2 does with what is loaded: data that is read once and is more than it holds should leave first.
 inline constexpr uint64_t kEvictNormal = 0x1000000000000000, kEvictFirst = 0x12F0000000000000;
 
-/// The policy for a stream of at most `bytes` that the next call may read again.
-inline uint64_t stream_policy(int64_t bytes) {
-    return bytes > int64_t{48} << 20 ? kEvictFirst : kEvictNormal;
-}
-
 __device__ __forceinline__ void tma_load_3d(void* smem, const CUtensorMap& map, uint64_t& barrier, int c0,
                                             int c1, int c2, uint64_t policy) {
     asm volatile(

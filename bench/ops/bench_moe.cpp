@@ -94,17 +94,6 @@ struct Router {
     }
 };
 
-struct WeightKind {
-    DType dtype, weight_dtype;
-};
-constexpr WeightKind kKinds[] = {
-    {DType::kF32, DType::kF32}, {DType::kBF16, DType::kBF16}, {DType::kBF16, DType::kE4M3}};
-
-/// Scales of [num_experts, n, k] e4m3 weights.
-Buffer scales(Bench& b, int64_t num_experts, int64_t n, int64_t k) {
-    return b.randn(DType::kF32, num_experts * ceil_div(n, 128) * ceil_div(k, 128), 1e-2f);
-}
-
 }  // namespace
 
 MMX_BENCH(moe_router) {
@@ -143,18 +132,17 @@ MMX_BENCH(moe_plan) {
 
 MMX_BENCH(moe_gate_up) {
     for (const Case& c : b.cases("moe", "moe_gate_up"))
-        for (const auto [dtype, weight_dtype] : kKinds) {
+        for (const DType dtype : {DType::kF32, DType::kBF16}) {
             const Plan plan(b, c);
             const int64_t num_tokens = c["num_tokens"], hidden = c["hidden"], inter = c["inter"];
             const int64_t num_experts = c["num_local_experts"], per_expert = 2 * inter * hidden;
             const Buffer x = b.randn(dtype, num_tokens * hidden);
             const Buffer out = b.empty(dtype, num_tokens * c["topk"] * inter);
-            const Buffer weight = b.randn(weight_dtype, num_experts * per_expert, 0.02f);
-            const Buffer scale = scales(b, num_experts, 2 * inter, hidden);
+            const Buffer weight = b.randn(dtype, num_experts * per_expert, 0.02f);
             MoeGateUpParams p{.out = out.as(),
                               .x = x.as(),
                               .weight = weight.as(),
-                              .weight_scale = weight_dtype == DType::kE4M3 ? scale.as<float>() : nullptr,
+                              .weight_scale = nullptr,
                               .expert_offsets = plan.expert_offsets.as<int32_t>(),
                               .sorted_rows = plan.sorted_rows.as<int32_t>(),
                               .workspace = nullptr,
@@ -169,15 +157,15 @@ MMX_BENCH(moe_gate_up) {
                               .alpha = 1.702f,
                               .limit = 7.0f,
                               .dtype = dtype,
-                              .weight_dtype = weight_dtype};
+                              .weight_dtype = dtype};
             p.workspace_bytes = b.ops().moe_gate_up_workspace(p);
             const Buffer workspace = scratch(b, p.workspace_bytes);
             p.workspace = workspace.as();
-            const int64_t weight_bytes = plan.num_touched * per_expert * dtype_bytes(weight_dtype);
-            b.run("moe_gate_up", c, weight_dtype,
+            const int64_t weight_bytes = plan.num_touched * per_expert * dtype_bytes(dtype);
+            b.run("moe_gate_up", c, dtype,
                   {.bytes = static_cast<double>(weight_bytes + x.bytes() + out.bytes()),
                    .flops = 2.0 * static_cast<double>(plan.num_rows * per_expert),
-                   .math = weight_dtype,
+                   .math = dtype,
                    .out = &out},
                   b.ops().moe_gate_up, p);
         }
@@ -185,17 +173,16 @@ MMX_BENCH(moe_gate_up) {
 
 MMX_BENCH(moe_down) {
     for (const Case& c : b.cases("moe", "moe_down"))
-        for (const auto [dtype, weight_dtype] : kKinds) {
+        for (const DType dtype : {DType::kF32, DType::kBF16}) {
             const Plan plan(b, c);
             const int64_t num_rows = c["num_tokens"] * c["topk"], hidden = c["hidden"], inter = c["inter"];
             const int64_t num_experts = c["num_local_experts"], per_expert = hidden * inter;
             const Buffer x = b.randn(dtype, num_rows * inter), out = b.empty(dtype, num_rows * hidden);
-            const Buffer weight = b.randn(weight_dtype, num_experts * per_expert, 0.02f);
-            const Buffer scale = scales(b, num_experts, hidden, inter);
+            const Buffer weight = b.randn(dtype, num_experts * per_expert, 0.02f);
             MoeDownParams p{.out = out.as(),
                             .x = x.as(),
                             .weight = weight.as(),
-                            .weight_scale = weight_dtype == DType::kE4M3 ? scale.as<float>() : nullptr,
+                            .weight_scale = nullptr,
                             .expert_offsets = plan.expert_offsets.as<int32_t>(),
                             .workspace = nullptr,
                             .workspace_bytes = 0,
@@ -204,15 +191,15 @@ MMX_BENCH(moe_down) {
                             .hidden = hidden,
                             .inter = inter,
                             .dtype = dtype,
-                            .weight_dtype = weight_dtype};
+                            .weight_dtype = dtype};
             p.workspace_bytes = b.ops().moe_down_workspace(p);
             const Buffer workspace = scratch(b, p.workspace_bytes);
             p.workspace = workspace.as();
-            const int64_t weight_bytes = plan.num_touched * per_expert * dtype_bytes(weight_dtype);
-            b.run("moe_down", c, weight_dtype,
+            const int64_t weight_bytes = plan.num_touched * per_expert * dtype_bytes(dtype);
+            b.run("moe_down", c, dtype,
                   {.bytes = static_cast<double>(weight_bytes + x.bytes() + out.bytes()),
                    .flops = 2.0 * static_cast<double>(plan.num_rows * per_expert),
-                   .math = weight_dtype,
+                   .math = dtype,
                    .out = &out},
                   b.ops().moe_down, p);
         }

@@ -8,7 +8,6 @@
 #include "cuda/kernels/launchers.h"
 #include "cuda/kernels/moe/choose.h"
 #include "cuda/kernels/moe/sm90.h"
-#include "cuda/kernels/moe_skinny.h"
 
 namespace mmx::cuda {
 
@@ -203,7 +202,6 @@ int64_t moe_down_workspace(const MoeDownParams&) { return 0; }
 void moe_gate_up(const MoeGateUpParams& p, Stream stream) {
     if (sm90_bf16_fits(p) && is_aligned16(p.x) && is_aligned16(p.weight) && is_aligned16(p.out))
         return sm90::moe_gate_up_bf16(p, stream);
-    if (is_skinny(p)) return moe_gate_up_skinny(p, stream);
     launch_grouped_gemm<2>("moe_gate_up", p.dtype, p.weight_dtype,
                            {.a = p.x,
                             .sorted_rows = p.sorted_rows,
@@ -229,7 +227,6 @@ void moe_gate_up(const MoeGateUpParams& p, Stream stream) {
 void moe_down(const MoeDownParams& p, Stream stream) {
     if (sm90_bf16_fits(p) && is_aligned16(p.x) && is_aligned16(p.weight) && is_aligned16(p.out))
         return sm90::moe_down_bf16(p, stream);
-    if (is_skinny(p)) return moe_down_skinny(p, stream);
     launch_grouped_gemm<1>("moe_down", p.dtype, p.weight_dtype,
                            {.a = p.x,
                             .sorted_rows = nullptr,

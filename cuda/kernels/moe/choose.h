@@ -74,7 +74,7 @@ inline int64_t bf16_copied_bytes(const MoeGateUpParams& p) {
 /// a token's scores do not depend on its batch. Thread blocks take one, two or four of them and write each,
 /// or half of them and write their sum.
 inline constexpr int kRouterSplits = 16;
-inline constexpr int64_t kRouterExperts = 128;  // of one thread block
+inline constexpr int64_t kRouterExperts = 128, kRouterTokens = 128;  // of one thread block
 inline constexpr int64_t kRouterMaxExperts = 256;
 
 /// Of few tokens a thread block holds all that its sums need: kRouterFewExperts x 1 / kRouterSplits of k.
@@ -84,11 +84,10 @@ inline constexpr int kRouterFewChunks = 6;  // of 64 of k
 inline constexpr int64_t kRouterPlanTokens = 16, kRouterPlanRows = 512, kRouterPlanExperts = 512;
 
 struct RouterPlan {
-    int columns;    // tokens of one thread block: 8, 16, 32, 64 or 128
     int blocks;     // that share the sums over k: kRouterSplits, or half as many and so on down to 2
     int num_sums;   // of each token and expert in the workspace: kRouterSplits or 2
     int cluster;    // blocks that share each weight tile
-    bool few;       // the kernel for few tokens runs; columns and blocks say nothing
+    bool few;       // the kernel for few tokens runs; blocks says nothing
     int64_t sums;   // bytes in the workspace before the sums
     int64_t total;  // bytes
 };
@@ -100,13 +99,12 @@ inline bool sm90_router_fits(const MoeRouterParams& p) {
 
 inline RouterPlan make_router_plan(const MoeRouterParams& p) {
     constexpr int64_t kWantedBlocks = 120;
-    RouterPlan plan{8, kRouterSplits, kRouterSplits, 1, false, 0, 0};
-    while (plan.columns < 128 && plan.columns < p.num_tokens) plan.columns *= 2;
-    const int64_t tiles = ceil_div(p.num_tokens, plan.columns) * ceil_div(p.num_experts, kRouterExperts);
+    RouterPlan plan{kRouterSplits, kRouterSplits, 1, false, 0, 0};
+    const int64_t tiles = ceil_div(p.num_tokens, kRouterTokens) * ceil_div(p.num_experts, kRouterExperts);
     while (plan.blocks > 2 && tiles * plan.blocks / 2 >= kWantedBlocks) plan.blocks /= 2;
     plan.few = p.num_tokens <= kRouterFewTokens && p.hidden <= 64 * kRouterFewChunks * kRouterSplits;
     if (plan.few || plan.blocks == 2) plan.num_sums = 2;
-    if (p.num_tokens > 4 * 128) plan.cluster = 2;
+    if (p.num_tokens > 4 * kRouterTokens) plan.cluster = 2;
     plan.sums = plan.few ? 0 : align_up(3 * p.num_experts * p.hidden * 2, 256);
     plan.total = plan.sums + plan.num_sums * p.num_tokens * p.num_experts * 4;
     return plan;

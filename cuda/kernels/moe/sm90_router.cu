@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kParts = kRouterParts, kChunk = 64, kStages = 3;
 constexpr int kGroups = static_cast<int>(kRouterExperts) / 64;
+constexpr int kColumns = static_cast<int>(kRouterTokens);
 constexpr int kBoxBytes = 64 * 128, kWeightBytes = kGroups * kParts * kBoxBytes;
 constexpr int kSplitThreads = 256, kScoreThreads = kGroups * 128 + 32;
 static_assert(kRouterSplits % 2 == 0);
@@ -31,7 +32,6 @@ __global__ void __launch_bounds__(kSplitThreads)
         *reinterpret_cast<uint2*>(parts + part * count + i) = take_upper_bits(rest);
 }
 
-template <int kColumns>
 struct Shared {
     alignas(1024) char weight[kStages][kWeightBytes];  // [group][part][64 experts]
     alignas(1024) char x[kStages][kColumns * 128];
@@ -44,13 +44,12 @@ struct Maps {
 };
 
 /// Experts on M, tokens on N. Block (x, y, z): tile x of tokens, share y of k, tile z of experts.
-template <int kColumns, int kCluster>
+template <int kCluster>
 __global__ void __launch_bounds__(kScoreThreads, 1)
     router_sums_kernel(const __grid_constant__ MoeRouterParams p, const __grid_constant__ Maps maps,
                        float* sums, int num_sums) {
     extern __shared__ char raw[];
-    using S = Shared<kColumns>;
-    S& shared = *reinterpret_cast<S*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+    Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
     if (threadIdx.x == 0) {
         for (int i = 0; i < kStages; ++i) {
             ptx::barrier_init(shared.full[i], 1);
@@ -154,7 +153,7 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
     if constexpr (kCluster > 1) ptx::cluster_sync();
 }
 
-template <int kColumns, int kCluster>
+template <int kCluster>
 void launch_sums(const MoeRouterParams& p, const RouterPlan& plan, const bf16* parts, float* sums,
                  Stream stream) {
     const Maps maps{make_tensor_map<3>(parts, {p.hidden, p.num_experts, kParts},
@@ -166,10 +165,10 @@ void launch_sums(const MoeRouterParams& p, const RouterPlan& plan, const bf16* p
                              dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(plan.blocks),
                                   static_cast<unsigned>(ceil_div(p.num_experts, kRouterExperts))),
                              kScoreThreads,
-                             sizeof(Shared<kColumns>) + 1024,
+                             sizeof(Shared) + 1024,
                              stream,
                              kCluster};
-    launch(router_sums_kernel<kColumns, kCluster>, p, maps, sums, plan.num_sums);
+    launch(router_sums_kernel<kCluster>, p, maps, sums, plan.num_sums);
 }
 
 }  // namespace
@@ -183,17 +182,9 @@ void router_sums(const MoeRouterParams& p, const RouterPlan& plan, Stream stream
     LaunchChain{"moe_router", split_grid, kSplitThreads, 0, stream}(split_weight_kernel, p.gate_weight, parts,
                                                                     count);
     if (plan.cluster == 2)
-        launch_sums<128, 2>(p, plan, parts, sums, stream);
-    else if (plan.columns == 8)
-        launch_sums<8, 1>(p, plan, parts, sums, stream);
-    else if (plan.columns == 16)
-        launch_sums<16, 1>(p, plan, parts, sums, stream);
-    else if (plan.columns == 32)
-        launch_sums<32, 1>(p, plan, parts, sums, stream);
-    else if (plan.columns == 64)
-        launch_sums<64, 1>(p, plan, parts, sums, stream);
+        launch_sums<2>(p, plan, parts, sums, stream);
     else
-        launch_sums<128, 1>(p, plan, parts, sums, stream);
+        launch_sums<1>(p, plan, parts, sums, stream);
 }
 
 }  // namespace mmx::cuda::sm90

@@ -28,12 +28,6 @@ inline bool sm90_attention_fits(const PagedAttentionParams& p) {
            p.k_cache_block_stride % page_multiple == 0 && p.v_cache_block_stride % page_multiple == 0;
 }
 
-/// Sparse prompts too go token by token: their kernels neither read codes nor give a row the bits that it has
-/// in another batch.
-inline bool decodes_only(const PagedAttentionParams& p) {
-    return p.fixed_split || p.cache_dtype != DType::kBF16;
-}
-
 inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
     const PagedAttentionParams& b = p.base;
     if (!sm90_attention_fits(b) || p.topk > kDecodeMaxTopk) return AttentionKernel::kSimple;

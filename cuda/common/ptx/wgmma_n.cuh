@@ -9,8 +9,8 @@
 /// of an element does not depend on kN.
 namespace mmx::cuda::ptx {
 
-/// d = a . b^T (+ d if accumulate): bf16 over k16, e4m3 over k32 (a row of 128 bytes holds 128 elements).
-/// Only the first kN / 2 registers of d take part.
+/// d = a . b^T (+ d if accumulate): bf16 and f16 over k16, e4m3 over k32 (a row of 128 bytes holds 128
+/// elements). Only the first kN / 2 registers of d take part.
 template <int kN>
 struct Wgmma;
 
@@ -74,6 +74,7 @@ struct Wgmma;
     template <>                                                \
     struct Wgmma<N> {                                          \
         MMX_PRODUCT(bf16, N, A, B, P, "k16", "bf16", ", 0, 0") \
+        MMX_PRODUCT(f16, N, A, B, P, "k16", "f16", ", 0, 0")   \
         MMX_PRODUCT(e4m3, N, A, B, P, "k32", "e4m3", "")       \
     }
 
@@ -99,6 +100,23 @@ MMX_WGMMA(144, 72, 73, 74);
 MMX_WGMMA(152, 76, 77, 78);
 MMX_WGMMA(160, 80, 81, 82);
 
+// One product over k16 of 128 columns: a from registers, b [k, n] with n contiguous.
+#define MMX_TRANSPOSED(TYPE)                                                                          \
+    __device__ __forceinline__ void wgmma_transposed_##TYPE(float (&d)[64], const uint32_t (&a)[4],   \
+                                                            uint64_t b, bool accumulate) {            \
+        asm volatile(                                                                                 \
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"                                              \
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32." #TYPE "." #TYPE " {" MMX_TEXT_128          \
+            "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"                                            \
+            : MMX_OPERANDS_128                                                                        \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate))); \
+    }
+
+/// d = a . b (+ d if accumulate) over k16, 64 rows x 128 columns.
+MMX_TRANSPOSED(bf16)
+MMX_TRANSPOSED(f16)
+
+#undef MMX_TRANSPOSED
 #undef MMX_WGMMA
 #undef MMX_PRODUCT
 #undef MMX_TEXT_8

@@ -5,7 +5,7 @@
 #include "cuda/common/ptx/mma.cuh"
 
 /// Pieces that attention kernels share: 64 rows of a warpgroup, 128 columns, in the layout of
-/// ptx::wgmma_64x128 (lane 4g + t holds rows g and g + 8 of its warp).
+/// ptx::Wgmma (lane 4g + t holds rows g and g + 8 of its warp).
 namespace mmx::cuda::sm90 {
 
 /// Lane t of a quad gets register t of each of its lanes, in lane order.

@@ -3,7 +3,7 @@
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/mma.cuh"
 #include "cuda/common/ptx/tma.cuh"
-#include "cuda/common/ptx/wgmma.cuh"
+#include "cuda/common/ptx/wgmma_n.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/attention/sm90.h"
@@ -265,8 +265,8 @@ __device__ __forceinline__ void consume(const SparseAttentionParams& p, const Sl
         ptx::wgmma_begin();
 #pragma unroll
         for (int step = 0; step < 8; ++step)
-            ptx::wgmma_64x128(s, a + (step / 4 * kHalfTileBytes + step % 4 * 32),
-                              b + (step / 4 * kHalfPageBytes + step % 4 * 32), step > 0);
+            ptx::Wgmma<128>::bf16(s, a + (step / 4 * kHalfTileBytes + step % 4 * 32),
+                                  b + (step / 4 * kHalfPageBytes + step % 4 * 32), step > 0);
         ptx::wgmma_commit();
     };
     const auto multiply_values = [&](int at) {
@@ -274,7 +274,7 @@ __device__ __forceinline__ void consume(const SparseAttentionParams& p, const Sl
         ptx::wgmma_begin();
 #pragma unroll
         for (int step = 0; step < 8; ++step)
-            ptx::wgmma_64x128_transposed(o, weights[step], b + step * 16 * 128, step > 0);
+            ptx::wgmma_transposed_bf16(o, weights[step], b + step * 16 * 128, step > 0);
         ptx::wgmma_commit();
     };
     const auto load_entry = [&] {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cuda/common/ptx/tma.cuh"
+#include "cuda/common/ring.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/common/widen.cuh"
 #include "cuda/kernels/attention/sm90_tiles.h"
@@ -71,17 +72,6 @@ struct Shared<e4m3> : SharedPages<e4m3> {
 struct Maps {
     CUtensorMap q;     // (dimension, head, token)
     CUtensorMap k, v;  // (dimension, slot, head, page)
-};
-
-/// Place in a ring of kSize; `parity` starts as the one that the first wait expects.
-template <int kSize>
-struct Ring {
-    int at = 0, parity;
-
-    __device__ __forceinline__ explicit Ring(int first_parity) : parity(first_parity) {}
-    __device__ __forceinline__ void advance() {
-        if (++at == kSize) at = 0, parity ^= 1;
-    }
 };
 
 template <class C>

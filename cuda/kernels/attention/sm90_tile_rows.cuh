@@ -1,8 +1,7 @@
 #pragma once
 
 #include "cuda/common/ptx/mma.cuh"
-#include "cuda/common/ptx/wgmma.cuh"
-#include "cuda/common/ptx/wgmma_f16.cuh"
+#include "cuda/common/ptx/wgmma_n.cuh"
 #include "cuda/kernels/attention/sm90_rows.cuh"
 #include "cuda/kernels/attention/sm90_tile_feed.cuh"
 
@@ -55,17 +54,17 @@ __device__ __forceinline__ void weigh(float (&s)[64], Rows& rows, float (&rescal
 template <bool kCodes>
 __device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
     if constexpr (kCodes)
-        ptx::wgmma_64x128_f16(d, a, b, accumulate);
+        ptx::Wgmma<128>::f16(d, a, b, accumulate);
     else
-        ptx::wgmma_64x128(d, a, b, accumulate);
+        ptx::Wgmma<128>::bf16(d, a, b, accumulate);
 }
 
 template <bool kCodes>
 __device__ __forceinline__ void multiply_transposed(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
     if constexpr (kCodes)
-        ptx::wgmma_64x128_transposed_f16(d, a, b, true);
+        ptx::wgmma_transposed_f16(d, a, b, true);
     else
-        ptx::wgmma_64x128_transposed(d, a, b, true);
+        ptx::wgmma_transposed_bf16(d, a, b, true);
 }
 
 /// What brings two sums of weighted rows to their larger maximum (base 2).

@@ -2,9 +2,9 @@
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/tma.cuh"
-#include "cuda/common/ptx/wgmma.cuh"
-#include "cuda/common/ptx/wgmma_f16.cuh"
+#include "cuda/common/ptx/wgmma_n.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/ring.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/common/vec.cuh"
 #include "cuda/common/widen.cuh"
@@ -66,17 +66,6 @@ struct Output {
 /// A stretch of pages of one row tile: what a thread block works on without changing Q.
 struct Stretch {
     int tile, first_block, num_blocks;
-};
-
-/// Place in a ring of kSize; `parity` starts as the one that the first wait expects.
-template <int kSize>
-struct Ring {
-    int at = 0, parity;
-
-    __device__ __forceinline__ explicit Ring(int first_parity) : parity(first_parity) {}
-    __device__ __forceinline__ void advance() {
-        if (++at == kSize) at = 0, parity ^= 1;
-    }
 };
 
 /// Calls f(Stretch) for the share of this thread block in the flattened list of (row tile, page).
@@ -287,9 +276,9 @@ __device__ __forceinline__ void consume(const SelectBlocksParams& p, Shared<C>& 
             const uint64_t a_step = a + ((step / 4 * kHalfQBytes + step % 4 * 32) >> 4);
             const uint64_t b_step = b + ((step / 4 * kHalfPageBytes + step % 4 * 32) >> 4);
             if constexpr (kCodes)
-                ptx::wgmma_64x128_f16(d, a_step, b_step, step > 0);
+                ptx::Wgmma<128>::f16(d, a_step, b_step, step > 0);
             else
-                ptx::wgmma_64x128(d, a_step, b_step, step > 0);
+                ptx::Wgmma<128>::bf16(d, a_step, b_step, step > 0);
         }
         ptx::wgmma_commit();
     };

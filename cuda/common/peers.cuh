@@ -18,9 +18,9 @@ __device__ __forceinline__ void send_pair(uint64_t* to, uint32_t epoch, uint32_t
 /// the process can not go on, and the watchdog of the ranks has named the peer before.
 __device__ __forceinline__ void receive_pair(const uint64_t* from, uint32_t epoch, int64_t timeout_ns,
                                              uint32_t& x, uint32_t& y) {
-    constexpr int kPollsPerLook = 4096;
+    constexpr unsigned kPollsPerLook = 4096;
     uint64_t a, b, begin = 0;
-    for (int polls = 0;; ++polls) {
+    for (unsigned polls = 0;; ++polls) {
         asm volatile("ld.relaxed.sys.global.v2.b64 {%0, %1}, [%2];"
                      : "=l"(a), "=l"(b)
                      : "l"(from)

@@ -24,9 +24,9 @@ inline Fp8Tile choose_fp8_tile(int64_t num_rows, int64_t num_experts, int64_t n)
     constexpr int64_t kWanted = 120;  // tiles, not to leave multiprocessors idle
     if (num_experts > 1) return num_rows <= 24 * num_experts ? Fp8Tile::k256x32 : Fp8Tile::k256x128Pairs;
     if (ceil_div(num_rows, 128) * ceil_div(n, 256) >= kWanted) return Fp8Tile::kRows128x256;
-    if (num_rows <= 8) return Fp8Tile::k64x16;
-    if (num_rows <= 16 && n < 64 * kWanted) return Fp8Tile::k64x16;
-    return num_rows <= 256 || n < 64 * kWanted ? Fp8Tile::k64x64 : Fp8Tile::kRows128x256;
+    const bool few_weights = n < 64 * kWanted;
+    if (num_rows <= (few_weights ? 16 : 8)) return Fp8Tile::k64x16;
+    return num_rows <= 256 || few_weights ? Fp8Tile::k64x64 : Fp8Tile::kRows128x256;
 }
 
 inline bool sm90_fp8_fits(int64_t num_experts, int64_t weight_rows, int64_t k) {

@@ -5,18 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-
-class Peers(NamedTuple):
-    """The last arguments of the ops that exchange rows."""
-
-    inboxes: list[torch.Tensor]
-    epochs: torch.Tensor
-    rank: int
-    timeout: float
+from mmx.distributed.peers import Peers
 
 
 def connect(

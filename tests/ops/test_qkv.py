@@ -7,10 +7,11 @@ import torch
 
 from cases import load
 from mmx import ops
+from mmx.distributed.peers import Peers
 from mmx.ops import reference
 from mmx.ops.rope import rope_table
 from ops.compare import assert_close_to_truth, assert_equal
-from ops.ranks import Peers, connect, mirror, on_all_ranks
+from ops.ranks import connect, mirror, on_all_ranks
 
 DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.bfloat16, id="bf16")]
 MAX_POSITIONS, EPS = 300, 1e-6

@@ -94,7 +94,7 @@ async def soak(settings: EngineConfig, seconds: float, load: float) -> None:
 
         await asyncio.gather(sampler(), *map(worker, range(OPEN_REQUESTS)))
         assert ends["nothing"] == 0
-        assert ends.total() > 10 * seconds * load
+        assert ends.total() > OPEN_REQUESTS
         assert min(ends["abort"], ends["length"]) > 0
         assert client.num_open == 0
         client.reset_prefix_cache()

@@ -77,7 +77,8 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ``attention_dp`` turns the tensor-parallel ranks into data-parallel ones for attention.
     ``expert_parallel`` None: experts are cut by rows where that is legal, else dealt out whole;
     ``expert_parallel_size`` and ``moe_tensor_parallel_size`` fix both numbers. ``all2all_backend`` "alltoall"
-    sends tokens to the ranks of their experts only, the others send them to all. ``rendezvous_timeout`` and
+    sends tokens to the ranks of their experts only, the others send them to all. With
+    ``disable_custom_all_reduce`` the library of collectives makes small sums too. ``rendezvous_timeout`` and
     ``step_timeout`` are seconds until a missing rank, or a step that does not end, stops the engine.
     """
 
@@ -91,6 +92,7 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     decode_context_parallel_size: int = 1
     sequence_parallel_norm: bool = False
     all2all_backend: str = "auto"
+    disable_custom_all_reduce: bool = False
     rendezvous_timeout: float = 600.0
     step_timeout: float = 60.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from mmx import ops
+from mmx.distributed import CallLog, Ranks
 from mmx.distributed.peers import map_peers
+from mmx.layout import Layout
+from mmx.model_config import load_model_config
+from models.tiny import write_tiny_checkpoint
 from parallel.processes import free_port
 
 TIMEOUT = 60.0
@@ -33,6 +38,28 @@ def test_ranks_of_two_hosts() -> None:
     store = SimpleNamespace(set=said.__setitem__, get=lambda key: b"another boot of another machine")
     assert map_peers((0, 1), 1, 64, torch.device("cpu"), store, 1.0) is None
     assert list(said) == ["peers/0/host/1/all"]
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_memory_is_mapped_unless_the_library_shall_sum(
+    maps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, found in (("map_peers", "peers"), ("connect", {})):
+        monkeypatch.setattr(f"mmx.distributed.ranks.{name}", lambda *args, found=found: found)
+    for name in ("TCPStore", "init_process_group"):
+        monkeypatch.setattr(dist, name, lambda *args, **settings: None)
+    ranks = Ranks.join(
+        load_model_config(write_tiny_checkpoint(tmp_path, "m2")),
+        Layout(tp=2),
+        1,
+        device=torch.device("cuda", 0),
+        address="127.0.0.1",
+        port=1,
+        timeout=1.0,
+        log=CallLog(),
+        maps_memory=maps,
+    )
+    assert ranks.peers == ("peers" if maps else None)
 
 
 def run_rank(rank: int, port: int) -> None:

@@ -63,9 +63,10 @@ class Ranks:
         port: int,
         timeout: float,
         log: CallLog,
+        maps_memory: bool = True,
     ) -> Ranks:
         """Meet the other ranks at the store that rank 0 opens at ``address:port``, within ``timeout``
-        seconds."""
+        seconds. ``maps_memory``: GPUs that can do so make small sums through each other's memory."""
         wait = timedelta(seconds=timeout)
         world = layout.world_size
         store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -80,7 +81,7 @@ class Ranks:
             device_id=device if device.type != "cpu" else None,
         )
         ranks = cls(config, layout, rank, log, connect(layout, {}))
-        if device.type == "cuda" and not layout.sequence_parallel:
+        if maps_memory and device.type == "cuda" and not layout.sequence_parallel:
             ranks.peers = map_peers(layout.tensor_group(rank), rank, config.hidden, device, store, timeout)
         return ranks
 

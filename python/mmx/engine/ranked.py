@@ -50,6 +50,7 @@ def join_ranks(
         port=port,
         timeout=max(parallel.rendezvous_timeout, parallel.step_timeout),
         log=calls,
+        maps_memory=not parallel.disable_custom_all_reduce,
     )
     runner = importlib.import_module(runner_module).build_runner(config, progress, ranks)
     return ranks, runner

@@ -202,7 +202,6 @@ def _general() -> list[Flag]:
         row("disable_log_stats", BOOL, False, None, "accepted"),
         row("max_beam_width", INT, 1, None, "accepted"),
         row("distributed_executor_backend", TEXT, None, None, "accepted"),
-        row("disable_custom_all_reduce", BOOL, False, None, "accepted"),
         row("use_ray", BOOL, False, None, "accepted"),
         row("swap_space", FLOAT, None, None, "accepted"),
         row("enable_flashinfer_autotune", BOOL, False, None, "accepted"),

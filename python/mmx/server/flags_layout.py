@@ -130,6 +130,10 @@ def layout() -> list[Flag]:
             "norms over slices of the tokens: two halves of an all-reduce around them",
             env=("VLLM_ASCEND_ENABLE_FLASHCOMM1",),
         ),
+        field(
+            "disable_custom_all_reduce", BOOL, "parallel",
+            "sums of few tokens go through NCCL too, not through memory that GPUs of a host have mapped",
+        ),
         field("enable_cpu_binding", BOOL, "launch.bind_cpus", "each local rank gets processors of its own"),
         inert(
             "enable_fused_mc2", INT, 0, "tokens reach the experts by all-gather",

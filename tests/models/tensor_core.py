@@ -8,12 +8,11 @@ found by comparing with a library's product, which it gives bit for bit (``test_
 
 from __future__ import annotations
 
-from itertools import pairwise
+from unittest.mock import patch
 
 import torch
 
-from mmx.ops.reference.activation import gated_act
-from mmx.ops.reference.fp8 import fp8_quantize
+from mmx.ops.reference import fp8
 
 SUM_BITS = 13
 _STEP, _BLOCK, _LEAST = 32, 128, -500
@@ -67,35 +66,7 @@ def fp8_linear(
     return product(x, x_scale, weight, weight_scale).to(dtype)
 
 
-def fp8_moe_gate_up(
-    x: torch.Tensor,
-    x_scale: torch.Tensor,
-    weight: torch.Tensor,
-    weight_scale: torch.Tensor,
-    expert_offsets: torch.Tensor,
-    sorted_rows: torch.Tensor,
-    activation: int,
-    alpha: float = 1.702,
-    limit: float = 7.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    topk = sorted_rows.shape[0] // max(x.shape[0], 1)
-    h = torch.zeros(sorted_rows.shape[0], weight.shape[1] // 2, device=x.device)
-    for e, (begin, end) in enumerate(pairwise(expert_offsets.tolist())):
-        tokens = sorted_rows[begin:end].long() // max(topk, 1)
-        gate_up = product(x[tokens], x_scale[tokens], weight[e], weight_scale[e])
-        h[begin:end] = gated_act(gate_up, activation, alpha, limit)
-    return fp8_quantize(h)
-
-
-def fp8_moe_down(
-    x: torch.Tensor,
-    x_scale: torch.Tensor,
-    weight: torch.Tensor,
-    weight_scale: torch.Tensor,
-    expert_offsets: torch.Tensor,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    out = torch.zeros(x.shape[0], weight.shape[1], dtype=dtype, device=x.device)
-    for e, (begin, end) in enumerate(pairwise(expert_offsets.tolist())):
-        out[begin:end] = product(x[begin:end], x_scale[begin:end], weight[e], weight_scale[e]).to(dtype)
-    return out
+# The references, whose products are all made by their ``fp8_linear``.
+fp8_moe_gate_up, fp8_moe_down = (
+    patch.object(fp8, "fp8_linear", fp8_linear)(op) for op in (fp8.fp8_moe_gate_up, fp8.fp8_moe_down)
+)

@@ -47,10 +47,9 @@ def fp8_moe_gate_up(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     topk = sorted_rows.shape[0] // max(x.shape[0], 1)
     h = torch.zeros(sorted_rows.shape[0], weight.shape[1] // 2, device=x.device)
-    wide = _rows(x, x_scale, torch.float32)
     for e, (begin, end) in enumerate(pairwise(expert_offsets.tolist())):
         tokens = sorted_rows[begin:end].long() // max(topk, 1)
-        gate_up = wide[tokens] @ fp8_block_dequant(weight[e], weight_scale[e], torch.float32).T
+        gate_up = fp8_linear(x[tokens], x_scale[tokens], weight[e], weight_scale[e], torch.float32)
         h[begin:end] = gated_act(gate_up, activation, alpha, limit)
     return fp8_quantize(h)
 

@@ -91,7 +91,7 @@ SMALL: dict[str, list[str]] = {
         "moe.py::test_moe_router_plan[cuda-num_tokens33-*bf16",
     ],
     "moe_router": [
-        r"moe.py::test_moe_router[cuda-num_tokens7-",
+        "moe.py::test_moe_router[cuda-num_tokens7-",
         "moe.py::test_moe_router[cuda-num_tokens65-*bf16",
         "moe_batches.py::test_router_scores_do_not_depend_on_the_batch[cuda-130]",
     ],

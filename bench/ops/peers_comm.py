@@ -102,7 +102,7 @@ def run_rank(rank: int, args: argparse.Namespace, port: int) -> None:
     dist.init_process_group(
         "nccl", store=store, rank=rank, world_size=args.ranks, timeout=wait, device_id=device
     )
-    mapped.MAX_SENT_ROWS = max(args.rows) * (args.ranks - 1)
+    mapped.MAX_SENT_ROWS = max(args.rows) * args.ranks * (args.ranks - 1)
     peers = mapped.map_peers(range(args.ranks), rank, args.hidden, device, store, TIMEOUT)
     if peers is None:
         raise RuntimeError("the GPUs can not map each other's memory")

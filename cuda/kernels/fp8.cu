@@ -4,6 +4,7 @@
 #include "cuda/common/chain.h"
 #include "cuda/common/gated_act.cuh"
 #include "cuda/common/ptx/grid.cuh"
+#include "cuda/common/quantize.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
@@ -51,12 +52,7 @@ __global__ void __launch_bounds__(kThreads) fp8_quantize_kernel(Fp8QuantizeParam
     float mine = kFp8LeastAmax;  // of group number lane % kGroupsAtOnce: a division for each would be many
 #pragma unroll
     for (int j = 0; j < kGroupsAtOnce; ++j) {
-        float most = kFp8LeastAmax;
-#pragma unroll
-        for (int k = 0; k < kRun; ++k) most = fmaxf(most, fabsf(values[j][k]));
-#pragma unroll
-        for (int offset = kGroupLanes / 2; offset > 0; offset /= 2)
-            most = fmaxf(most, __shfl_xor_sync(half_warp, most, offset));
+        const float most = group_amax(values[j]);
         if (lane % kGroupsAtOnce == j) mine = most;
     }
     if (lane < kGroupsAtOnce && first + lane < count) p.scale[first + lane] = mine / kFp8Max;

@@ -136,7 +136,7 @@ def layout() -> list[Flag]:
         ),
         field("enable_cpu_binding", BOOL, "launch.bind_cpus", "each local rank gets processors of its own"),
         inert(
-            "enable_fused_mc2", INT, 0, "tokens reach the experts by all-gather",
+            "enable_fused_mc2", INT, 0, "tokens reach the experts as --all2all-backend says",
             env=("VLLM_ASCEND_ENABLE_FUSED_MC2",),
         ),
     ]  # fmt: skip

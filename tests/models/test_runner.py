@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from mmx.runner import ModelRunner, build_runner
 from mmx.runner.inputs import make_inputs
 from mmx.runner.kv_pool import page_bytes, page_types, plan_pool
 from mmx.runner.memory import GIB, Limit, Needs, check_weights, memory_limit, pool_budget
+from mmx.runner.parts import part_of
 from mmx.runner.sampler import NOT_FINITE, sample_tokens
 from mmx.tokenizer import Tokenizer
 from models.harness import GREEDY, PagedSequence, all_logits, greedy, random_ids, tiny_runner
@@ -227,8 +229,14 @@ def test_inputs() -> None:
     assert batch.cu_seqlens_q.tolist() == [0, 1, 4, 6]
     assert batch.seq_lens.tolist() == [10, 6, 2]
     assert batch.max_seqlen_q == 3
-    assert batch.logit_rows is not None
+    assert batch.logit_rows is not None and batch.logit_seqs is not None
     assert batch.logit_rows.tolist() == [0, 5]
+    assert batch.logit_seqs.tolist() == [0, 2]
+    tail = batch.with_tail().tail
+    assert tail is not None
+    assert tail.positions.tolist() == [9, 1]
+    assert tail.block_table.tolist() == [[5, 2, 8], [1, 0, 0]]
+    assert (tail.cu_seqlens_q.tolist(), tail.seq_lens.tolist()) == ([0, 1, 2], [10, 2])
 
 
 def test_batch_in_which_every_token_samples_needs_no_rows() -> None:
@@ -265,6 +273,31 @@ def test_mixed_step_of_decode_and_chunk(runner: ModelRunner) -> None:
     mixed = runner.execute(ScheduledBatch(step=1, seqs=seqs))
     rest = runner.execute(ScheduledBatch(step=2, seqs=[filling.step([*prompt[50:], 17])]))
     assert mixed[0].token_id == rest[0].token_id
+
+
+def test_last_layer_computes_rows_with_logits_only(runner: ModelRunner) -> None:
+    """And gives the same as for all rows: logits and pages, bit for bit."""
+    decoding, filling, ending = (PagedSequence(runner, i, 200) for i in range(3))
+    prompt = random_ids(90, 3)
+    steps = [
+        [decoding.step(prompt)],
+        [filling.step(prompt[:40], samples=False)],
+        [decoding.step([17]), filling.step(prompt[40:60], samples=False), ending.step(prompt[:70])],
+    ]
+    numbers: list[int] = []
+    last = runner.model.layers[-1]
+    handle = last.mlp.register_forward_hook(lambda _, x, __: numbers.append(x[0].shape[0]))
+    for number, seqs in enumerate(steps):
+        part = part_of(ScheduledBatch(step=number, seqs=seqs), runner.ranks.layout, 0)
+        inputs, found = runner._inputs(part), []
+        for few in (True, False):
+            batch = inputs if few else replace(inputs, logit_seqs=None)
+            with torch.inference_mode():
+                logits = runner.model(batch)
+            found.append((logits, *(page.clone() for page in runner._caches[-1] if page is not None)))
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    handle.remove()
+    assert numbers == [1, 90, 0, 40, 2, 91]
 
 
 # ---- sampling -------------------------------------------------------------------------------------

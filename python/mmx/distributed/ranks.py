@@ -85,6 +85,12 @@ class Ranks:
             ranks.peers = map_peers(layout.tensor_group(rank), rank, config.hidden, device, store, timeout)
         return ranks
 
+    @property
+    def owns_tokens(self) -> bool:
+        """Whether no other rank is told how many tokens this one has, which may then drop some."""
+        groups = self.spread, self.context, self.decode
+        return all(group.size == 1 for group in groups) and not self.layout.sequence_parallel
+
     @contextmanager
     def in_turn(self, lock: AbstractContextManager[None], device: torch.device) -> Iterator[None]:
         """Inside ``lock``, which the ranks take one after the other: of two engines that need the same locks,

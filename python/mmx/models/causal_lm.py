@@ -27,12 +27,16 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RmsNorm(config.hidden, config.norm_eps, config.gemma, dtype)
         self.mlp = mlp
 
-    def forward(self, hidden: torch.Tensor, branch: torch.Tensor | None, batch: ForwardBatch) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, branch: torch.Tensor | None, batch: ForwardBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds ``branch``, what the previous layer returned (None before the first), to the residual stream
-        ``hidden`` in place; returns this rank's part of the MLP's output, which is not added yet. Both
-        [num_tokens, hidden], ``hidden`` this rank's slice of the tokens with sequence-parallel norms."""
+        ``hidden`` in place; returns the stream and this rank's part of the MLP's output, which is not added
+        yet. Both [num_tokens, hidden], fewer tokens where ``batch`` has a tail; ``hidden`` is this rank's
+        slice of the tokens with sequence-parallel norms."""
         branch = self._run(self.attention, self.attn_norm, hidden, branch, batch)
-        return self._run(self.mlp, self.mlp_norm, hidden, branch, batch)
+        hidden, batch = batch.cut(hidden)
+        return hidden, self._run(self.mlp, self.mlp_norm, hidden, branch, batch)
 
     def _run(
         self,
@@ -69,12 +73,13 @@ class CausalLM(nn.Module):
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits of ``batch.logit_rows`` for this rank's part of the vocabulary: [num_rows, vocab] f32."""
         hidden = self.ranks.reduce(self.embed(batch.token_ids))
-        layers = iter(self.layers)
-        branch = next(layers)(hidden, None, batch)
-        for layer in layers:
-            branch = layer(hidden, branch, batch)
+        branch: torch.Tensor | None = None
+        for layer in self.layers[:-1]:
+            hidden, branch = layer(hidden, branch, batch)
+        last = batch.with_tail() if self.ranks.owns_tokens else batch
+        hidden, branch = self.layers[-1](hidden, branch, last)
         rows, spread = batch.logit_rows, self.ranks.layout.sequence_parallel
-        if rows is not None and not spread:
+        if rows is not None and not spread and last.tail is None:
             hidden, branch = hidden[rows], branch[rows]
         x = self.ranks.whole(self.norm.add(hidden, branch, self.ranks), batch.positions.shape[0])
         if rows is not None and spread:

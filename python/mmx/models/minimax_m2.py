@@ -34,6 +34,7 @@ class M2Attention(nn.Module):
         qkv: torch.Tensor = self.qkv(x, codes)
         cache = batch.caches[self.layer]
         self.paged.prepare(qkv, (self.q_norm, self.k_norm), cache, batch)
+        qkv, batch = batch.cut(qkv)
         output: torch.Tensor = self.o(self.paged.dense(qkv, cache, batch))
         return output
 

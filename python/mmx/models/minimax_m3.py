@@ -39,6 +39,7 @@ class M3Attention(nn.Module):
             attend = self.paged.sparse
         cache = batch.caches[self.layer]
         self.paged.prepare(qkv, norms, cache, batch)
+        qkv, batch = batch.cut(qkv)
         output: torch.Tensor = self.o(attend(qkv, cache, batch))
         return output
 

@@ -74,7 +74,8 @@ def make_inputs(
     samples = np.array([seq.samples for seq in seqs], bool)
     all_sample = num_tokens == len(seqs) and bool(samples.all())
     logit_rows = cu_seqlens[1:][samples].astype(np.int64) - 1
-    if any(seq.prompt_targets for seq in seqs):
+    explains = any(seq.prompt_targets for seq in seqs)
+    if explains:
         wanted = samples[owners] & (np.arange(num_tokens) == cu_seqlens[1:][owners] - 1)
         logit_rows = np.flatnonzero(wanted | np.array([bool(seq.prompt_targets) for seq in seqs])[owners])
 
@@ -91,6 +92,7 @@ def make_inputs(
             logit_rows,
             pending.astype(np.int64),
             np.array(pending_rows, np.int64),
+            np.flatnonzero(samples),
         ],
         device,
     )
@@ -107,6 +109,7 @@ def make_inputs(
         seq_lens=tensors[5],
         max_seqlen_q=int(num_new.max(initial=0)),
         logit_rows=None if all_sample else tensors[6],
+        logit_seqs=None if all_sample or explains else tensors[9],
         cos_sin=cos_sin,
         caches=caches,
         token_counts=() if part is None else part.token_counts,

@@ -180,8 +180,10 @@ def collectives(
             # Before every projection and at the end.
             calls["all_gather", "tensor"] += num_busy * (2 * s.layers + 1)
         else:
-            # The last one is of the tokens with logits only.
-            calls["all_reduce", "tensor"] += num_busy * 2 * s.layers + num_logits
+            # The last ones are of the tokens with logits only: one, or both of the last layer where no other
+            # rank is told how many tokens there are.
+            owns = not case.coupled and pcp == case.dcp == 1
+            calls["all_reduce", "tensor"] += num_busy * (2 * s.layers - owns) + num_logits * (1 + owns)
         calls["all_reduce", "tensor"] += num_busy * s.layers * (case.family == "m2")
         calls["all_gather", "tensor"] += num_samplings
     if pcp > 1:

@@ -86,8 +86,9 @@ def generate(config: EngineConfig, runner: Any) -> dict[str, list[int]]:
 
 
 class Counting:
-    """Counts the forward passes of a runner, those with tokens of its own, those that give logits, and those
-    that sample."""
+    """Counts the forward passes of a runner, those with tokens of its own, those that give logits, and how
+    often tokens are drawn: in each graph, and behind a pass whose graph does not, because there is none or
+    because somebody samples."""
 
     def __init__(self, runner: ModelRunner) -> None:
         self.forwards = self.busy = self.logits = self.samplings = 0
@@ -103,7 +104,10 @@ class Counting:
 
         def counted_launch(batch: ScheduledBatch) -> Any:
             part = part_of(batch, ranks.layout, ranks.rank)
-            self.samplings += any(seq.samples for seq in part.batch.seqs)
+            seqs = [seq for seq in part.batch.seqs if seq.samples]
+            graph = runner._graphs is not None and part.decode_rows is not None and not part.idle
+            drawn = graph and all(seq.params.greedy for seq in seqs)
+            self.samplings += graph + (bool(seqs) and not drawn)
             return launch(batch)
 
         runner.model.forward = counted_forward  # type: ignore[method-assign]

@@ -32,6 +32,7 @@ from mmx.runner.sampler import (
     Sampled,
     attached_masks,
     draw,
+    draw_largest,
     sample_tokens,
 )
 from mmx.runner.trace import Trace
@@ -122,13 +123,13 @@ class ModelRunner:
         if part.idle:
             return Sampled(seqs, ids)
         logits = None if self._graphs is None else self._graphs.run(part, self._sampled_rows)
-        drawn = logits is not None and self._draws_in_graph
+        alone = self.ranks.tensor.size == 1
+        drawn = logits is not None and (alone or all(seq.params.greedy for seq in seqs))
         prompts: dict[str, ExplainedPrompt] = {}
         if logits is None:
             logits = self.forward(part)
             if any(seq.prompt_targets for seq in part.batch.seqs):
                 logits, prompts = self._prompts.take(logits, part.batch.seqs, self.ranks.tensor)
-        if not drawn:
             self._forbid(logits)
         if not seqs:
             sampled = Sampled(seqs, ids)
@@ -198,16 +199,16 @@ class ModelRunner:
         if seqs:
             sample_tokens(logits, seqs, self.ranks.tensor).result()
 
-    @property
-    def _draws_in_graph(self) -> bool:
-        return self.ranks.tensor.size == 1
-
     def _decode(self, inputs: ForwardBatch, controls: Controls) -> torch.Tensor:
-        """A decode step as graphs record it."""
+        """A decode step as graphs record it. Ranks that share a vocabulary draw greedily in it; whole rows,
+        which others than greedy sequences need, are too much to send when nobody asks for them."""
         logits: torch.Tensor = self.model(inputs)
-        if self._draws_in_graph:
-            self._forbid(logits)
-            draw(logits, controls, self._state[: logits.shape[0]])
+        self._forbid(logits)
+        ids, group = self._state[: logits.shape[0]], self.ranks.tensor
+        if group.size == 1:
+            draw(logits, controls, ids)
+        else:
+            draw_largest(logits, group, ids)
         return logits
 
     def _forbid(self, logits: torch.Tensor) -> None:

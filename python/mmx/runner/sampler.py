@@ -154,7 +154,9 @@ def sample_tokens(
         out = torch.empty(len(seqs), dtype=torch.int64, device=logits.device)
     if group is not None and group.size > 1:
         if not wanted and not adjusted and all(seq.params.greedy for seq in seqs):
-            return Sampled(seqs, out.copy_(_largest(logits, group)))
+            if not drawn:
+                draw_largest(logits, group, out)
+            return Sampled(seqs, out)
         logits = whole_rows(logits, group)
     model_logits = logits
     if wanted and (adjusted or len(wanted) < len(seqs)):
@@ -180,16 +182,16 @@ def draw(logits: torch.Tensor, controls: Controls, out: torch.Tensor) -> None:
     ops.sample(logits, *controls, out=out)
 
 
-def _largest(logits: torch.Tensor, group: Group) -> torch.Tensor:
-    """Greedy ids over all parts of the vocabulary (ties: lowest id), -1 where the largest logit is not
-    finite."""
+def draw_largest(logits: torch.Tensor, group: Group, out: torch.Tensor) -> None:
+    """Greedy ids over all parts of the vocabulary into ``out`` (ties: lowest id), -1 where the largest logit
+    is not finite. A dozen small kernels, all of which a graph can hold."""
     values, ids = logits.max(1)
     # Why f32 ids: a vocabulary has far fewer than 2^24 entries, and one call carries both.
     ids = ids + group.rank * logits.shape[1]
     best = group.all_gather(torch.stack([values, ids.float()], 1)).view(group.size, -1, 2)
     value, place = best[..., 0].max(0)
-    chosen = best[..., 1].gather(0, place.unsqueeze(0)).squeeze(0).long()
-    return chosen.where(value.isfinite(), -1)
+    chosen = best[..., 1].gather(0, place.unsqueeze(0)).squeeze(0)
+    out.copy_(chosen.where(value.isfinite(), -1))
 
 
 def whole_rows(logits: torch.Tensor, group: Group) -> torch.Tensor:

@@ -17,23 +17,11 @@ void all_reduce_add_rms_norm(const Tensor& out, const Tensor& residual, const Te
         m.require(rows.stride(0) % 8 == 0,
                   "rows of x, residual and out must begin at multiples of 8 elements");
     const AllReduceAddRmsNormParams p{
-        .out = norm.out,
-        .residual = norm.residual,
-        .x = norm.x,
-        .weight = norm.weight,
+        .norm = norm,
         .peers = to_peers(m, inboxes, epochs, rank, timeout, norm.num_tokens,
                           norm.hidden * dtype_bytes(norm.dtype) / 4),
-        .num_tokens = norm.num_tokens,
-        .hidden = norm.hidden,
-        .out_stride = norm.out_stride,
-        .residual_stride = norm.residual_stride,
-        .x_stride = norm.x_stride,
-        .eps = norm.eps,
-        .gemma = norm.gemma,
-        .dtype = norm.dtype,
-        .weight_dtype = norm.weight_dtype,
     };
-    if (p.num_tokens == 0 || p.hidden == 0) return;
+    if (norm.num_tokens == 0 || norm.hidden == 0) return;
     B::enqueue(m.device_index(), &B::all_reduce_add_rms_norm, p);
 }
 

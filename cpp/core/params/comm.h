@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "cpp/core/dtype.h"
+#include "cpp/core/params/norm.h"
 
 namespace mmx {
 
@@ -28,21 +28,11 @@ struct Peers {
     }
 };
 
-/// total = sum of x over the ranks, in fp32 in the order of the ranks, rounded to dtype; then as
-/// `AddRmsNormParams`: residual += total, out = rms_norm(residual). Every rank gets the same bits. `out` may
-/// be `x`. One rank needs no inboxes.
+/// total = sum of norm.x over the ranks, in fp32 in the order of the ranks, rounded to dtype; then `norm`
+/// with total as x. Every rank gets the same bits. `norm.out` may be `norm.x`. One rank needs no inboxes.
 struct AllReduceAddRmsNormParams {
-    void* out;                   // [num_tokens, hidden]
-    void* residual;              // [num_tokens, hidden]
-    const void* x;               // [num_tokens, hidden], this rank's part
-    const void* weight;          // [hidden]
-    Peers peers;                 // rows of hidden * size of dtype / 4 words
-    int64_t num_tokens, hidden;  // hidden: a multiple of 8, at most 8192
-    int64_t out_stride, residual_stride, x_stride;
-    float eps;
-    bool gemma;
-    DType dtype;  // of out, residual and x
-    DType weight_dtype;
+    AddRmsNormParams norm;  // x is this rank's part; hidden a multiple of 8, at most 8192
+    Peers peers;            // rows of hidden * size of dtype / 4 words
 };
 
 }  // namespace mmx

@@ -1,10 +1,12 @@
 """Runs a small case of every op, and of every kernel that serves it, under NVIDIA's compute-sanitizer.
 
-    python tests/ops/sanitize.py                      memcheck, then racecheck: a minute or two on one GPU
+    python tests/ops/sanitize.py                      memcheck, then racecheck: minutes on one GPU
     python tests/ops/sanitize.py --tool initcheck --only router sampling
 
-The cases are tests of this folder, so that results are checked as well. One process per tool; torch's own
-kernels are not looked at. Exits with 1 if a tool has something to report or a test fails.
+The cases are tests of this folder, so that results are checked as well. Several processes per tool share the
+GPU; torch's own kernels are not looked at. Exits with 1 if a test fails or a tool has something to report; of
+racecheck's reports those count that ops/racecheck.py does not explain, for which the library must be built
+with -DCMAKE_CUDA_FLAGS=-lineinfo and nvcc be there.
 """
 
 from __future__ import annotations
@@ -15,36 +17,34 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ops.racecheck import check_handovers, judge
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "tests/ops/test_"
 CASES = "MMX_SANITIZED_CASES"
+REPORTED = 9  # a tool's exit code if it has something to report; pytest's are smaller
+PASSED = re.compile(r"^=*\s*(\d+ passed(?!.*(failed|error)).*)")
 
 # op -> beginnings of test ids in this folder, each a kernel or a form of it; * stands for any characters.
 SMALL: dict[str, list[str]] = {
     "gated_act": ["activation.py::test_gated_act[cuda-num_tokens33-"],
     "paged_attention": [
         "attention.py::test_paged_attention[cuda-num_seqs4-q_len40-",
-        "attention_sm90.py::test_paged_decode[ragged-6]",
-        "attention_sm90.py::test_paged_decode[drafts-16]",
-        "attention_sm90.py::test_paged_prefill[mixed-16]",
         "fp8_pages.py::test_paged_attention[cuda-num_seqs5-",
-        "pages_sm90.py::test_attention[ragged-fp8-6]",
-        "pages_sm90.py::test_row_does_not_depend_on_its_batch[bf16]",
-        "pages_sm90.py::test_prompts[fp8]",
-        "prompts_sm90.py::test_dense_rows_of_any_size",
+        "small_sm90.py::test_dense[",
     ],
     "sparse_attention": [
         "attention.py::test_sparse_attention[cuda-num_seqs3-",
-        "attention_sm90.py::test_sparse_decode[ragged-16]",
-        "attention_sm90.py::test_sparse_prefill[mixed-16]",
-        "attention_sm90.py::test_sparse_prefill[mixed-5]",
         "fp8_pages.py::test_sparse_attention[cuda-num_seqs4-",
-        "pages_sm90.py::test_attention[drafts-fp8-16]",
+        "small_sm90.py::test_sparse[",
     ],
     "embedding": ["embedding.py::test_embedding[cuda-num_tokens33-"],
     "fp8_linear": [
@@ -97,6 +97,7 @@ SMALL: dict[str, list[str]] = {
     ],
     "add_rms_norm": ["norm.py::test_add_rms_norm[cuda-num_tokens5-"],
     "add_rms_norm_quantize": ["norm.py::test_add_rms_norm_quantize[cuda-num_tokens5-"],
+    "combine_add_rms_norm": ["norm.py::test_combine_add_rms_norm[cuda-num_tokens5-"],
     # Why one rank and mirrors: under these tools kernels run one after the other, so that none may wait for
     # another.
     "all_reduce_add_rms_norm": [
@@ -170,8 +171,60 @@ def files(cases: Sequence[str]) -> list[str]:
 
 
 def run_tests(cases: Sequence[str]) -> int:
-    options = ["-q", "-p", "no:cacheprovider", "-m", "cuda", f"--rootdir={ROOT}", *files(cases)]
+    options = [
+        "-q",
+        "--durations=8",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "cuda",
+        f"--rootdir={ROOT}",
+        *files(cases),
+    ]
     return int(pytest.main(options, plugins=[Choose(cases)]))
+
+
+def run_sanitizer(tool: str, program: Sequence[str], log: Path, cases: Sequence[str] = ()) -> int:
+    # Why not API errors: tests of faults and torch's own probing make some.
+    command = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--print-limit", "0"]
+    command += ["--error-exitcode", str(REPORTED), *program]
+    env = os.environ | {CASES: "\n".join(cases), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    with log.open("w") as file:
+        return subprocess.run(command, env=env, check=False, stdout=file, stderr=subprocess.STDOUT).returncode
+
+
+def failed_handovers(folder: Path) -> list[str]:
+    """What racecheck says of each way to hand words over, against what is said of it."""
+    program, log = folder / "handovers", folder / "racecheck-handovers.log"
+    command = ["nvcc", "-std=c++20", "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-lineinfo"]
+    subprocess.run([*command, f"-I{ROOT}", "-o", program, "tests/ops/handovers.cu"], check=True)
+    run_sanitizer("racecheck", [str(program)], log)
+    return check_handovers(log.read_text().splitlines())
+
+
+def failed_parts(tool: str, cases: Sequence[str], jobs: int, folder: Path) -> list[str]:
+    """Runs the cases in ``jobs`` processes; says of each what a reader has to look at."""
+    parts = [part for part in (cases[i::jobs] for i in range(jobs)) if part]
+    logs = [folder / f"{tool}-{i}.log" for i in range(len(parts))]
+    program = ["--kernel-name", "kns=mmx", sys.executable, __file__]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        codes = list(pool.map(lambda part, log: run_sanitizer(tool, program, log, part), parts, logs))
+    found = []
+    for code, log in zip(codes, logs, strict=True):
+        lines = log.read_text().splitlines()
+        print(f"  {log}: {next((line for line in reversed(lines) if PASSED.search(line)), 'did not end')}")
+        if code not in (0, REPORTED) or not any(PASSED.search(line) for line in lines):
+            found.append(f"{log}: a test failed or did not end")
+        if tool != "racecheck":
+            found += [f"{log}: see there"] * (code == REPORTED)
+            continue
+        used, unexplained = judge(lines)
+        for entry, times in used.items():
+            print(f"    {entry.handover} x {times}: {entry.ends[0]} <> {entry.ends[1]}")
+        found += map(str, unexplained)
+        if code == REPORTED and not used and not unexplained:
+            found.append(f"{log}: reports that are not understood")
+    return found
 
 
 def main() -> int:
@@ -181,24 +234,26 @@ def main() -> int:
     tools = ("memcheck", "racecheck", "initcheck", "synccheck")
     parser.add_argument("--tool", nargs="+", choices=tools, default=["memcheck", "racecheck"])
     parser.add_argument("--only", nargs="+", default=[], help="parts of names of ops or tests")
+    parser.add_argument("--jobs", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)))
+    parser.add_argument("--logs", type=Path, help="folder for what the tools say; default: a new one")
     args = parser.parse_args()
+    folder = (args.logs or Path(tempfile.mkdtemp(prefix="sanitize-"))).resolve()
     os.chdir(ROOT)
-    if not chosen(args.only):
+    cases = chosen(args.only)
+    if not cases:
         parser.error(f"--only: no op and no test is called like {' or '.join(args.only)}")
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        parser.error("compute-sanitizer is not on PATH; it is part of the CUDA toolkit")
-    failed = []
+    for program in ("compute-sanitizer", *["nvcc"] * ("racecheck" in args.tool)):
+        if shutil.which(program) is None:
+            parser.error(f"{program} is not on PATH; it is part of the CUDA toolkit")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
     for tool in args.tool:
-        # Why not API errors: tests of faults and torch's own probing make some.
-        command = [sanitizer, "--tool", tool, "--kernel-name", "kns=mmx", "--report-api-errors", "no"]
-        command += ["--error-exitcode", "1", sys.executable, __file__]
-        env = os.environ | {CASES: "\n".join(chosen(args.only)), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         print(f"{tool}:", flush=True)
-        if subprocess.run(command, env=env, check=False).returncode:
-            failed.append(tool)
-    print(f"to be looked at: {', '.join(failed)}" if failed else "nothing found")
-    return len(failed) > 0
+        if tool == "racecheck":
+            found += failed_handovers(folder)
+        found += failed_parts(tool, cases, args.jobs, folder)
+    print("\n".join(["to be looked at:", *found]) if found else "nothing found")
+    return len(found) > 0
 
 
 if __name__ == "__main__":

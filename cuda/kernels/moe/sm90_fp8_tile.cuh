@@ -122,6 +122,7 @@ struct Fp8Cursor {
 template <class C>
 __device__ __forceinline__ void fp8_release(Fp8Shared<C>& shared, int stage) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32;
+    if constexpr (!C::kRowsFirst) __syncwarp();  // all lanes have read their scales
     if constexpr (C::kPairs) {
         if (lane_idx < 2) ptx::barrier_arrive_at(shared.empty[stage], lane_idx);
     } else {

@@ -13,6 +13,8 @@ void all_reduce_add_rms_norm(const Tensor& out, const Tensor& residual, const Te
     const AddRmsNormParams norm = add_rms_norm_params(m, out, residual, x, weight, eps, gemma);
     m.require(m["hidden"] % 8 == 0 && m["hidden"] <= 8192,
               "hidden must be a multiple of 8 and at most 8192, got ", m["hidden"]);
+    m.require(inboxes.size() <= 2 || m["hidden"] >= 8 * static_cast<int64_t>(inboxes.size()),
+              "hidden must be at least 8 for each of ", inboxes.size(), " ranks, got ", m["hidden"]);
     for (const Tensor& rows : {x, residual, out})
         m.require(rows.stride(0) % 8 == 0,
                   "rows of x, residual and out must begin at multiples of 8 elements");

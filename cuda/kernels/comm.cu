@@ -11,17 +11,6 @@ namespace mmx::cuda {
 namespace {
 
 constexpr int kRun = 8, kMaxThreads = 1024;
-// Bytes per rank that the links must be spared for a sum in two hops to be faster.
-constexpr int64_t kBytesPerHop = 256 << 10;
-
-/// Whether each rank sums a slice of every row and tells the others, which takes two hops, or all ranks send
-/// their rows to all. Every rank must hear from every other one in an exchange, so none may have an empty
-/// slice.
-constexpr bool goes_in_slices(int64_t num_ranks, int64_t num_tokens, int64_t hidden, int64_t element_bytes) {
-    if (num_ranks < 3 || hidden / kRun < num_ranks) return false;
-    const int64_t bytes = num_tokens * hidden * element_bytes;
-    return bytes * (num_ranks - 1) - bytes * 2 * (num_ranks - 1) / num_ranks >= kBytesPerHop;
-}
 
 template <class T>
 union Run {
@@ -95,10 +84,11 @@ struct Exchange {
     }
 };
 
-/// A block per row, a run per thread, which stays in registers from the sum to the norm. Every block needs
-/// its twin on the other ranks only, and twins are dispatched in the same order, so that no grid can be too
-/// large for the device.
-template <class T, class W, int kAtOnce, bool kSlices>
+/// A block per row, a run per thread, which stays in registers from the sum to the norm. Two ranks send each
+/// other their rows; of more, each sums a slice of every row and sends it to the others, which is less by
+/// 2 / num_ranks. Every block needs its twin on the other ranks only, and twins are dispatched in the same
+/// order, so that no grid can be too large for the device.
+template <class T, class W, bool kSlices>
 __global__ void __launch_bounds__(kMaxThreads)
     all_reduce_add_rms_norm_kernel(AllReduceAddRmsNormParams params, bool packable) {
     const AddRmsNormParams& p = params.norm;
@@ -121,7 +111,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     if (num_ranks > 1) epoch = Peers::next(static_cast<uint32_t>(peers.epochs[token]));
     const Exchange<T> exchange{peers, epoch, token, static_cast<int64_t>(threadIdx.x) * 2,
                                p.hidden / kRun * 2};
-    // Who sums this run.
+    // Who sums this run; every rank some, so that all hear from all in an exchange.
     const int runs = static_cast<int>(p.hidden / kRun);
     const int owner = kSlices ? static_cast<int>((threadIdx.x + 1) * num_ranks - 1) / runs : rank;
     Run<T> run;
@@ -137,7 +127,7 @@ __global__ void __launch_bounds__(kMaxThreads)
         }
         stream = *reinterpret_cast<const Pack<T, kRun>*>(residual);
         if (owner == rank) {
-            run = exchange.template sum<kAtOnce>(run);
+            run = exchange.template sum<kSlices ? 3 : 1>(run);
             if constexpr (kSlices)
                 for (int r = 0; r < num_ranks; ++r)
                     if (r != rank) exchange.send(r, run);
@@ -176,7 +166,6 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 void all_reduce_add_rms_norm(const AllReduceAddRmsNormParams& params, Stream stream) {
     const AddRmsNormParams& p = params.norm;
-    const int64_t num_ranks = params.peers.num_ranks;
     dispatch_float(p.dtype, [&](auto t) {
         dispatch_float(p.weight_dtype, [&](auto w) {
             using T = decltype(t);
@@ -189,12 +178,10 @@ void all_reduce_add_rms_norm(const AllReduceAddRmsNormParams& params, Stream str
             const LaunchChain chain{"all_reduce_add_rms_norm", dim3(static_cast<unsigned>(p.num_tokens)),
                                     dim3(threads), 0, stream};
             const bool packable = is_packable<W, kRun>(p.weight, {});
-            if (goes_in_slices(num_ranks, p.num_tokens, p.hidden, sizeof(T)))
-                chain(all_reduce_add_rms_norm_kernel<T, W, 3, true>, params, packable);
-            else if (num_ranks > 2)
-                chain(all_reduce_add_rms_norm_kernel<T, W, 3, false>, params, packable);
+            if (params.peers.num_ranks > 2)
+                chain(all_reduce_add_rms_norm_kernel<T, W, true>, params, packable);
             else
-                chain(all_reduce_add_rms_norm_kernel<T, W, 1, false>, params, packable);
+                chain(all_reduce_add_rms_norm_kernel<T, W, false>, params, packable);
         });
     });
 }

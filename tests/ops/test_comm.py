@@ -155,11 +155,16 @@ def test_all_reduce_add_rms_norm_names_what_is_wrong(device):
     call("inboxes have 2 rows, got 3 tokens", num_tokens=3)
     call("rows of inboxes must be an even number of words, at least 16, got 8", hidden=16)
     call("hidden must be a multiple of 8 and at most 8192, got 12", hidden=12)
+    call("hidden must be at least 8 for each of 4 ranks, got 16", hidden=16, inboxes=place.inboxes * 2)
     call(r"rank must be in \[0, 2\), got 2", rank=2)
     call("timeout must be positive, got 0", timeout=0.0)
     call("inboxes must be none, or with epochs those of 2 to 8 ranks, got 1", inboxes=place.inboxes[:1])
     call("inboxes must be none, or with epochs those of 2 to 8 ranks, got 2", epochs=None)
-    call(r"inboxes must be \[2, 3, max_tokens, row_words\]", inboxes=[*place.inboxes, place.inboxes[0]])
+    call(
+        r"inboxes must be \[2, 3, max_tokens, row_words\]",
+        hidden=24,
+        inboxes=[*place.inboxes, place.inboxes[0]],
+    )
 
 
 def test_opcheck(device, rng):

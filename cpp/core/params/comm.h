@@ -11,7 +11,8 @@ namespace mmx {
 /// `e` lies at [e % 2, s, t], each word 32 bits of data and above them the 32 bits of `e`. A word is written
 /// and read at once, so that a receiver polls the data itself and no fence is needed; and who sends exchange
 /// e + 2 has received exchange e + 1 from a rank that had then read all of e, so that nothing is overwritten
-/// before it was read. All ranks make the same exchanges in the same order.
+/// before it was read. An exchange may take two hops: the part of a row that `r` sums comes to it from all, and
+/// goes from it to all as the part of its own row. All ranks make the same exchanges in the same order.
 struct Peers {
     static constexpr int64_t kMaxRanks = 8;
     uint64_t* inboxes[kMaxRanks];  // of all ranks, as they are mapped here
@@ -30,8 +31,9 @@ struct Peers {
 
 /// total = sum of norm.x over the ranks, in fp32 in the order of the ranks, rounded to dtype; then `norm`
 /// with total as x. Every rank gets the same bits. `norm.out` may be `norm.x`. One rank needs no inboxes.
+/// hidden: a multiple of 8, at most 8192, of more than two ranks at least 8 for each.
 struct AllReduceAddRmsNormParams {
-    AddRmsNormParams norm;  // x is this rank's part; hidden a multiple of 8, at most 8192
+    AddRmsNormParams norm;  // x is this rank's part
     Peers peers;            // rows of hidden * size of dtype / 4 words
 };
 

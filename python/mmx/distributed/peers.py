@@ -13,9 +13,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 log = logging.getLogger("mmx.engine")
 
-# Rows that all ranks send to all others together: where NCCL's ring overtakes a sum in which every rank reads
-# every row, measured with two and four ranks (bench/NOTES.md, Several GPUs).
-MAX_SENT_ROWS = 512
+# Rows that a rank sends, of each sum in the kernel 2 (n - 1) / n: where NCCL's ring comes close, measured with
+# two and four ranks (bench/NOTES.md, Several GPUs).
+MAX_SENT_ROWS = 256
 # The kernel's rows: a run of 8 elements for each of at most 1,024 threads.
 RUN, MAX_WIDTH, MAX_RANKS = 8, 8192, 8
 
@@ -54,7 +54,7 @@ def map_peers(
     tell("host", host)
     if any(hear("host", i) != host for i in others):
         return None
-    shape = (2, size, MAX_SENT_ROWS // (size * (size - 1)), width)
+    shape = (2, size, MAX_SENT_ROWS * size // (2 * (size - 1)), width)
     inboxes = [torch.zeros(shape, dtype=torch.int64, device=device)] * size
     epochs = torch.zeros(shape[2], dtype=torch.int32, device=device)
     torch.cuda.synchronize(device)  # the zeros are there before another rank writes

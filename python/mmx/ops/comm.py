@@ -25,8 +25,8 @@ def all_reduce_add_rms_norm(
 
     Args:
         residual: [num_tokens, hidden], updated; the same on all ranks.
-        x: [num_tokens, hidden], f32 or bf16, this rank's part; hidden a multiple of 8 and at most 8192, rows
-            at multiples of 8 elements.
+        x: [num_tokens, hidden], f32 or bf16, this rank's part; hidden a multiple of 8, at most 8192 and
+            for more than two ranks at least 8 each, rows at multiples of 8 elements.
         weight, eps, gemma: as for ``rms_norm``.
         inboxes: of 2 to 8 ranks, as they are mapped here, none for the only rank: int64 [2, num_ranks,
             max_tokens, row_words], 0 at first, for at most ``max_tokens`` rows, whose 4-byte words

@@ -197,7 +197,7 @@ void launch_grouped_gemm(const char* op, DType dtype, DType weight_dtype, const 
 }  // namespace
 
 int64_t moe_gate_up_workspace(const MoeGateUpParams& p) { return bf16_copied_bytes(p); }
-int64_t moe_down_workspace(const MoeDownParams&) { return 0; }
+int64_t moe_down_workspace(const MoeDownParams& p) { return bf16_ticket_bytes(p); }
 
 void moe_gate_up(const MoeGateUpParams& p, Stream stream) {
     if (sm90_bf16_fits(p) && is_aligned16(p.x) && is_aligned16(p.weight) && is_aligned16(p.out))

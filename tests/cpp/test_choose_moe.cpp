@@ -78,6 +78,8 @@ void test_copied_bytes() {
     EXPECT(bf16_copied_bytes(gate_up_params(1024, 6144, 3072)) == 0);
     EXPECT(bf16_copied_bytes(gate_up_params(65536, 6144, 3072)) == 0);  // would be 3.2 GB
     EXPECT(bf16_copied_bytes(gate_up_params(8192, 6144, 3072 + 8)) == 0);
+    EXPECT(bf16_ticket_bytes(down_params(8192 * 4, 6144, 3072)) == kMoeTicketBytes);
+    EXPECT(bf16_ticket_bytes(down_params(4096 * 4, 6144, 3072)) == 0);
 }
 
 MoeRouterParams router_params(int64_t num_tokens, int64_t num_experts) {

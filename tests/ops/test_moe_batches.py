@@ -70,6 +70,22 @@ def test_one_expert_has_every_token_and_most_have_none(num_tokens, device, rng):
     experts.check(x, ids.to(device))
 
 
+def test_more_tiles_than_run_at_once(device, rng):
+    # Of very different heights, so that who is done early gets more of them.
+    experts = Experts(rng, 7, 1664, 1024, device)
+    ids = random_ids(rng, 1000, 6, 2).to(device)
+    ids[:, 0] = 6
+    x = torch.randn(1000, 1664, generator=rng).to(BF16).to(device)
+    whole = experts.run(x, ids)
+    for _ in range(3):
+        for name, one, other in zip(("gate_up", "down"), experts.run(x, ids), whole, strict=True):
+            assert_equal(one, other, name=f"{name} again")
+    for begin, end in ((0, 7), (300, 360)):
+        part = experts.run(x[begin:end], ids[begin:end])
+        for name, some, all_rows in zip(("gate_up", "down"), part, whole, strict=True):
+            assert_equal(some, all_rows[begin * 2 : end * 2], name=f"{name} of tokens {begin} to {end}")
+
+
 @pytest.mark.parametrize("num_tokens", [2, 90, 900])
 def test_rows_of_other_ranks_are_never_read(num_tokens, device, rng):
     experts = Experts(rng, 3, 192, 64, device)

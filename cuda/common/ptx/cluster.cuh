@@ -28,6 +28,12 @@ __device__ __forceinline__ float load_remote(uint32_t address) {
 }
 
 /// Stores that complete on a barrier of the block that receives them; both are cluster addresses.
+__device__ __forceinline__ void store_remote(uint32_t address, int x, uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.s32 [%0], %1, [%2];" ::"r"(address),
+        "r"(x), "r"(barrier)
+        : "memory");
+}
 __device__ __forceinline__ void store_remote(uint32_t address, float x, float y, uint32_t barrier) {
     asm volatile(
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(

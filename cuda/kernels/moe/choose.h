@@ -36,7 +36,8 @@ enum class MoeBf16Tile {
 };
 
 inline constexpr int kMoeWideHeight = 304;
-inline constexpr int64_t kMoeCountBytes = kMoeMaxExperts * 4;  // of workspace before the copy of x
+inline constexpr int64_t kMoeTicketBytes = 256;  // of workspace: which tile is next
+inline constexpr int64_t kMoeCountBytes = kMoeTicketBytes + kMoeMaxExperts * 4;  // before the copy of x
 
 inline MoeBf16Tile choose_bf16_tile(int64_t num_rows, int64_t num_experts) {
     if (num_rows <= 8) return MoeBf16Tile::k64x8;
@@ -68,6 +69,11 @@ inline int64_t bf16_copied_bytes(const MoeGateUpParams& p) {
     const int64_t num_rows = p.num_tokens * p.topk, bytes = num_rows * p.hidden * 2;
     const bool wanted = choose_bf16_tile(num_rows, p.num_local_experts) >= MoeBf16Tile::k256x160Cluster;
     return sm90_bf16_fits(p) && wanted && bytes <= kMaxBytes ? kMoeCountBytes + bytes : 0;
+}
+
+inline int64_t bf16_ticket_bytes(const MoeDownParams& p) {
+    const bool draws = choose_bf16_tile(p.num_rows, p.num_local_experts) == MoeBf16Tile::k128x304Cluster;
+    return sm90_bf16_fits(p) && draws ? kMoeTicketBytes : 0;
 }
 
 /// The Hopper router: its sums over k are cut into kRouterSplits parts whatever the number of tokens, so that

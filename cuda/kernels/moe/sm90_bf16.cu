@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kCopyThreads)
 
 template <bool kGateUp>
 void launch(const char* op, const Bf16Job& job, const void* weight, int64_t k, int64_t num_rows,
-            Stream stream) {
+            void* workspace, Stream stream) {
     switch (choose_bf16_tile(num_rows, job.num_experts)) {
         case MoeBf16Tile::k64x8:
             return launch_bf16<FewTile, kGateUp, kGateUp>(op, job, weight, k, num_rows, stream);
@@ -39,7 +39,7 @@ void launch(const char* op, const Bf16Job& job, const void* weight, int64_t k, i
                 return launch_bf16<LargeTile, false>(op, job, weight, k, num_rows, stream);
             break;
         case MoeBf16Tile::k128x304Cluster:
-            if constexpr (!kGateUp) return moe_down_wide(job, weight, k, num_rows, stream);
+            if constexpr (!kGateUp) return moe_down_wide(job, weight, k, num_rows, workspace, stream);
             break;
         case MoeBf16Tile::k256x96: break;
     }
@@ -79,7 +79,7 @@ void moe_gate_up_bf16(const MoeGateUpParams& p, Stream stream) {
     if (bf16_copied_bytes(p) > 0)
         launch_copied(p, job, stream);
     else
-        launch<true>("moe_gate_up", job, p.weight, p.hidden, p.num_tokens * p.topk, stream);
+        launch<true>("moe_gate_up", job, p.weight, p.hidden, p.num_tokens * p.topk, nullptr, stream);
 }
 
 void moe_down_bf16(const MoeDownParams& p, Stream stream) {
@@ -97,7 +97,7 @@ void moe_down_bf16(const MoeDownParams& p, Stream stream) {
                    .activation = Activation::kSilu,
                    .alpha = 0,
                    .limit = 0},
-                  p.weight, p.inter, p.num_rows, stream);
+                  p.weight, p.inter, p.num_rows, p.workspace, stream);
 }
 
 }  // namespace mmx::cuda::sm90

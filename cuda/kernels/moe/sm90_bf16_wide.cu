@@ -1,5 +1,6 @@
 #include "cuda/kernels/moe/sm90_bf16_wide.h"
 
+#include "cuda/common/ptx/cluster.cuh"
 #include "cuda/common/ptx/global.cuh"
 #include "cuda/kernels/moe/sm90_bf16.cuh"
 
@@ -12,7 +13,10 @@ constexpr int kHalf = kHeight / 2;        // of one product
 constexpr int kStages = 4, kCluster = 2;  // two blocks share the rows of x and differ in weights
 constexpr int kWeightRows = 128;          // 64 of each consumer warpgroup
 constexpr int kThreads = 384;
-constexpr int kNumBoxes = 5;  // sizes of boxes: 8, 16, 32, 64 and 128 rows of x
+constexpr int kClearThreads = kMoeCountBytes / 4;
+static_assert(kClearThreads <= 1024);
+constexpr int kNumBoxes = 5;           // sizes of boxes: 8, 16, 32, 64 and 128 rows of x
+constexpr int kDrawnAt = 2 * kStages;  // chunk of an item at which the next one is told
 static_assert(kHalf % 8 == 0 && kHalf <= 160);
 
 struct Stage {
@@ -23,6 +27,8 @@ struct Stage {
 struct Shared {
     alignas(1024) Stage stages[kStages];
     uint64_t full[kStages], empty[kStages];
+    uint64_t drawn[2];
+    int items[2];                  // drawn, in turn
     MoeWorkList<kHeight, 1> list;  // of pairs of weight tiles
     int expert;                    // the one whose rows are asked for now; of gate and up
 };
@@ -47,11 +53,41 @@ struct WideRing {
     }
 };
 
-/// By the warps that have nothing else to do. Every block copies its share of each expert's rows, but only a
-/// few experts ahead of what it multiplies: the rows are then still in the L2 when they are asked for. Blocks
-/// take the experts in the same order, so those that are behind never wait for those that are ahead.
+/// The items of a cluster, for each of its threads that goes through them: the first has its number, those
+/// after are drawn, so that clusters with high tiles get fewer. Draws ascend: all clusters take the experts
+/// in the same order. Without tickets the items go round.
+struct Items {
+    int item = static_cast<int>(blockIdx.x) / kCluster, count = 0;
+
+    __device__ __forceinline__ void next(Shared& shared, const int32_t* ticket) {
+        if (!ticket) {
+            item += static_cast<int>(gridDim.x) / kCluster;
+            return;
+        }
+        const int place = count % 2;
+        ptx::barrier_wait(shared.drawn[place], count / 2 % 2);
+        item = static_cast<volatile int&>(shared.items[place]);
+        ++count;
+    }
+
+    /// By one thread of each block as it begins an item.
+    __device__ __forceinline__ void expect_next(Shared& shared) const {
+        ptx::barrier_arrive_expect(shared.drawn[count % 2], sizeof(int));
+    }
+    /// By that of block 0, once all threads of the cluster have begun the item: tells them the next one.
+    __device__ __forceinline__ void tell_next(Shared& shared, int next) const {
+#pragma unroll
+        for (int rank = 0; rank < kCluster; ++rank)
+            ptx::store_remote(ptx::cluster_address(ptx::smem_address(&shared.items[count % 2]), rank), next,
+                              ptx::cluster_address(ptx::smem_address(&shared.drawn[count % 2]), rank));
+    }
+};
+
+/// By the warps that have nothing else to do. Every block copies its share of each expert's rows, but only so
+/// far ahead of what it multiplies that they are still in the L2 when they are asked for. Blocks take the
+/// experts in the same order, so those that are behind never wait for those that are ahead.
 __device__ __forceinline__ void copy_rows(const Bf16Job& job, const RowCopies& copies, Shared& shared) {
-    constexpr int kWarps = 3, kAhead = 3;
+    constexpr int kWarps = 3, kAhead = 1536;  // rows behind those of the expert multiplied now
     const int lane_idx = static_cast<int>(threadIdx.x) % 32,
               warp_idx = static_cast<int>(threadIdx.x) / 32 - 1;
     const int num_rows = shared.list.first_row[job.num_experts], pieces = job.num_chunks * 8;
@@ -60,7 +96,7 @@ __device__ __forceinline__ void copy_rows(const Bf16Job& job, const RowCopies& c
     for (int m = static_cast<int>(blockIdx.x) * kWarps + warp_idx; m < num_rows;
          m += static_cast<int>(gridDim.x) * kWarps) {
         while (shared.list.first_row[expert + 1] <= m) ++expert;
-        while (reached + kAhead < expert) __nanosleep(500);
+        while (shared.list.first_row[min(reached + 1, job.num_experts)] + kAhead < m) __nanosleep(500);
         const uint4* from =
             reinterpret_cast<const uint4*>(copies.from + job.sorted_rows[m] / job.topk * copies.from_stride);
         uint4* to = reinterpret_cast<uint4*>(copies.to) + static_cast<int64_t>(m) * pieces;
@@ -92,12 +128,14 @@ __device__ __forceinline__ int first_half(int height) { return (height / 8 + 1) 
 /// One thread: the block's own weights, and its half of the rows of x for both blocks.
 template <bool kGateUp>
 __device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps, const RowCopies& copies,
-                                        Shared& shared, int rank) {
+                                        int32_t* ticket, Shared& shared, int rank) {
     WideRing ring;
     int expert = -1;
-    for (int item = static_cast<int>(blockIdx.x) / kCluster; item < shared.list.num_items();
-         item += static_cast<int>(gridDim.x) / kCluster) {
-        const MoeUnit unit = shared.list.unit(item, 0);
+    for (Items items; items.item < shared.list.num_items(); items.next(shared, ticket)) {
+        const MoeUnit unit = shared.list.unit(items.item, 0);
+        int drawn = 0;
+        if (ticket) items.expect_next(shared);
+        if (ticket && rank == 0) drawn = static_cast<int>(gridDim.x) / kCluster + atomicAdd(ticket, 1);
         if (kGateUp && unit.expert != expert) {
             expert = unit.expert;
             static_cast<volatile int&>(shared.expert) = expert;
@@ -110,6 +148,8 @@ __device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps
         for (int chunk = 0; chunk < job.num_chunks; ++chunk) {
             uint64_t& full = shared.full[ring.stage];
             ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+            // Why then: stages come back from products of this item, in both blocks.
+            if (chunk == kDrawnAt && ticket && rank == 0) items.tell_next(shared, drawn);
             ptx::barrier_arrive_expect(full, (kWeightRows + unit.height) * 128);
             ptx::tma_load_5d(shared.stages[ring.stage].weight, maps.weight, full, chunk * kChunk, 0, 0, warp,
                              unit.expert);
@@ -212,7 +252,7 @@ __device__ __forceinline__ void store(const Bf16Job& job, const MoeUnit& unit, i
 template <bool kGateUp>
 __global__ void __launch_bounds__(kThreads, 1)
     moe_bf16_wide_kernel(const __grid_constant__ Bf16Job job, const __grid_constant__ WideMaps maps,
-                         const __grid_constant__ RowCopies copies) {
+                         const __grid_constant__ RowCopies copies, int32_t* ticket) {
     extern __shared__ char raw[];
     Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
     const int rank = ptx::cluster_rank();
@@ -224,6 +264,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             ptx::barrier_init(shared.full[i], 1);
             ptx::barrier_init(shared.empty[i], 8 * kCluster);
         }
+        for (uint64_t& barrier : shared.drawn) ptx::barrier_init(barrier, 1);
         ptx::barrier_init_done();
     }
     ptx::wait_for_predecessors();
@@ -233,14 +274,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int group = static_cast<int>(threadIdx.x) / 128 - 1;
     if (group < 0) {
         ptx::release_registers<56>();
-        if (threadIdx.x == 0) produce<kGateUp>(job, maps, copies, shared, rank);
+        if (threadIdx.x == 0) produce<kGateUp>(job, maps, copies, ticket, shared, rank);
         if (kGateUp && threadIdx.x >= 32) copy_rows(job, copies, shared);
     } else {
         ptx::take_registers<224>();
         WideRing ring;
-        for (int item = static_cast<int>(blockIdx.x) / kCluster; item < shared.list.num_items();
-             item += static_cast<int>(gridDim.x) / kCluster) {
-            const MoeUnit unit = shared.list.unit(item, 0);
+        for (Items items; items.item < shared.list.num_items(); items.next(shared, ticket)) {
+            const MoeUnit unit = shared.list.unit(items.item, 0);
             float acc[2][kHalf / 2];
             dispatch_height(unit.height / 8, [&]<int kFirst, int kSecond>() {
                 multiply<kFirst, kSecond>(shared, ring, job.num_chunks, group, acc);
@@ -255,15 +295,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cluster_sync();
 }
 
-__global__ void __launch_bounds__(kMoeMaxExperts) clear_kernel(int32_t* counts) {
-    ptx::wait_for_predecessors();
+/// Ticket and counts, or the ticket alone.
+__global__ void __launch_bounds__(kClearThreads) clear_kernel(int32_t* words) {
     ptx::let_successors_start();
-    counts[threadIdx.x] = 0;
+    ptx::wait_for_predecessors();
+    words[threadIdx.x] = 0;
 }
 
 template <bool kGateUp>
 void launch(const char* op, Bf16Job job, const void* weight, int64_t k, int64_t num_rows,
-            const RowCopies& copies, Stream stream) {
+            const RowCopies& copies, void* workspace, Stream stream) {
     constexpr int64_t kThreadRows = kGateUp ? 1 : 2;  // neighbours, of gate or of up
     const int64_t expert_rows = kGateUp ? 2 * job.n : job.n;
     job.num_chunks = static_cast<int>(k / kChunk);
@@ -284,25 +325,29 @@ void launch(const char* op, Bf16Job job, const void* weight, int64_t k, int64_t 
     const int64_t blocks = std::min(resident, tiles * job.num_weight_tiles * kCluster);
     const LaunchChain launch_chain{op,      dim3(static_cast<unsigned>(blocks)), kThreads, kSmemBytes, stream,
                                    kCluster};
-    launch_chain(moe_bf16_wide_kernel<kGateUp>, job, maps, copies);
+    int32_t* ticket = static_cast<int32_t*>(workspace);
+    LaunchChain{op, dim3(1), kGateUp ? kClearThreads : 1, 0, stream}(clear_kernel, ticket);
+    launch_chain(moe_bf16_wide_kernel<kGateUp>, job, maps, copies,
+                 job.num_chunks > kDrawnAt ? ticket : nullptr);
 }
 
 }  // namespace
 
 void moe_gate_up_wide(Bf16Job job, const void* weight, int64_t k, int64_t num_rows, void* workspace,
                       Stream stream) {
-    const RowCopies copies{.from = job.x,
-                           .to = reinterpret_cast<bf16*>(static_cast<char*>(workspace) + kMoeCountBytes),
-                           .counts = static_cast<int32_t*>(workspace),
-                           .from_stride = job.x_stride};
-    LaunchChain{"moe_gate_up", dim3(1), kMoeMaxExperts, 0, stream}(clear_kernel, copies.counts);
+    const RowCopies copies{
+        .from = job.x,
+        .to = reinterpret_cast<bf16*>(static_cast<char*>(workspace) + kMoeCountBytes),
+        .counts = reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + kMoeTicketBytes),
+        .from_stride = job.x_stride};
     job.x = copies.to;
     job.x_stride = k;
-    launch<true>("moe_gate_up", job, weight, k, num_rows, copies, stream);
+    launch<true>("moe_gate_up", job, weight, k, num_rows, copies, workspace, stream);
 }
 
-void moe_down_wide(const Bf16Job& job, const void* weight, int64_t k, int64_t num_rows, Stream stream) {
-    launch<false>("moe_down", job, weight, k, num_rows, {}, stream);
+void moe_down_wide(const Bf16Job& job, const void* weight, int64_t k, int64_t num_rows, void* workspace,
+                   Stream stream) {
+    launch<false>("moe_down", job, weight, k, num_rows, {}, workspace, stream);
 }
 
 }  // namespace mmx::cuda::sm90

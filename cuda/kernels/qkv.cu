@@ -2,6 +2,7 @@
 #include "cuda/common/chain.h"
 #include "cuda/common/peers.cuh"
 #include "cuda/common/ptx/grid.cuh"
+#include "cuda/common/ptx/multicast.cuh"
 #include "cuda/common/row_sum.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
@@ -75,58 +76,96 @@ struct Heads {
     }
 };
 
-// Heads of 128, the models' own: 16 lanes hold a head in registers, 8 dims each, and meet the other member of
-// a rope pair by a shuffle. A block takes kThreads / 16 * kHeads heads, all loads of a thread in flight at
-// once; with a norm over the whole projection it takes all heads of its token.
+// Heads of 128, the models' own: 16 lanes hold a head, 8 dims each, and meet the other member of a rope pair
+// by a shuffle. A block takes kThreads / 16 * kHeads heads; with a norm over the whole projection it takes
+// all heads of its token. Several heads of a lane group wait in shared memory, so that registers do not limit
+// the tokens on their way.
 constexpr int kHeadDim = 128, kLanes = 16, kWide = kHeadDim / kLanes, kMaxWholeHeads = 64;
 
+template <class T>
+__device__ __forceinline__ float head_sum_of_squares(const Pack<T, kWide>& x, unsigned lanes) {
+    float squares = 0;
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) squares += to_float(x.v[j]) * to_float(x.v[j]);
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) squares += __shfl_xor_sync(lanes, squares, offset);
+    return squares;
+}
+
+/// The partner's dims, which come in words.
+template <class T>
+__device__ __forceinline__ Pack<T, kWide> exchange(const Pack<T, kWide>& x, unsigned lanes, int partner) {
+    Pack<T, kWide> other;
+    const unsigned* from = reinterpret_cast<const unsigned*>(&x);
+    unsigned* to = reinterpret_cast<unsigned*>(&other);
+#pragma unroll
+    for (unsigned i = 0; i < sizeof(x) / sizeof(unsigned); ++i)
+        to[i] = __shfl_sync(lanes, from[i], partner, kLanes);
+    return other;
+}
+
 template <class T, class W, int kThreads, int kHeads>
-__global__ void __launch_bounds__(kThreads, kThreads == 512 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, kHeads > 1 ? 1024 / kThreads : 1)
     norm_rope_store_128_kernel(NormRopeStoreParams p) {
     constexpr int kGroups = kThreads / kLanes;
+    constexpr bool kStaged = kHeads > 1;
+    using Run = Pack<T, kWide>;
+    __shared__ Run staged[kStaged ? kHeads * kThreads : 1];
+    Run own = {};
     const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes, dim = lane * kWide;
-    const int64_t token = blockIdx.x, head0 = static_cast<int64_t>(blockIdx.y) * (kGroups * kHeads) + group;
-    T* const qkv = static_cast<T*>(p.qkv) + token * p.qkv_stride + dim;
+    const unsigned lanes = 0xFFFFu << (threadIdx.x & 16);
+    const int64_t token = blockIdx.x;
     const Heads heads(p);
-    const int half = static_cast<int>(p.rotary_dim) / 2;
+    const int first = static_cast<int>(blockIdx.y) * (kGroups * kHeads) + group;
+    const int end = static_cast<int>(heads.end), half = static_cast<int>(p.rotary_dim) / 2;
+    T* const qkv = static_cast<T*>(p.qkv) + token * p.qkv_stride + dim;
     const float shift = p.gemma ? 1.0f : 0.0f;
 
     ptx::let_successors_start();
     ptx::wait_for_predecessors();
-    const int64_t slot = p.slot_mapping[token], position = p.positions[token];
-    float x[kHeads][kWide];
+    if constexpr (kStaged) {
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-        const int64_t head = head0 + h * kGroups;
-        load_run(x[h], qkv + head * kHeadDim, head < heads.end ? kWide : 0, true);
+        for (int h = 0; h < kHeads; ++h) {
+            const int head = first + h * kGroups;
+            const char* from = reinterpret_cast<const char*>(qkv + head * kHeadDim);
+#pragma unroll
+            for (unsigned i = 0; i < sizeof(Run); i += 16)
+                ptx::copy_async_16(ptx::smem_address(&staged[h * kThreads + threadIdx.x]) + i, from + i,
+                                   head < end);
+        }
+        ptx::commit_copies();
+    } else if (first < end) {
+        own = *reinterpret_cast<const Run*>(qkv + first * kHeadDim);
     }
-    // cos and sin of this lane's dims; the second member of a pair takes the sine of the other sign.
+    const auto head_run = [&](int h) -> const Run& {
+        return kStaged ? staged[h * kThreads + threadIdx.x] : own;
+    };
+    const int64_t slot = p.slot_mapping[token], position = p.positions[token];
+    // cos and sin of this lane's dims; the first member of a pair takes the sine of the other sign.
     float cos[kWide], sin[kWide];
     const bool rotated = dim < p.rotary_dim, second = dim >= half;
     const float* angle = p.cos_sin + position * p.rotary_dim + (second ? dim - half : dim);
     load_run(cos, angle, rotated ? kWide : 0, true);
     load_run(sin, angle + half, rotated ? kWide : 0, true);
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) sin[j] = second ? sin[j] : -sin[j];
     const int partner = rotated ? (second ? lane - half / kWide : lane + half / kWide) : lane;
+    if constexpr (kStaged) ptx::wait_for_copies<0>();
 
-    float squares[kHeads], whole_q = 0, whole_k = 0;
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-        squares[h] = 0;
-#pragma unroll
-        for (int j = 0; j < kWide; ++j) squares[h] += x[h][j] * x[h][j];
-#pragma unroll
-        for (int offset = kLanes / 2; offset > 0; offset /= 2)
-            squares[h] += __shfl_xor_sync(0xFFFFFFFFu, squares[h], offset);
-    }
+    float whole_q = 0, whole_k = 0;
     if (p.mean_squares) {
         whole_q = p.mean_squares[2 * token] * kHeadDim;
         whole_k = p.mean_squares[2 * token + 1] * kHeadDim;
     } else if (p.norm_whole_projection) {
         // Heads are added up in an order that does not depend on the block's shape.
         __shared__ float head_squares[kMaxWholeHeads];
-#pragma unroll
-        for (int h = 0; h < kHeads; ++h)
-            if (lane == 0 && head0 + h * kGroups < heads.end) head_squares[head0 + h * kGroups] = squares[h];
+#pragma unroll 4
+        for (int h = 0; h < kHeads; ++h) {
+            const int head = first + h * kGroups;
+            if (head >= heads.index_q) break;
+            const float squares = head_sum_of_squares(head_run(h), lanes);
+            if (lane == 0) head_squares[head] = squares;
+        }
         __syncthreads();
         float part_q = 0, part_k = 0;
 #pragma unroll
@@ -137,29 +176,40 @@ __global__ void __launch_bounds__(kThreads, kThreads == 512 ? 2 : 1)
         whole_q = warp_sum(part_q) / static_cast<float>(p.num_heads);
         whole_k = warp_sum(part_k) / static_cast<float>(p.num_kv_heads);
     }
-#pragma unroll
+#pragma unroll 1
     for (int h = 0; h < kHeads; ++h) {
-        const int64_t head = head0 + h * kGroups;
+        const int head = first + h * kGroups;
+        if (head >= end) break;
         const Part part = heads.part(head);
-        float sum = squares[h];
-        if (p.norm_whole_projection) sum = part == Part::kQ ? whole_q : part == Part::kK ? whole_k : sum;
-        const float inv_rms = rsqrtf(sum / kHeadDim + p.eps);
-        const bool exists = head < heads.end, has_norm = exists && part != Part::kV;
-        float gain[kWide], y[kWide];
-        if (has_norm) load_run(gain, heads.weight<W>(p, head, part) + dim, kWide, true);
+        const Run x = head_run(h);
+        float y[kWide];
+        if (part == Part::kV) {
 #pragma unroll
-        for (int j = 0; j < kWide; ++j) {
-            const float normed =
-                has_norm ? to_float(from_float<T>(x[h][j] * inv_rms * (gain[j] + shift))) : 0;
-            const float other = __shfl_sync(0xFFFFFFFFu, normed, partner, kLanes);
-            y[j] = normed;
-            if (rotated) y[j] = second ? normed * cos[j] + other * sin[j] : normed * cos[j] - other * sin[j];
+            for (int j = 0; j < kWide; ++j) y[j] = to_float(x.v[j]);
+        } else {
+            float sum, gain[kWide];
+            load_run(gain, heads.weight<W>(p, head, part) + dim, kWide, true);
+            if (p.norm_whole_projection && head < heads.index_q)
+                sum = part == Part::kQ ? whole_q : whole_k;
+            else
+                sum = head_sum_of_squares(x, lanes);
+            const float inv_rms = rsqrtf(sum / kHeadDim + p.eps);
+            Run normed;
+#pragma unroll
+            for (int j = 0; j < kWide; ++j)
+                normed.v[j] = from_float<T>(to_float(x.v[j]) * inv_rms * (gain[j] + shift));
+            const Run other = exchange(normed, lanes, partner);
+#pragma unroll
+            for (int j = 0; j < kWide; ++j) {
+                y[j] = to_float(normed.v[j]);
+                if (rotated) y[j] = fmaf(to_float(other.v[j]), sin[j], y[j] * cos[j]);
+            }
         }
         if (part == Part::kQ || part == Part::kIndexQ) {
-            if (exists) store_run(qkv + head * kHeadDim, y, kWide, true);
-        } else if (exists && slot >= 0) {
+            store_run(qkv + head * kHeadDim, y, kWide, true);
+        } else if (slot >= 0) {
 #pragma unroll
-            for (int j = 0; j < kWide; ++j) y[j] = part == Part::kV ? x[h][j] : to_float(from_float<T>(y[j]));
+            for (int j = 0; j < kWide; ++j) y[j] = to_float(from_float<T>(y[j]));
             store_slot<T>(heads.slot(p, head, part, slot), y, dim, kWide, true);
         }
     }
@@ -331,14 +381,14 @@ void launch_128(const NormRopeStoreParams& p, int64_t heads, Stream stream) {
                         static_cast<unsigned>(ceil_div(heads, heads_per_block)));
         LaunchChain{"norm_rope_store", grid, dim3(static_cast<unsigned>(threads)), 0, stream}(kernel, p);
     };
-    // Few tokens: one head per lane group, for latency. Many: two or five, so that a block covers a token.
+    // Few tokens: one head per lane group, for latency. Many: a small block covers a token.
     const bool whole = p.norm_whole_projection && !p.mean_squares;
     if (whole && p.num_tokens < 512)
         launch(norm_rope_store_128_kernel<T, W, 1024, 1>, 1024, kMaxWholeHeads);
     else if (whole)
-        launch(norm_rope_store_128_kernel<T, W, 512, 2>, 512, kMaxWholeHeads);
+        launch(norm_rope_store_128_kernel<T, W, 128, 8>, 128, kMaxWholeHeads);
     else if (p.num_tokens >= 512)
-        launch(norm_rope_store_128_kernel<T, W, 256, 5>, 256, 80);
+        launch(norm_rope_store_128_kernel<T, W, 128, 10>, 128, 80);
     else
         launch(norm_rope_store_128_kernel<T, W, 128, 1>, 128, 8);
 }

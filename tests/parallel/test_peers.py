@@ -66,7 +66,7 @@ def run_rank(rank: int, port: int) -> None:
     device, wait = torch.device("cuda", 0), timedelta(seconds=TIMEOUT)
     store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0, timeout=wait)
     peers = map_peers((4, 5), 4 + rank, 64, device, store, TIMEOUT)
-    assert peers is not None and peers.rank == rank
+    assert peers is not None and peers.rank == rank and peers.max_tokens == 256
     for step in range(3):
         rng = torch.Generator().manual_seed(step)
         a, b, residual = (torch.randn(5, 64, generator=rng).bfloat16().to(device) for _ in range(3))

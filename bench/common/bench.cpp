@@ -29,7 +29,15 @@ float next_normal(uint64_t& state) {
     return static_cast<float>(std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v));
 }
 
-void append(std::vector<uint8_t>& bytes, DType dtype, float value, uint64_t& state) {
+uint8_t to_e4m3(float x) {
+    const float size = std::min(std::abs(x), 448.0f);
+    const int exponent = std::max(std::ilogb(size), -6);
+    // Why added: a significand that rounds up to the next power of two carries into the exponent.
+    const auto eighths = static_cast<int>(std::nearbyint(std::ldexp(size, 3 - exponent)));
+    return static_cast<uint8_t>((std::signbit(x) ? 0x80 : 0) | (((exponent + 6) << 3) + eighths));
+}
+
+void append(std::vector<uint8_t>& bytes, DType dtype, float value) {
     const uint32_t bits = std::bit_cast<uint32_t>(value);
     const auto push = [&](auto v) {
         const auto* raw = reinterpret_cast<const uint8_t*>(&v);
@@ -38,8 +46,7 @@ void append(std::vector<uint8_t>& bytes, DType dtype, float value, uint64_t& sta
     switch (dtype) {
         case DType::kF32: return push(value);
         case DType::kBF16: return push(static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16));
-        case DType::kE4M3:
-            return push(static_cast<uint8_t>((next_random(state) & 0x80u) | (next_random(state) % 127)));
+        case DType::kE4M3: return push(to_e4m3(value));
         default: fail("randn: unsupported element type ", dtype_name(dtype));
     }
 }
@@ -52,11 +59,10 @@ int64_t Case::operator[](const std::string& dim) const {
     return it->second;
 }
 
-Bench::Bench(Backend& backend, std::string backend_name, bool cold, bool json)
+Bench::Bench(Backend& backend, std::string backend_name, Options options)
     : backend_(backend),
       backend_name_(std::move(backend_name)),
-      cold_(cold),
-      json_(json),
+      options_(std::move(options)),
       peaks_(backend.peaks()) {
     std::fprintf(stderr, "%s: %s; copy %.0f GB/s, f32 %.2f, bf16 %.2f, fp8 %.2f TFLOP/s\n",
                  backend_name_.c_str(), backend_.device_name().c_str(), peaks_.copy_gbs,
@@ -64,7 +70,7 @@ Bench::Bench(Backend& backend, std::string backend_name, bool cold, bool json)
 }
 
 std::vector<Case> Bench::cases(const std::string& family, const std::string& op) const {
-    const std::string path = std::string(MMX_CASES_DIR) + "/" + family + ".csv";
+    const std::string path = options_.cases + "/" + family + ".csv";
     std::ifstream file(path);
     MMX_CHECK(file, "cannot read ", path);
     const auto split = [](std::string line) {
@@ -80,32 +86,48 @@ std::vector<Case> Bench::cases(const std::string& family, const std::string& op)
     std::vector<Case> found;
     while (std::getline(file, line)) {
         const std::vector<std::string> cells = split(line);
-        if (cells.size() < 2 || cells[0] != op || (cells[1] != "bench" && cells[1] != "both")) continue;
+        if (cells.size() < 2 || cells[0] != op) continue;
+        const bool large = cells[1] == "large", usual = cells[1] == "bench" || cells[1] == "both";
+        if (options_.large ? !large : !usual) continue;
         Case c;
         for (size_t i = 2; i < cells.size(); ++i)
             if (!cells[i].empty()) c.dims[header[i]] = std::stoll(cells[i]);
-        found.push_back(std::move(c));
+        if (std::all_of(options_.only.begin(), options_.only.end(), [&](const auto& only) {
+                return !c.has(only.first) || only.second.contains(c[only.first]);
+            }))
+            found.push_back(std::move(c));
     }
     return found;
 }
 
+std::vector<DType> Bench::dtypes() const {
+    return options_.large ? std::vector{DType::kBF16} : std::vector{DType::kF32, DType::kBF16};
+}
+
 Buffer Bench::randn(DType dtype, int64_t count, float scale) {
-    // Why a limit: making gigabytes of normals on the host takes minutes; beyond it the numbers repeat.
-    constexpr int64_t kUnique = 1 << 22;
-    std::vector<uint8_t> bytes;
-    const int64_t unique = std::min(count, kUnique);
-    bytes.reserve(unique * dtype_bytes(dtype));
+    // Why a sample to draw from, and a limit beyond which the numbers repeat: making gigabytes of normals on
+    // the host takes minutes.
+    constexpr int64_t kSample = 1 << 16, kUnique = 1 << 24;
     uint64_t state = seed_++;
-    for (int64_t i = 0; i < unique; ++i) append(bytes, dtype, scale * next_normal(state), state);
+    std::vector<uint8_t> sample;
+    for (int64_t i = 0; i < kSample; ++i) append(sample, dtype, scale * next_normal(state));
+    const auto width = dtype_bytes(dtype);
+    std::vector<uint8_t> bytes(static_cast<size_t>(std::min(count, kUnique) * width));
+    uint64_t random = 0;
+    for (size_t at = 0, i = 0; at < bytes.size(); at += width, ++i, random >>= 16) {
+        if (i % 4 == 0) random = next_random(state);
+        std::memcpy(bytes.data() + at, sample.data() + (random % kSample) * width, width);
+    }
     Buffer buffer = empty(dtype, count);
-    for (int64_t done = 0; done < buffer.bytes(); done += static_cast<int64_t>(bytes.size()))
-        backend_.to_device(buffer.as<char>() + done, bytes.data(),
-                           std::min<int64_t>(bytes.size(), buffer.bytes() - done));
+    auto* data = buffer.as<char>();
+    backend_.to_device(data, bytes.data(), static_cast<int64_t>(bytes.size()));
+    for (auto done = static_cast<int64_t>(bytes.size()); done < buffer.bytes(); done *= 2)
+        backend_.copy(data + done, data, std::min(done, buffer.bytes() - done));
     return buffer;
 }
 
 uint64_t Bench::hash(const Buffer& buffer) {
-    std::vector<uint8_t> bytes(std::min<int64_t>(buffer.bytes(), 1 << 26));
+    std::vector<uint8_t> bytes(std::min<int64_t>(buffer.bytes(), 1 << 24));
     backend_.to_host(bytes.data(), buffer.as(), static_cast<int64_t>(bytes.size()));
     uint64_t h = 0xCBF29CE484222325ull;
     for (const uint8_t byte : bytes) h = (h ^ byte) * 0x100000001B3ull;
@@ -114,8 +136,8 @@ uint64_t Bench::hash(const Buffer& buffer) {
 
 void Bench::report(const char* op, const Case& c, DType dtype, const Work& work,
                    const std::function<void()>& launch) {
-    const double us = backend_.time_us(launch, cold_);
-    const double baseline_us = work.baseline_run ? backend_.time_us(work.baseline_run, cold_) : 0;
+    const double us = backend_.time_us(launch, options_.cold);
+    const double baseline_us = work.baseline_run ? backend_.time_us(work.baseline_run, options_.cold) : 0;
     const double peak_gflops = work.math == DType::kF32    ? peaks_.f32_gflops
                                : work.math == DType::kBF16 ? peaks_.bf16_gflops
                                                            : peaks_.fp8_gflops;
@@ -126,15 +148,15 @@ void Bench::report(const char* op, const Case& c, DType dtype, const Work& work,
     const double share = std::max(bytes_us, flops_us) / us;
     const uint32_t digest = work.out ? static_cast<uint32_t>(hash(*work.out)) : 0;
     std::string dims;
-    if (json_) {
+    if (options_.json) {
         for (const auto& [name, value] : c.dims) dims += ", \"" + name + "\": " + std::to_string(value);
         std::printf(
             "{\"op\": \"%s\", \"backend\": \"%s\", \"device\": \"%s\", \"dtype\": \"%s\"%s, \"cold\": %s, "
             "\"us\": %.3f, \"%s\": %.4g, \"peak_share\": %.4f, \"baseline\": \"%s\", \"baseline_us\": %.3f, "
             "\"hash\": \"%08x\"}\n",
             op, backend_name_.c_str(), backend_.device_name().c_str(), dtype_name(dtype), dims.c_str(),
-            cold_ ? "true" : "false", us, by_flops ? "tflops" : "gbs", rate, share, work.baseline.c_str(),
-            baseline_us, digest);
+            options_.cold ? "true" : "false", us, by_flops ? "tflops" : "gbs", rate, share,
+            work.baseline.c_str(), baseline_us, digest);
     } else {
         for (const auto& [name, value] : c.dims) dims += name + "=" + std::to_string(value) + " ";
         std::printf("%-18s %-4s %-8s %-72s %10.1f us %9.4g %s %4.0f%% of peak", op, backend_name_.c_str(),

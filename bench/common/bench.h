@@ -3,20 +3,22 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "cpp/core/ops.h"
 
 /// Microbenchmarks of the torch-free launchers. A bench file registers one function per op with MMX_BENCH; it
-/// reads its shapes from tests/cases/<family>.csv (rows with use = bench or both), fills Params and calls
-/// run().
+/// reads its shapes from tests/cases/<family>.csv (rows with use = bench or both; with --large those with use
+/// = large), fills Params and calls run().
 namespace mmx::bench {
 
 /// Dimensions of one csv row.
 struct Case {
     std::map<std::string, int64_t> dims;
     int64_t operator[](const std::string& dim) const;
+    bool has(const std::string& dim) const { return dims.contains(dim); }
 };
 
 /// The launchers a backend has; null where it has no kernel.
@@ -95,15 +97,25 @@ struct Work {
     std::function<void()> baseline_run = {};
 };
 
+/// What to time and how to tell.
+struct Options {
+    bool cold = false, json = false, large = false;
+    std::string cases = MMX_CASES_DIR;
+    std::map<std::string, std::set<int64_t>> only;  // of cases with one of these dimensions, the named ones
+};
+
 class Bench {
   public:
-    Bench(Backend& backend, std::string backend_name, bool cold, bool json);
+    Bench(Backend& backend, std::string backend_name, Options options);
 
-    /// Rows of tests/cases/<family>.csv for `op` that are used by benches.
+    /// Rows of tests/cases/<family>.csv for `op` that are used by benches; either the large ones or the
+    /// others.
     std::vector<Case> cases(const std::string& family, const std::string& op) const;
+    /// Types of activations; large cases leave f32 out, whose kernels would take seconds.
+    std::vector<DType> dtypes() const;
 
     Buffer empty(DType dtype, int64_t count) { return {backend_, count * dtype_bytes(dtype)}; }
-    /// Normal numbers with mean 0 and deviation `scale`; e4m3 gets random finite codes.
+    /// Normal numbers with mean 0 and deviation `scale`.
     Buffer randn(DType dtype, int64_t count, float scale = 1.0f);
     template <class T>
     Buffer upload(const std::vector<T>& values) {
@@ -129,7 +141,7 @@ class Bench {
 
     Backend& backend_;
     std::string backend_name_;
-    bool cold_, json_;
+    Options options_;
     Peaks peaks_;
     uint64_t seed_ = 1;
 };

@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <set>
@@ -19,8 +20,21 @@ std::vector<std::pair<std::string, BenchFunction>>& registry() {
 }
 
 constexpr const char* kUsage =
-    "mmx_bench [--backend cpu|cuda] [--op NAME ...] [--threads N] [--cold] [--json] [--list]\n"
-    "Times the kernels of one backend; without --op all of them.\n";
+    "mmx_bench [--backend cpu|cuda] [--op NAME ...] [--case DIMENSION=N ...] [--threads N] [--cold] "
+    "[--large]\n"
+    "          [--cases FOLDER] [--json] [--list]\n"
+    "Times the kernels of one backend; without --op all of them. --case: of cases with that dimension only\n"
+    "those of this size, or of one of several. --large: shapes of whole models, which want a large GPU,\n"
+    "instead of the usual ones. --cold: with nothing in the caches. --cases: where the csv files lie.\n";
+
+/// Adds what `text`, DIMENSION=N, asks for.
+void add_case(Options& options, const std::string& text) {
+    const size_t equals = text.find('=');
+    char* end = nullptr;
+    const long long size = equals < text.size() ? std::strtoll(text.c_str() + equals + 1, &end, 10) : 0;
+    MMX_CHECK(end && end != text.c_str() + equals + 1 && *end == 0, "--case must be DIMENSION=N, got ", text);
+    options.only[text.substr(0, equals)].insert(size);
+}
 
 }  // namespace
 
@@ -30,14 +44,16 @@ int run_main(int argc, char** argv) {
     std::string backend_name = "cpu";
     std::set<std::string> wanted;
     int num_threads = 0;
-    bool cold = false, json = false;
+    Options options;
     for (int i = 1; i < argc; ++i) {
         const std::string flag = argv[i];
         const auto value = [&] {
             MMX_CHECK(i + 1 < argc, flag, " needs a value");
             return std::string(argv[++i]);
         };
-        if (flag == "--backend") {
+        if (flag == "--case") {
+            add_case(options, value());
+        } else if (flag == "--backend") {
             backend_name = value();
         } else if (flag == "--op") {
             const std::string op = value();
@@ -47,10 +63,14 @@ int run_main(int argc, char** argv) {
             wanted.insert(op);
         } else if (flag == "--threads") {
             num_threads = std::stoi(value());
+        } else if (flag == "--cases") {
+            options.cases = value();
         } else if (flag == "--cold") {
-            cold = true;
+            options.cold = true;
+        } else if (flag == "--large") {
+            options.large = true;
         } else if (flag == "--json") {
-            json = true;
+            options.json = true;
         } else if (flag == "--list") {
             for (const auto& [name, function] : registry()) std::printf("%s\n", name.c_str());
             return 0;
@@ -65,7 +85,7 @@ int run_main(int argc, char** argv) {
               backend_name);
     const std::unique_ptr<Backend> backend(backend_name == "cpu" ? make_cpu_backend(num_threads)
                                                                  : make_cuda_backend());
-    Bench bench(*backend, backend_name, cold, json);
+    Bench bench(*backend, backend_name, options);
     for (const auto& [name, function] : registry())
         if (wanted.empty() || wanted.contains(name)) function(bench);
     return 0;

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <optional>
 
 #include "bench/common/paged.h"
 
@@ -6,15 +7,12 @@ using namespace mmx;
 
 namespace {
 
-/// Types of queries and pages; a line of the output names the latter.
-constexpr std::pair<DType, DType> kTypes[] = {
-    {DType::kF32, DType::kF32}, {DType::kBF16, DType::kBF16}, {DType::kBF16, DType::kE4M3}};
-
 /// Queries, caches and output of one case.
 struct Inputs {
     bench::PagedBatch batch;
     int64_t num_heads, num_kv_heads, head_dim;
     bench::Buffer q, k, v, out;
+    std::optional<bench::Buffer> scales;  // of pages whose elements are not the queries' type
 
     Inputs(bench::Bench& b, const bench::Case& c, DType dtype, DType pages)
         : batch(b, c),
@@ -24,7 +22,9 @@ struct Inputs {
           q(b.randn(dtype, batch.num_tokens * num_heads * head_dim)),
           k(b.randn(pages, batch.num_blocks * page_size())),
           v(b.randn(pages, batch.num_blocks * page_size())),
-          out(b.empty(dtype, batch.num_tokens * num_heads * head_dim)) {}
+          out(b.empty(dtype, batch.num_tokens * num_heads * head_dim)) {
+        if (pages != dtype) scales.emplace(b.upload(std::vector(static_cast<size_t>(num_kv_heads), 1.0f)));
+    }
 
     int64_t page_size() const { return num_kv_heads * batch.block_size * head_dim; }
 
@@ -54,8 +54,8 @@ struct Inputs {
                 .k_cache_block_stride = page_size(),
                 .v_cache_block_stride = page_size(),
                 .block_table_stride = batch.blocks_per_seq,
-                .k_scale = nullptr,
-                .v_scale = nullptr,
+                .k_scale = scales ? scales->as<float>() : nullptr,
+                .v_scale = scales ? scales->as<float>() : nullptr,
                 .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
                 .dtype = dtype,
                 .cache_dtype = pages,
@@ -80,7 +80,7 @@ struct Inputs {
 
 MMX_BENCH(paged_attention) {
     for (const bench::Case& c : b.cases("attention", "paged_attention"))
-        for (const auto& [dtype, pages] : kTypes) {
+        for (const auto& [dtype, pages] : bench::page_types(b)) {
             const Inputs in(b, c, dtype, pages);
             PagedAttentionParams p = in.params(dtype, pages);
             p.workspace_bytes = b.ops().paged_attention_workspace ? b.ops().paged_attention_workspace(p) : 0;
@@ -97,11 +97,12 @@ MMX_BENCH(paged_attention) {
 
 MMX_BENCH(sparse_attention) {
     for (const bench::Case& c : b.cases("attention", "sparse_attention"))
-        for (const auto& [dtype, pages] : kTypes) {
+        for (const auto& [dtype, pages] : bench::page_types(b)) {
             const Inputs in(b, c, dtype, pages);
             const int64_t topk = c["topk"];
             double num_keys = 0;
-            const bench::Buffer ids = b.upload(in.batch.random_blocks(in.num_kv_heads, topk, &num_keys));
+            const bench::Buffer ids = b.upload(
+                in.batch.random_blocks(in.num_kv_heads, topk, c.has("shared") ? c["shared"] : 0, &num_keys));
             SparseAttentionParams p{
                 .base = in.params(dtype, pages), .block_ids = ids.as<int32_t>(), .topk = topk};
             PagedAttentionParams& base = p.base;

@@ -1,8 +1,6 @@
 #include <algorithm>
-#include <numeric>
-#include <random>
 
-#include "bench/common/bench.h"
+#include "bench/common/routing.h"
 #include "cpp/core/math.h"
 
 using namespace mmx;
@@ -12,22 +10,17 @@ using bench::Case;
 
 namespace {
 
-/// Random routing to local experts and its plan, made on the host.
+/// Routing to local experts and its plan, made on the host.
 struct Plan {
     std::vector<int32_t> offsets, rows;
     int64_t num_touched = 0;  // experts that have rows
 
     explicit Plan(const Case& c) {
-        std::mt19937 random(1);
-        const auto num_experts = static_cast<size_t>(c["num_experts"]);
         std::vector<std::vector<int32_t>> rows_of(static_cast<size_t>(c["num_local_experts"]));
-        std::vector<size_t> experts(num_experts);
-        std::iota(experts.begin(), experts.end(), size_t{0});
-        for (int32_t row = 0; row < c["num_tokens"] * c["topk"]; ++row) {
-            const auto k = static_cast<size_t>(row % c["topk"]);
-            std::swap(experts[k], experts[k + random() % (num_experts - k)]);
-            const size_t local = experts[k] - static_cast<size_t>(c["first_expert"]);
-            if (local < rows_of.size()) rows_of[local].push_back(row);
+        const std::vector<int32_t> experts = bench::random_experts(c);
+        for (size_t row = 0; row < experts.size(); ++row) {
+            const auto local = static_cast<size_t>(experts[row] - c["first_expert"]);
+            if (local < rows_of.size()) rows_of[local].push_back(static_cast<int32_t>(row));
         }
         offsets.push_back(0);
         for (const auto& of_expert : rows_of) {
@@ -54,7 +47,7 @@ int64_t groups(int64_t n) { return ceil_div(n, kFp8Group); }
 
 MMX_BENCH(fp8_quantize) {
     for (const Case& c : b.cases("fp8", "fp8_quantize"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        for (const DType dtype : b.dtypes()) {
             const int64_t rows = c["m"], cols = c["k"];
             const Buffer x = b.randn(dtype, rows * cols), out = b.empty(DType::kE4M3, rows * cols);
             const Buffer scale = b.empty(DType::kF32, rows * groups(cols));
@@ -73,7 +66,7 @@ MMX_BENCH(fp8_quantize) {
 
 MMX_BENCH(mxfp8_dequant) {
     for (const Case& c : b.cases("fp8", "mxfp8_dequant"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        for (const DType dtype : b.dtypes()) {
             const int64_t rows = c["m"], cols = c["k"];
             const Buffer x = b.randn(DType::kE4M3, rows * cols), out = b.empty(dtype, rows * cols);
             const Buffer scale =
@@ -93,7 +86,7 @@ MMX_BENCH(mxfp8_dequant) {
 MMX_BENCH(fp8_linear) {
     for (const Case& c : b.cases("fp8", "fp8_linear")) {
         const int64_t m = c["m"], n = c["n"], k = c["k"];
-        const Buffer x = b.randn(DType::kE4M3, m * k), weight = b.randn(DType::kE4M3, n * k);
+        const Buffer x = b.randn(DType::kE4M3, m * k), weight = b.randn(DType::kE4M3, n * k, 0.02f);
         const Buffer x_scale = scales(b, m * groups(k)), weight_scale = scales(b, groups(n) * groups(k));
         const Buffer out = b.empty(DType::kBF16, m * n);
         const Fp8LinearParams p{.out = out.as(),
@@ -124,7 +117,7 @@ MMX_BENCH(fp8_moe_gate_up) {
         const int64_t num_rows = num_tokens * c["topk"];
         const Buffer x = b.randn(DType::kE4M3, num_tokens * hidden);
         const Buffer x_scale = scales(b, num_tokens * groups(hidden));
-        const Buffer weight = b.randn(DType::kE4M3, num_experts * per_expert);
+        const Buffer weight = b.randn(DType::kE4M3, num_experts * per_expert, 0.02f);
         const Buffer weight_scale = scales(b, num_experts * groups(2 * inter) * groups(hidden));
         const Buffer out = b.empty(DType::kE4M3, num_rows * inter);
         const Buffer out_scale = b.empty(DType::kF32, num_rows * groups(inter));
@@ -166,7 +159,7 @@ MMX_BENCH(fp8_moe_down) {
         const int64_t num_experts = c["num_local_experts"], per_expert = hidden * inter;
         const Buffer x = b.randn(DType::kE4M3, num_rows * inter);
         const Buffer x_scale = scales(b, num_rows * groups(inter));
-        const Buffer weight = b.randn(DType::kE4M3, num_experts * per_expert);
+        const Buffer weight = b.randn(DType::kE4M3, num_experts * per_expert, 0.02f);
         const Buffer weight_scale = scales(b, num_experts * groups(hidden) * groups(inter));
         const Buffer out = b.empty(DType::kBF16, num_rows * hidden);
         const Fp8MoeDownParams p{.out = out.as(),

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "bench/common/bench.h"
+#include "bench/common/routing.h"
 #include "cpp/core/math.h"
 
 using namespace mmx;
@@ -10,20 +10,6 @@ using bench::Buffer;
 using bench::Case;
 
 namespace {
-
-/// Expert choice of every token: `topk` distinct experts at a pseudo-random start and stride.
-std::vector<int32_t> choose_experts(const Case& c) {
-    const int64_t num_experts = c["num_experts"], topk = c["topk"];
-    std::vector<int32_t> ids;
-    uint64_t state = 1;
-    for (int64_t token = 0; token < c["num_tokens"]; ++token) {
-        state = state * 6364136223846793005ull + 1442695040888963407ull;
-        for (int64_t k = 0; k < topk; ++k)
-            ids.push_back(static_cast<int32_t>(((state >> 33) + static_cast<uint64_t>(k)) %
-                                               static_cast<uint64_t>(num_experts)));
-    }
-    return ids;
-}
 
 Buffer scratch(Bench& b, int64_t bytes) { return b.empty(DType::kI8, std::max<int64_t>(bytes, 1)); }
 
@@ -35,7 +21,7 @@ struct Plan {
     MoePlanParams params;
 
     Plan(Bench& b, const Case& c)
-        : topk_ids(b.upload(choose_experts(c))),
+        : topk_ids(b.upload(bench::random_experts(c))),
           expert_offsets(b.empty(DType::kI32, c["num_local_experts"] + 1)),
           sorted_rows(b.empty(DType::kI32, c["num_tokens"] * c["topk"])),
           row_positions(b.empty(DType::kI32, c["num_tokens"] * c["topk"])),
@@ -98,7 +84,7 @@ struct Router {
 
 MMX_BENCH(moe_router) {
     for (const Case& c : b.cases("moe", "moe_router"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        for (const DType dtype : b.dtypes()) {
             Router router(b, c, dtype);
             router.params.workspace_bytes = b.ops().moe_router_workspace(router.params);
             const Buffer workspace = scratch(b, router.params.workspace_bytes);
@@ -109,7 +95,7 @@ MMX_BENCH(moe_router) {
 
 MMX_BENCH(moe_router_plan) {
     for (const Case& c : b.cases("moe", "moe_router_plan"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        for (const DType dtype : b.dtypes()) {
             const Router router(b, c, dtype);
             const Plan plan(b, c);
             MoeRouterPlanParams p{.router = router.params, .plan = plan.params};
@@ -132,7 +118,7 @@ MMX_BENCH(moe_plan) {
 
 MMX_BENCH(moe_gate_up) {
     for (const Case& c : b.cases("moe", "moe_gate_up"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        for (const DType dtype : b.dtypes()) {
             const Plan plan(b, c);
             const int64_t num_tokens = c["num_tokens"], hidden = c["hidden"], inter = c["inter"];
             const int64_t num_experts = c["num_local_experts"], per_expert = 2 * inter * hidden;
@@ -173,7 +159,7 @@ MMX_BENCH(moe_gate_up) {
 
 MMX_BENCH(moe_down) {
     for (const Case& c : b.cases("moe", "moe_down"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        for (const DType dtype : b.dtypes()) {
             const Plan plan(b, c);
             const int64_t num_rows = c["num_tokens"] * c["topk"], hidden = c["hidden"], inter = c["inter"];
             const int64_t num_experts = c["num_local_experts"], per_expert = hidden * inter;
@@ -207,7 +193,7 @@ MMX_BENCH(moe_down) {
 
 MMX_BENCH(moe_combine) {
     for (const Case& c : b.cases("moe", "moe_combine"))
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        for (const DType dtype : b.dtypes()) {
             const Plan plan(b, c);
             const int64_t num_tokens = c["num_tokens"], topk = c["topk"], hidden = c["hidden"];
             const Buffer x = b.randn(dtype, num_tokens * topk * hidden);

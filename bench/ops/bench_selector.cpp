@@ -4,10 +4,7 @@ using namespace mmx;
 
 MMX_BENCH(select_blocks) {
     for (const bench::Case& c : b.cases("selector", "select_blocks"))
-        // Types of queries and pages; a line of the output names the latter.
-        for (const auto& [dtype, pages] : {std::pair(DType::kF32, DType::kF32),
-                                           {DType::kBF16, DType::kBF16},
-                                           {DType::kBF16, DType::kE4M3}}) {
+        for (const auto& [dtype, pages] : bench::page_types(b)) {
             const bench::PagedBatch batch(b, c);
             const int64_t heads = c["num_index_heads"], dim = c["index_dim"], topk = c["topk"];
             const int64_t page_size = batch.block_size * dim;

@@ -1,6 +1,7 @@
 """Shapes shared by the op tests and the C++ benches: one csv per family, a row per case.
 
-Columns: ``op``, ``use`` (``test``, ``bench`` or ``both``), then the op's dimensions.
+Columns: ``op``, ``use`` (``test``, ``bench``, ``both`` or ``large``: a bench's, of a whole
+model), then the op's dimensions.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ __global__ void lane_leaves_for_warp(int* out, const int*) {
     }
 }
 
-/// One lane waits; behind __syncwarp, which broken leaves out, all read.
+/// One lane waits; behind __syncwarp all read. Broken: they read, then __syncwarp.
 template <bool kBroken>
 __global__ void lane_waits_for_warp(int* out, const int*) {
     __shared__ Ring ring;
@@ -149,6 +149,7 @@ __global__ void lane_waits_for_warp(int* out, const int*) {
             if (lane_idx() == 0) ptx::barrier_wait(ring.full[stage], parity);
             if (!kBroken) __syncwarp();
             out[threadIdx.x] += ring.rows[stage][0];
+            if (kBroken) __syncwarp();
             ptx::barrier_arrive(ring.empty[stage]);
         });
     }
@@ -287,6 +288,30 @@ __global__ void named_barrier_again(int* out, const int*) {
     }
 }
 
+/// As above, while another barrier, at which half of the warps only count, completes in between.
+template <bool kBroken>
+__global__ void named_barrier_beside_arrivals(int* out, const int*) {
+    __shared__ float rows[8][128];
+    if (warp_idx() < 4) return;
+    const int thread = static_cast<int>(threadIdx.x) - 128;
+    for (int turn = 0; turn < kTurns; ++turn) {
+        if (thread < 128) {
+            ptx::named_barrier_arrive(4, 256);
+        } else {
+            __nanosleep(100 * warp_idx());
+            ptx::named_barrier(4, 256);
+        }
+        for (int i = lane_idx(); i < 96; i += 32) rows[warp_idx() - 4][i] = static_cast<float>(turn + i);
+        if (!kBroken) ptx::named_barrier(1, 256);
+        float sum = 0;
+        if (thread < 96)
+            for (int i = 0; i < 8; ++i) sum += rows[i][thread];
+        ptx::named_barrier(1, 256);
+        out[thread] += static_cast<int>(sum);
+        ptx::named_barrier(1, 256);
+    }
+}
+
 /// Readers count at a barrier without waiting there; the writer waits. Broken: they count, then read.
 template <bool kBroken>
 __global__ void arrive_without_waiting(int* out, const int*) {
@@ -391,6 +416,7 @@ int main() {
     RUN(through_another_warp, 1, 96);
     RUN(named_barrier_of_some, 1, 96);
     RUN(named_barrier_again, 2, 384);
+    RUN(named_barrier_beside_arrivals, 8, 384);
     RUN(arrive_without_waiting, 1, 96);
     RUN(inside_warp, 1, 96);
     RUN(polled, 1, 96);

@@ -32,13 +32,14 @@ HANDOVERS = {
     "lanes_to_threads": Seen.FOLLOWED,
     "lane_arrives_for_warp": Seen.MISSED,
     "lane_leaves_for_warp": Seen.MISSED,
-    "lane_waits_for_warp": Seen.MISSED,
+    "lane_waits_for_warp": Seen.FOLLOWED,
     "copy_engine_to_threads": Seen.FOLLOWED,
     "copies_to_threads": Seen.FOLLOWED,
     "threads_to_tensor_cores": Seen.BLIND,
     "through_another_warp": Seen.FOLLOWED,
     "named_barrier_of_some": Seen.FOLLOWED,
     "named_barrier_again": Seen.FOLLOWED,
+    "named_barrier_beside_arrivals": Seen.MISSED,
     "arrive_without_waiting": Seen.MISSED,
     "inside_warp": Seen.FOLLOWED,
     "polled": Seen.MISSED,
@@ -182,20 +183,26 @@ EXPLAINED = [
     *(
         Explained(
             ("shared.item[stage] = drawn;", read),
-            "lane_waits_for_warp",
-            (
-                (
-                    "sm90_sparse_prefill.cu",
-                    "if (lane_idx == 0) ptx::barrier_wait(shared.item_full[stage], parity); __syncwarp();",
-                ),
-                ("sm90_sparse_prefill.cu", "__syncwarp(); // all lanes have read the item"),
-                LISTS_RELEASE,
-            ),
-            "The work item: thread 0 arrives at `item_full`, where a lane of each feeding warp waits for "
-            "it; those lanes arrive at `kv_full` once their warps have read it, consumers wait there and a "
-            "lane of each warp arrives at `kv_empty`, where thread 0 waits before it writes the next.",
+            "lane_leaves_for_warp",
+            (("sm90_sparse_prefill.cu", "__syncwarp();  // all lanes have read the item"), LISTS_RELEASE),
+            "The work item: a feeding warp reads it, then a lane of it arrives at `kv_full`; consumers wait "
+            "there, read it, and a lane of each warp arrives at `kv_empty`, where thread 0 waits before it "
+            "writes the next.",
         )
         for read in ("const PrefillItem item = shared.item[stage];", "item = shared.item[stage];")
+    ),
+    Explained(
+        ("most = fmaxf(most, shared.scale.amax[i][tid]);", "if (column < kN) amax[column] = most[c];"),
+        "named_barrier_beside_arrivals",
+        (
+            (
+                "sm90_fp8_columns.cuh",
+                "fp8_column_amax<kN>(shared.scale.amax[group * 4 + warp_idx], h); "
+                "ptx::named_barrier(1, kConsumers); float most = 0;",
+            ),
+        ),
+        "Largest magnitudes of columns: written, then all consumers meet, then they are read; the barrier of "
+        "the groups' half beat apart (4) may complete while some of them wait.",
     ),
 ]
 

@@ -38,7 +38,7 @@ def line(text: str) -> int:
 def test_a_report_is_explained_by_its_lines_and_by_no_others() -> None:
     log = report(line(ITEM), line(READ)) + report(line(ITEM), line(READ) + 1)
     used, unexplained = judge(log)
-    assert [entry.handover for entry in used] == ["lane_waits_for_warp"]
+    assert [entry.handover for entry in used] == ["lane_leaves_for_warp"]
     assert [str(r.second.line) for r in unexplained] == [str(line(READ) + 1)]
     assert f"Write sm90_sparse_prefill.cu:{line(ITEM)} `{ITEM}`" in str(unexplained[0])
 

@@ -23,6 +23,7 @@ SHAPE: dict[str, Any] = {
     "hidden_size": 512,
     "head_dim": 128,
     "rotary_dim": 64,
+    "max_position_embeddings": 8192,
     "intermediate_size": 256,
     "num_local_experts": 16,
     "num_experts_per_tok": 4,
@@ -33,7 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"num_attention_heads": 32, "num_key_value_heads": 2, "dense_intermediate_size": 512}
     | {"shared_intermediate_size": 256, "sparse": {"sparse_topk_blocks": 16, "sparse_block_size": 128}},
 }
-LENGTHS = [1, 7, 127, 129, 300, 1000, 2500]
+LENGTHS = [1, 7, 127, 129, 300, 1000, 6000, 2500]
 NUM_TOKENS = 12
 
 
@@ -68,7 +69,7 @@ def prompts() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
-    llm = make_llm(folder, enable_prefix_caching=False, max_num_batched_tokens=4096)
+    llm = make_llm(folder, enable_prefix_caching=False, max_num_batched_tokens=8192)
     found = []
     for i in range(len(prompts)):
         params = SamplingParams(
@@ -83,10 +84,11 @@ def alone(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     [
         {"enable_prefix_caching": False},
         {"enable_prefix_caching": False, "max_num_batched_tokens": 100},
+        {"enable_prefix_caching": False, "max_num_batched_tokens": 700},
         {"enable_prefix_caching": False, "enforce_eager": True, "async_scheduling": False},
         {},
     ],
-    ids=["batched", "chunked", "plain", "cached"],
+    ids=["batched", "chunked", "long-chunks", "plain", "cached"],
 )
 def test_no_token_depends_on_chunks_hits_or_mates(
     folder: Path, prompts: list[list[int]], alone: list[list[int]], config: dict[str, Any]

@@ -183,15 +183,22 @@ def test_norm_rope_store_by_given_mean_squares(dims, dtype, gemma, device, rng):
     )
 
 
-def test_rows_do_not_depend_on_their_batch(device, rng):
-    dims = {"num_tokens": 9, "num_heads": 6, "num_kv_heads": 2, "num_index_heads": 2, "head_dim": 128}
-    dims |= {"rotary_dim": 64, "block_size": 16, "whole": 0}
-    case = make(dims, torch.bfloat16, True, device, rng)
-    one = case.to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("whole", "num_index_heads"), [(0, 2), (1, 0)], ids=["heads", "whole"])
+def test_rows_do_not_depend_on_their_batch(whole, num_index_heads, dtype, device, rng):
+    """Many tokens and few go through other kernels: the same q, index q and pages."""
+    dims = {"num_tokens": 700, "num_heads": 6, "num_kv_heads": 2, "num_index_heads": num_index_heads}
+    dims |= {"head_dim": 128, "rotary_dim": 64, "block_size": 16, "whole": whole}
+    case = make(dims, dtype, True, device, rng)
+    parts = case.to(dtype)
     ops.norm_rope_store(*case.args)
-    one.args[0], one.args[9], one.args[10] = (one.args[i][4:5] for i in (0, 9, 10))
-    ops.norm_rope_store(*one.args)
-    assert_equal(one.args[0][:, :6], case.args[0][4:5, :6])
+    for begin, end in ((0, 1), (1, 10), (10, 60), (60, 300), (300, 700)):
+        args = list(parts.args)
+        args[0], args[9], args[10] = (args[i][begin:end] for i in (0, 9, 10))
+        ops.norm_rope_store(*args)
+    for name, part, expected in zip(("qkv", "k", "v", "index k"), parts.args, case.args, strict=False):
+        if expected is not None:
+            assert_equal(part, expected, name=name)
 
 
 def test_norm_rope_store_names_what_is_wrong(device, rng):

@@ -23,6 +23,7 @@ inline AttentionTiling attention_tiling(const char* op, const PagedAttentionPara
               group);
     MMX_CHECK(p.q_head_stride <= 65535, op,
               ": on Ascend q's heads must lie at most 65535 elements apart, got ", p.q_head_stride);
+    MMX_CHECK(!p.codes, op, ": on Ascend results are not quantised, but codes are asked for");
     MMX_CHECK(p.scale > 0, op, ": on Ascend scale must be positive, got ", p.scale);
     AttentionTiling t{};
     t.p = p;

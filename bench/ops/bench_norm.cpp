@@ -1,3 +1,6 @@
+#include <numeric>
+#include <vector>
+
 #include "bench/common/bench.h"
 
 using namespace mmx;
@@ -86,6 +89,38 @@ MMX_BENCH(add_rms_norm_quantize) {
                 .norm = norm.params, .codes = codes.as(), .scale = scale.as<float>()};
             const auto more_bytes = static_cast<double>(codes.bytes() + scale.bytes());
             b.run("add_rms_norm_quantize", c, dtype, norm.work(b, more_bytes), b.ops().add_rms_norm_quantize,
+                  p);
+        }
+}
+
+MMX_BENCH(combine_add_rms_norm) {
+    for (const bench::Case& c : b.cases("norm", "combine_add_rms_norm"))
+        for (const DType dtype : {DType::kF32, DType::kBF16}) {
+            const AddNorm norm(b, c, dtype);
+            const int64_t num_rows = c["num_tokens"] * c["topk"], count = c["num_tokens"] * c["hidden"];
+            const bench::Buffer x = b.randn(dtype, num_rows * c["hidden"]),
+                                weights = b.randn(DType::kF32, num_rows),
+                                codes = b.empty(DType::kE4M3, count),
+                                scale = b.empty(DType::kF32, count / 128);
+            std::vector<int32_t> places(static_cast<size_t>(num_rows));
+            std::iota(places.rbegin(), places.rend(), 0);
+            const bench::Buffer positions = b.upload(places);
+            const CombineAddRmsNormParams p{.combine = {.out = norm.out.as(),
+                                                        .x = x.as(),
+                                                        .row_positions = positions.as<int32_t>(),
+                                                        .topk_weights = weights.as<float>(),
+                                                        .shared = nullptr,
+                                                        .num_tokens = c["num_tokens"],
+                                                        .topk = c["topk"],
+                                                        .hidden = c["hidden"],
+                                                        .out_stride = c["hidden"],
+                                                        .shared_stride = 0,
+                                                        .dtype = dtype},
+                                            .norm = norm.params,
+                                            .codes = codes.as(),
+                                            .scale = scale.as<float>()};
+            const auto more_bytes = static_cast<double>(x.bytes() + codes.bytes() + scale.bytes());
+            b.run("combine_add_rms_norm", c, dtype, norm.work(b, more_bytes), b.ops().combine_add_rms_norm,
                   p);
         }
 }

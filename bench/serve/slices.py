@@ -257,10 +257,12 @@ def profiles(bench: Slice, args: argparse.Namespace) -> list[dict[str, Any]]:
     for length in args.prefill[:1]:
         table = profile_steps(lambda length=length: bench.ttft(length), f"prefill of {length}")
         found.append(table)
-    for batch in args.batches:
-        ids, steps = bench.start_batch(batch, min(args.prompt, 256), 256)
+    decodes = [(batch, min(args.prompt, 256)) for batch in args.batches]
+    for batch, length in decodes + [(1, length) for length in args.long]:
+        ids, steps = bench.start_batch(batch, length, 256)
         next(steps)
-        table = profile_steps(lambda steps=steps: [next(steps) for _ in range(8)], f"decode batch {batch}", 8)
+        title = f"decode batch {batch} after {length}"
+        table = profile_steps(lambda steps=steps: [next(steps) for _ in range(8)], title, 8)
         found.append(table)
         bench.stop(ids)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -63,6 +64,27 @@ def between_steps(intervals: list[Interval]) -> float:
     return idle
 
 
+def timeline(intervals: list[Interval], num_steps: int) -> list[dict[str, Any]]:
+    """What ran in one step, in order, with medians over the steps, in microseconds: ``lead`` from the latest
+    end so far to its begin (negative: it began early), ``took``, and ``added``, by which it moved that end.
+    Empty where steps do not run the same kernels."""
+    names = [interval.name for interval in intervals]
+    count, rest = divmod(len(intervals), num_steps)
+    if rest or names != names[:count] * num_steps:
+        return []
+    until, rows = intervals[0].begin, []
+    for _, begin, end in intervals:
+        rows.append((begin - until, end - begin, max(0.0, end - until)))
+        until = max(until, end)
+    medians = [
+        [statistics.median(column) for column in zip(*rows[i::count], strict=True)] for i in range(count)
+    ]
+    return [
+        {"name": name, "lead": round(lead, 2), "took": round(took, 2), "added": round(added, 2)}
+        for name, (lead, took, added) in zip(names, medians, strict=False)
+    ]
+
+
 def profile_steps(run: Callable[[], object], title: str, num_steps: int | None = None) -> dict[str, Any]:
     """Run under the profiler and print a table; ``num_steps`` None: as many as there were first kernels."""
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
@@ -90,5 +112,6 @@ def profile_steps(run: Callable[[], object], title: str, num_steps: int | None =
         "step_us": round(span / steps, 1),
         "idle_share": round(idle / span, 4),
         "idle_between_steps_share": round(between / span, 4),
+        "timeline": timeline(intervals, steps),
         "kernels_us": {name: [round(t / steps, 2), round(n / steps, 2)] for name, (t, n) in ordered},
     }

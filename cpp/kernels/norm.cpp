@@ -82,4 +82,12 @@ void add_rms_norm_quantize(const AddRmsNormQuantizeParams& p, Stream stream) {
                  stream);
 }
 
+void combine_add_rms_norm(const CombineAddRmsNormParams& p, Stream stream) {
+    moe_combine(p.combine, stream);
+    if (p.codes)
+        add_rms_norm_quantize({.norm = p.norm, .codes = p.codes, .scale = p.scale}, stream);
+    else
+        add_rms_norm(p.norm, stream);
+}
+
 }  // namespace mmx::cpu::MMX_CPU_ISA

@@ -59,6 +59,8 @@ inline PagedAttentionParams paged_attention_params(Matcher& m, const Tensor& out
         .dtype = dtype,
         .cache_dtype = cache_dtype,
         .fixed_split = fixed_split,
+        .codes = nullptr,
+        .codes_scale = nullptr,
     };
 }
 
@@ -67,7 +69,7 @@ int64_t paged_attention_workspace(const Tensor& out, const Tensor& q, const Tens
                                   const Tensor& v_cache, const Tensor& block_table,
                                   const Tensor& cu_seqlens_q, const Tensor& seq_lens, int64_t max_seqlen_q,
                                   double scale, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
-                                  bool fixed_split) {
+                                  bool fixed_split, const OptionalTensor&, const OptionalTensor&) {
     Matcher m("paged_attention");
     const PagedAttentionParams p =
         paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, max_seqlen_q,
@@ -79,11 +81,25 @@ template <class B>
 void paged_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                      const Tensor& block_table, const Tensor& cu_seqlens_q, const Tensor& seq_lens,
                      const Tensor& workspace, int64_t max_seqlen_q, double scale,
-                     const OptionalTensor& k_scale, const OptionalTensor& v_scale, bool fixed_split) {
+                     const OptionalTensor& k_scale, const OptionalTensor& v_scale, bool fixed_split,
+                     const OptionalTensor& codes, const OptionalTensor& codes_scale) {
     Matcher m("paged_attention");
     PagedAttentionParams p =
         paged_attention_params(m, out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, max_seqlen_q,
                                scale, k_scale, v_scale, fixed_split);
+    m.require(codes.has_value() == codes_scale.has_value(), "codes and codes_scale must be given together");
+    if (codes) {
+        const int64_t width = p.num_heads * p.head_dim;
+        m.require(width % kFp8Group == 0 && p.out_head_stride == p.head_dim,
+                  "codes need heads side by side, 128 columns a scale, got ", width, " columns, heads ",
+                  p.out_head_stride, " apart");
+        m.shape("codes", *codes, {"num_tokens", width}, 2)
+            .shape("codes_scale", *codes_scale, {"num_tokens", width / kFp8Group}, 2);
+        m.same_dtype("codes", *codes, DType::kE4M3);
+        m.same_dtype("codes_scale", *codes_scale, DType::kF32);
+        p.codes = ptr(*codes);
+        p.codes_scale = ptr<float>(*codes_scale);
+    }
     if (p.num_tokens == 0) return;
     set_workspace(m, p, workspace, B::paged_attention_workspace(p));
     B::enqueue(m.device_index(), &B::paged_attention, p);

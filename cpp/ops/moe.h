@@ -263,10 +263,9 @@ void moe_down(const Tensor& out, const Tensor& x, const Tensor& weight, const Op
     B::enqueue(m.device_index(), &B::moe_down, p);
 }
 
-template <class B>
-void moe_combine(const Tensor& out, const Tensor& x, const Tensor& row_positions, const Tensor& topk_weights,
-                 const OptionalTensor& shared) {
-    Matcher m("moe_combine");
+inline MoeCombineParams moe_combine_params(Matcher& m, const Tensor& out, const Tensor& x,
+                                           const Tensor& row_positions, const Tensor& topk_weights,
+                                           const OptionalTensor& shared) {
     m.shape("out", out, {"num_tokens", "hidden"})
         .shape("topk_weights", topk_weights, {"num_tokens", "topk"}, 2);
     const int64_t num_rows = m["num_tokens"] * m["topk"];
@@ -279,7 +278,7 @@ void moe_combine(const Tensor& out, const Tensor& x, const Tensor& row_positions
         m.shape("shared", *shared, {"num_tokens", "hidden"});
         m.same_dtype("shared", *shared, dtype);
     }
-    const MoeCombineParams p{
+    return {
         .out = ptr(out),
         .x = ptr(x),
         .row_positions = ptr<int32_t>(row_positions),
@@ -292,6 +291,13 @@ void moe_combine(const Tensor& out, const Tensor& x, const Tensor& row_positions
         .shared_stride = shared ? shared->stride(0) : 0,
         .dtype = dtype,
     };
+}
+
+template <class B>
+void moe_combine(const Tensor& out, const Tensor& x, const Tensor& row_positions, const Tensor& topk_weights,
+                 const OptionalTensor& shared) {
+    Matcher m("moe_combine");
+    const MoeCombineParams p = moe_combine_params(m, out, x, row_positions, topk_weights, shared);
     if (p.num_tokens == 0) return;
     B::enqueue(m.device_index(), &B::moe_combine, p);
 }

@@ -11,6 +11,10 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     m.def(
         "add_rms_norm_quantize(Tensor(a!) out, Tensor(b!) codes, Tensor(c!) scale, Tensor(d!) residual, "
         "Tensor x, Tensor weight, float eps, bool gemma) -> ()");
+    m.def(
+        "combine_add_rms_norm(Tensor(a!) out, Tensor(b!)? codes, Tensor(c!)? scale, Tensor(d!) residual, "
+        "Tensor x, Tensor row_positions, Tensor topk_weights, Tensor? shared, Tensor weight, float eps, bool "
+        "gemma) -> ()");
     // comm: `inboxes` of all ranks, none for the only one
     m.def(
         "all_reduce_add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, "
@@ -44,11 +48,12 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     m.def(
         "paged_attention(Tensor(a!) out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, "
         "Tensor cu_seqlens_q, Tensor seq_lens, Tensor(b!) workspace, int max_seqlen_q, float scale, "
-        "Tensor? k_scale=None, Tensor? v_scale=None, bool fixed_split=False) -> ()");
+        "Tensor? k_scale=None, Tensor? v_scale=None, bool fixed_split=False, Tensor(c!)? codes=None, "
+        "Tensor(d!)? codes_scale=None) -> ()");
     m.def(
         "paged_attention_workspace(Tensor out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, "
         "Tensor cu_seqlens_q, Tensor seq_lens, int max_seqlen_q, float scale, Tensor? k_scale=None, "
-        "Tensor? v_scale=None, bool fixed_split=False) -> int");
+        "Tensor? v_scale=None, bool fixed_split=False, Tensor? codes=None, Tensor? codes_scale=None) -> int");
     m.def(
         "sparse_attention(Tensor(a!) out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_ids, "
         "Tensor block_table, Tensor cu_seqlens_q, Tensor seq_lens, Tensor(b!) workspace, int max_seqlen_q, "

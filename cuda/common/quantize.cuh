@@ -6,17 +6,19 @@
 /// Codes of neighbouring columns, as Fp8QuantizeParams says.
 namespace mmx::cuda {
 
-/// Largest magnitude of a group of kFp8Group columns, of which each lane of a half warp has kRun in order.
+/// Largest magnitude of a group of kFp8Group columns, of which each lane of a warp or half warp has kRun in
+/// order.
 template <int kRun>
 __device__ __forceinline__ float group_amax(const float (&values)[kRun]) {
     constexpr int kLanes = static_cast<int>(kFp8Group) / kRun;
-    static_assert(kLanes == 16);
+    static_assert(kLanes == 16 || kLanes == 32);
+    const unsigned lanes = kLanes == 32 ? 0xFFFFFFFFu : 0xFFFFu << (threadIdx.x & 16);
     float most = kFp8LeastAmax;
 #pragma unroll
     for (int j = 0; j < kRun; ++j) most = fmaxf(most, fabsf(values[j]));
 #pragma unroll
     for (int offset = kLanes / 2; offset > 0; offset /= 2)
-        most = fmaxf(most, __shfl_xor_sync(0xFFFFu << (threadIdx.x & 16), most, offset));
+        most = fmaxf(most, __shfl_xor_sync(lanes, most, offset));
     return most;
 }
 

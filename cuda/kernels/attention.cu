@@ -322,10 +322,23 @@ int64_t paged_attention_workspace(const PagedAttentionParams& p) {
 void paged_attention(const PagedAttentionParams& p, Stream stream) {
     if (const AttentionKernel kernel = choose_paged(p);
         p.num_tokens > 0 && kernel != AttentionKernel::kSimple && pointers_aligned(p)) {
-        if (kernel == AttentionKernel::kSm90Prefill) return sm90::paged_prefill(p, stream);
-        return sm90::paged_decode(p, stream);
+        if (kernel == AttentionKernel::kSm90Prefill)
+            sm90::paged_prefill(p, stream);
+        else
+            sm90::paged_decode(p, stream);
+        if (kernel == AttentionKernel::kSm90Decode && paged_decode_splits(p) > 1) return;  // wrote codes
+    } else {
+        run("paged_attention", make_attention(p, nullptr, 0), stream);
     }
-    run("paged_attention", make_attention(p, nullptr, 0), stream);
+    if (p.codes)
+        fp8_quantize({.out = p.codes,
+                      .scale = p.codes_scale,
+                      .x = p.out,
+                      .rows = p.num_tokens,
+                      .cols = p.num_heads * p.head_dim,
+                      .x_stride = p.out_token_stride,
+                      .dtype = p.dtype},
+                     stream);
 }
 
 int64_t sparse_attention_workspace(const SparseAttentionParams& p) {

@@ -9,6 +9,7 @@
     X(rms_norm, RmsNormParams)                            \
     X(add_rms_norm, AddRmsNormParams)                     \
     X(add_rms_norm_quantize, AddRmsNormQuantizeParams)    \
+    X(combine_add_rms_norm, CombineAddRmsNormParams)      \
     X(all_reduce_add_rms_norm, AllReduceAddRmsNormParams) \
     X(linear, LinearParams)                               \
     X(rope, RopeParams)                                   \

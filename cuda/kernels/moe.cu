@@ -4,6 +4,7 @@
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
+#include "cuda/kernels/moe/combine.cuh"
 
 namespace mmx::cuda {
 
@@ -12,8 +13,6 @@ namespace {
 constexpr int kPlanThreads = 512;
 constexpr int kPlanRun = 4, kPlanRuns = 4;  // rows of one load, loads of a thread at a time
 constexpr int kThreads = 256;
-constexpr int kRun = 8;
-constexpr int kRowsAtOnce = 4;  // of one token, in its sum
 
 /// Exclusive prefix sum of x over the block and, in `total`, its sum. Ends with a barrier behind the last
 /// read.
@@ -111,57 +110,15 @@ __global__ void __launch_bounds__(kPlanThreads) moe_plan_kernel(MoePlanParams p,
             p.expert_offsets[first + g + 1] = position[g];
 }
 
-/// A run as it lies in memory, so that several loads are on their way before the first is looked at.
-template <class T, bool kPackable>
-struct Run {
-    Pack<T, kRun> pack;
-    float values[kRun];
-
-    __device__ __forceinline__ void load(const T* from, int64_t count) {
-        if constexpr (kPackable)
-            pack = *reinterpret_cast<const Pack<T, kRun>*>(from);
-        else
-            load_run(values, from, count, false);
-    }
-    __device__ __forceinline__ float operator[](int i) const {
-        return kPackable ? to_float(pack.v[i]) : values[i];
-    }
-};
-
 template <class T, bool kPackable>
 __global__ void __launch_bounds__(kThreads) moe_combine_kernel(MoeCombineParams p) {
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
     const int64_t token = blockIdx.x;
-    const int64_t i = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kRun;
+    const int64_t i = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kCombineRun;
     if (i >= p.hidden) return;
-    float sum[kRun] = {};
-    Run<T, kPackable> shared, rows[kRowsAtOnce];
-    if (p.shared) shared.load(static_cast<const T*>(p.shared) + token * p.shared_stride + i, p.hidden - i);
-    const int64_t end = (token + 1) * p.topk;
-    for (int64_t first = token * p.topk; first < end; first += kRowsAtOnce) {
-        int64_t position[kRowsAtOnce];
-        float weight[kRowsAtOnce];
-#pragma unroll
-        for (int r = 0; r < kRowsAtOnce; ++r) {
-            const int64_t row = min(first + r, end - 1);
-            position[r] = p.row_positions[row];
-            weight[r] = p.topk_weights[row];
-        }
-        // Why the first row instead of none: loads without branches between them. It is not used.
-#pragma unroll
-        for (int r = 0; r < kRowsAtOnce; ++r)
-            rows[r].load(static_cast<const T*>(p.x) + max(position[r], int64_t{0}) * p.hidden + i,
-                         p.hidden - i);
-#pragma unroll
-        for (int r = 0; r < kRowsAtOnce; ++r)
-            if (position[r] >= 0 && first + r < end)
-#pragma unroll
-                for (int j = 0; j < kRun; ++j) sum[j] = fmaf(weight[r], rows[r][j], sum[j]);
-    }
-    if (p.shared)
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) sum[j] += shared[j];
+    float sum[kCombineRun];
+    combine_run<T, kPackable>(sum, p, token, i);
     store_run(static_cast<T*>(p.out) + token * p.out_stride + i, sum, p.hidden - i, kPackable);
 }
 
@@ -185,11 +142,9 @@ void moe_plan(const MoePlanParams& p, Stream stream) {
 void moe_combine(const MoeCombineParams& p, Stream stream) {
     dispatch_float(p.dtype, [&](auto t) {
         using T = decltype(t);
-        const bool packable = is_packable<T, kRun>(p.x, {p.hidden}) &&
-                              is_packable<T, kRun>(p.out, {p.out_stride}) &&
-                              is_packable<T, kRun>(p.shared, {p.shared_stride});
+        const bool packable = is_combine_packable<T>(p) && is_packable<T, kCombineRun>(p.out, {p.out_stride});
         const dim3 grid(static_cast<unsigned>(p.num_tokens),
-                        static_cast<unsigned>(ceil_div(p.hidden, kThreads * kRun)));
+                        static_cast<unsigned>(ceil_div(p.hidden, kThreads * kCombineRun)));
         const LaunchChain launch{"moe_combine", grid, kThreads, 0, stream};
         if (packable)
             launch(moe_combine_kernel<T, true>, p);

@@ -120,6 +120,12 @@ __global__ void __launch_bounds__(kThreads, kHeads > 1 ? 1024 / kThreads : 1)
     const int end = static_cast<int>(heads.end), half = static_cast<int>(p.rotary_dim) / 2;
     T* const qkv = static_cast<T*>(p.qkv) + token * p.qkv_stride + dim;
     const float shift = p.gemma ? 1.0f : 0.0f;
+    // Weights come from memory: the few tokens of a decode would wait for them.
+    Pack<W, kWide> own_gain = {};
+    const auto gain_of = [&](int head, Part part) {
+        return *reinterpret_cast<const Pack<W, kWide>*>(heads.weight<W>(p, head, part) + dim);
+    };
+    if (!kStaged && first < heads.v) own_gain = gain_of(first, heads.part(first));
 
     ptx::let_successors_start();
     ptx::wait_for_predecessors();
@@ -187,8 +193,8 @@ __global__ void __launch_bounds__(kThreads, kHeads > 1 ? 1024 / kThreads : 1)
 #pragma unroll
             for (int j = 0; j < kWide; ++j) y[j] = to_float(x.v[j]);
         } else {
-            float sum, gain[kWide];
-            load_run(gain, heads.weight<W>(p, head, part) + dim, kWide, true);
+            const Pack<W, kWide> gain = kStaged ? gain_of(head, part) : own_gain;
+            float sum;
             if (p.norm_whole_projection && head < heads.index_q)
                 sum = part == Part::kQ ? whole_q : whole_k;
             else
@@ -197,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, kHeads > 1 ? 1024 / kThreads : 1)
             Run normed;
 #pragma unroll
             for (int j = 0; j < kWide; ++j)
-                normed.v[j] = from_float<T>(to_float(x.v[j]) * inv_rms * (gain[j] + shift));
+                normed.v[j] = from_float<T>(to_float(x.v[j]) * inv_rms * (to_float(gain.v[j]) + shift));
             const Run other = exchange(normed, lanes, partner);
 #pragma unroll
             for (int j = 0; j < kWide; ++j) {

@@ -28,19 +28,31 @@ constexpr uint32_t kMinusInfinityKey = 0x007FFFFFu, kInfinityKey = 0xFF800000u;
 struct Scratch {
     uint64_t* segment_mass;  // [num_rows, num_segments]
     uint64_t* best;          // [num_rows, num_top] logprobs only
-    uint32_t* row_keys;      // [num_rows] key of the largest logit
+    uint32_t* part_keys;     // [num_rows, num_parts] key of the largest logit that a thread block saw
     uint32_t* chunk_keys;    // [num_rows, num_chunks] of each chunk's largest
-    int64_t num_rows, num_segments, num_chunks;
+    int64_t num_rows, num_segments, num_chunks, num_parts;
     int64_t bytes;
 
     Scratch(void* workspace, int64_t rows, int64_t vocab, int64_t num_top)
-        : num_rows(rows), num_segments(ceil_div(vocab, kSegment)), num_chunks(ceil_div(vocab, kChunk)) {
+        : num_rows(rows),
+          num_segments(ceil_div(vocab, kSegment)),
+          num_chunks(ceil_div(vocab, kChunk)),
+          num_parts(ceil_div(num_chunks, kChunksPerWarp * (kScanThreads / 32))) {
         segment_mass = static_cast<uint64_t*>(workspace);
         const int64_t words = rows * num_segments, top_words = rows * num_top;
         best = segment_mass + words;
-        row_keys = reinterpret_cast<uint32_t*>(best + top_words);
-        chunk_keys = row_keys + rows;
-        bytes = (words + top_words) * 8 + (rows + rows * num_chunks) * 4;
+        part_keys = reinterpret_cast<uint32_t*>(best + top_words);
+        chunk_keys = part_keys + rows * num_parts;
+        bytes = (words + top_words) * 8 + rows * (num_parts + num_chunks) * 4;
+    }
+
+    /// Key of the row's largest logit. By a whole warp.
+    __device__ uint32_t row_key(int64_t row) const {
+        uint32_t most = 0;
+#pragma unroll 4
+        for (int64_t i = threadIdx.x % 32; i < num_parts; i += 32)
+            most = max(most, part_keys[row * num_parts + i]);
+        return __reduce_max_sync(kFullWarp, most);
     }
 };
 
@@ -70,6 +82,8 @@ __global__ void __launch_bounds__(kScanThreads) max_kernel(Rows rows, Scratch w)
     const int lane = threadIdx.x % 32;
     const float* logits = rows.logits + row * rows.stride;
     const int64_t first = (blockIdx.y * (kScanThreads / 32) + threadIdx.x / 32) * kChunksPerWarp;
+    __shared__ uint32_t warp_keys[kScanThreads / 32];
+    ptx::wait_for_predecessors();
     ptx::let_successors_start();
     uint32_t keys[kChunksPerWarp][kChunk / 32], most = 0;
 #pragma unroll
@@ -88,7 +102,11 @@ __global__ void __launch_bounds__(kScanThreads) max_kernel(Rows rows, Scratch w)
         if (lane == 0 && first + c < w.num_chunks) w.chunk_keys[row * w.num_chunks + first + c] = key;
         most = max(most, key);
     }
-    if (lane == 0) atomicMax(w.row_keys + row, most);
+    if (lane == 0) warp_keys[threadIdx.x / 32] = most;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (const uint32_t key : warp_keys) most = max(most, key);
+    w.part_keys[row * w.num_parts + blockIdx.y] = most;
 }
 
 /// Which rows need the mass of all their logits; without `temperature` all do, at temperature 1.
@@ -104,7 +122,7 @@ __global__ void __launch_bounds__(kScanThreads) mass_kernel(Rows rows, MassParam
     const int64_t row = blockIdx.x, segment = blockIdx.y;
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    const uint32_t row_key = w.row_keys[row];
+    const uint32_t row_key = w.row_key(row);
     if (!is_finite_key(row_key)) return;
     float temperature = 1;
     if (p.temperature) {
@@ -260,7 +278,7 @@ __global__ void __launch_bounds__(kThreads)
     ptx::let_successors_start();
     const Row row(rows, w, row_idx);
     int64_t* token_id = p.token_ids + row_idx;
-    const uint32_t max_key = w.row_keys[row_idx];
+    const uint32_t max_key = w.row_key(row_idx);
     if (!is_finite_key(max_key)) {
         if (threadIdx.x == 0) *token_id = -1;
         return;
@@ -318,7 +336,7 @@ __global__ void __launch_bounds__(kThreads)
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
     const Row row(rows, w, row_idx);
-    const uint32_t max_key = w.row_keys[row_idx];
+    const uint32_t max_key = w.row_key(row_idx);
     const int64_t id = p.token_ids[row_idx];
     int64_t* top_ids = p.top_ids + row_idx * p.num_top;
     float* top_logprobs = p.top_logprobs + row_idx * p.num_top;
@@ -374,14 +392,10 @@ __global__ void __launch_bounds__(kThreads)
 
 /// Largest logits and masses of all rows, before the deciding kernel.
 void reduce_rows(const char* op, const Rows& rows, const MassParams& mass, const Scratch& w, Stream stream) {
-    MMX_CUDA_CHECK(
-        cudaMemsetAsync(w.row_keys, 0, static_cast<size_t>(w.num_rows) * sizeof(uint32_t), to_cuda(stream)));
     const auto num_rows = static_cast<unsigned>(w.num_rows);
-    const int64_t chunks_per_block = kChunksPerWarp * (kScanThreads / 32);
-    const dim3 max_grid(num_rows, static_cast<unsigned>(ceil_div(w.num_chunks, chunks_per_block)));
+    const dim3 max_grid(num_rows, static_cast<unsigned>(w.num_parts));
     const dim3 mass_grid(num_rows, static_cast<unsigned>(w.num_segments));
-    // The first follows no kernel but a memset.
-    Launch{op, max_grid, kScanThreads, 0, stream}(max_kernel, rows, w);
+    LaunchChain{op, max_grid, kScanThreads, 0, stream}(max_kernel, rows, w);
     LaunchChain{op, mass_grid, kScanThreads, 0, stream}(mass_kernel, rows, mass, w);
 }
 

@@ -28,7 +28,15 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 # Every token takes every expert: near ties of the router would turn rounding into other experts.
 VARIANT = VARIANTS["fp8"] | {"num_local_experts": 4, "num_experts_per_tok": 4}
 PRODUCTS = ("fp8_linear", "fp8_moe_down", "fp8_moe_gate_up")
-ROUNDED = ("fp8_quantize", "add_rms_norm_quantize", "fp8_moe_gate_up")  # these make codes
+# These make codes.
+ROUNDED = (
+    "fp8_quantize",
+    "add_rms_norm_quantize",
+    "combine_add_rms_norm",
+    "fp8_moe_gate_up",
+    "paged_attention",
+)
+PAGED_ATTENTION = ops.paged_attention
 # Share of codes that flip where fp32 sums go in another order: 3e-7 of a value, a code is 2^-4 of it.
 FLIPS = 2e-4
 Codes = tuple[torch.Tensor, torch.Tensor]
@@ -56,10 +64,26 @@ def use(monkeypatch: pytest.MonkeyPatch, source: Any, names: tuple[str, ...]) ->
     def norm_then_codes(*args: Any, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return ops.add_rms_norm(*args, out=out), *ops.fp8_quantize(out)
 
+    def sum_then_codes(
+        residual: torch.Tensor, *args: Any, quantize: bool = False
+    ) -> tuple[torch.Tensor, ...]:
+        out = ops.add_rms_norm(residual, ops.moe_combine(*args[:4]), *args[4:])
+        return (out, *ops.fp8_quantize(out)) if quantize else (out,)
+
+    def heads_then_codes(
+        *args: Any, codes: torch.Tensor, codes_scale: torch.Tensor, **keywords: Any
+    ) -> torch.Tensor:
+        out = PAGED_ATTENTION(*args, **keywords)
+        for into, made in zip((codes, codes_scale), ops.fp8_quantize(out.flatten(1)), strict=True):
+            into.copy_(made)
+        return out
+
     for name in names:
         monkeypatch.setattr(ops, name, getattr(source, name))
     monkeypatch.setattr(ops, "fp8_quantize", reference.fp8_quantize)
     monkeypatch.setattr(ops, "add_rms_norm_quantize", norm_then_codes)
+    monkeypatch.setattr(ops, "combine_add_rms_norm", sum_then_codes)
+    monkeypatch.setattr(ops, "paged_attention", heads_then_codes)
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -105,12 +129,16 @@ def test_codes_are_those_of_the_reference_but_for_neighbours(
     runner, rest = tiny_runner(folder, dtype="float32", device=device), list(made)
     flips: list[float] = []
 
-    def replaced(op: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[torch.Tensor, ...]]:
-        def run(*args: Any, **keywords: Any) -> tuple[torch.Tensor, ...]:
-            *others, codes, scale = op(*args, **keywords)
-            truth = rest.pop(0)
-            flips.append(share_of_neighbours((codes, scale), truth))
-            return *others, truth[0].to(codes.device), truth[1].to(codes.device)
+    def replaced(op: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **keywords: Any) -> Any:
+            result = op(*args, **keywords)
+            codes = (keywords["codes"], keywords["codes_scale"]) if "codes" in keywords else result[-2:]
+            if len(codes) == 2:  # not the norm of a sum that is not rounded
+                truth = rest.pop(0)
+                flips.append(share_of_neighbours(codes, truth))
+                for into, code in zip(codes, truth, strict=True):
+                    into.copy_(code)
+            return result
 
         return run
 

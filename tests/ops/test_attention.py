@@ -59,6 +59,42 @@ def test_paged_attention(dims, dtype, device, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("lens", "heads", "kv_heads", "max_len"),
+    [
+        pytest.param([(1, 1000), (1, 7), (1, 129)], 12, 2, 9000, id="decode in parts"),
+        pytest.param([(1, 200)] * 70, 4, 4, 300, id="decode whole"),
+        pytest.param([(70, 100), (1, 3)], 6, 2, 128, id="prompt"),
+    ],
+)
+def test_paged_attention_gives_codes_of_its_result(lens, heads, kv_heads, max_len, dtype, device, rng):
+    batch = make_batch(lens, 128, rng)
+    dims = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": 128}
+    args = make(batch, dims, dtype, device, rng)
+    args = (args[0].contiguous(), *args[1:])
+    table, *where = batch.arguments(device)
+    table = torch.nn.functional.pad(table, (0, -(-max_len // 128) - table.shape[1]))
+    tokens, width = batch.num_tokens, heads * 128
+    codes = torch.empty(tokens, width, dtype=torch.float8_e4m3fn, device=device)
+    scale = torch.empty(tokens, heads, device=device)
+    out = ops.paged_attention(*args, table, *where, 0.1, codes=codes, codes_scale=scale)
+    assert_equal(out, ops.paged_attention(*args, table, *where, 0.1), name="out")
+    same, same_scale = ops.fp8_quantize(out.flatten(1))
+    assert_equal(codes.float(), same.float(), name="codes")
+    assert_equal(scale, same_scale, name="scale")
+
+
+def test_paged_attention_refuses_codes_of_part_of_a_group(device, rng):
+    batch = make_batch([(1, 5)], 16, rng)
+    args = make(batch, {"num_heads": 3, "num_kv_heads": 1, "head_dim": 64}, torch.float32, device, rng)
+    codes = torch.empty(1, 192, dtype=torch.float8_e4m3fn, device=device)
+    with pytest.raises(RuntimeError, match="paged_attention: codes need heads side by side, 128 columns"):
+        ops.paged_attention(
+            *args, *batch.arguments(device), 0.1, codes=codes, codes_scale=torch.empty(1, 1, device=device)
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", load("attention", "sparse_attention"))
 def test_sparse_attention(dims, dtype, device, rng):
     lens = draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng)

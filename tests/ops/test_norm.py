@@ -68,6 +68,31 @@ def test_add_rms_norm_quantize(dims, dtype, gemma, device, rng):
     assert_equal(into, out, name="in place")
 
 
+@pytest.mark.parametrize("with_shared", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", load("norm", "combine_add_rms_norm"))
+def test_combine_add_rms_norm(dims, dtype, with_shared, device, rng):
+    """The bits of the ops that it stands for."""
+    num_tokens, topk, hidden = dims["num_tokens"], dims["topk"], dims["hidden"]
+    x = torch.randn(num_tokens * topk, hidden, generator=rng).to(dtype).to(device)
+    positions = torch.randperm(num_tokens * topk, generator=rng, dtype=torch.int32).to(device)
+    positions[1::7] = -1
+    weights = torch.rand(num_tokens, topk, generator=rng).to(device)
+    shared = torch.randn(num_tokens, hidden, generator=rng).to(dtype).to(device) if with_shared else None
+    gain = (torch.rand(hidden, generator=rng) - 0.5).to(dtype).to(device)
+    residual = torch.randn(num_tokens, hidden, generator=rng).to(dtype).to(device)
+    same = residual.clone()
+    rows = (x, positions, weights, shared)
+    expected = ops.add_rms_norm(same, ops.moe_combine(*rows), gain, EPS, True)
+    for quantize in (False, True) if hidden % 128 == 0 else (False,):
+        stream = strided(residual)
+        out, *codes = ops.combine_add_rms_norm(stream, *rows, gain, EPS, True, quantize)
+        assert_equal(stream, same, name="residual")
+        assert_equal(out, expected, name="out")
+        for name, found, want in zip(("codes", "scale"), codes, ops.fp8_quantize(out), strict=quantize):
+            assert_equal(found.float(), want.float(), name=name)
+
+
 def test_add_rms_norm_quantize_refuses_a_cut_group(device):
     x = torch.zeros(2, 192, device=device)
     with pytest.raises(
@@ -90,6 +115,29 @@ def test_rms_norm_huge_and_tiny_values(device):
         x = torch.full((1, 64), scale, device=device)
         truth = reference.rms_norm(x.double(), weight, EPS, False)
         assert_close_to_truth(ops.rms_norm(x, weight, EPS, False), truth, truth.float())
+
+
+def test_norms_do_not_depend_on_threads(rng):
+    x, residual = torch.randn(67, 384, generator=rng), torch.randn(67, 384, generator=rng)
+    gain, threads, outs = torch.rand(384, generator=rng), torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            stream = residual.clone()
+            outs.append([ops.rms_norm(x, gain, EPS, True), stream])
+            outs[-1] += ops.add_rms_norm_quantize(stream, x, gain, EPS, False)
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*outs, strict=True):
+        assert_equal(two.float(), one.float())
+
+
+def test_combine_add_rms_norm_wants_codes_with_their_scale(device):
+    rows, places = torch.zeros(2, 128, device=device), torch.zeros(2, dtype=torch.int32, device=device)
+    args = (rows.clone(), rows, places, torch.zeros(2, 1, device=device), None, rows[0], EPS, False)
+    codes = torch.empty(2, 128, dtype=torch.float8_e4m3fn, device=device)
+    with pytest.raises(RuntimeError, match="combine_add_rms_norm: codes and scale must be given together"):
+        torch.ops.mmx.combine_add_rms_norm(rows.clone(), codes, None, *args)
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm"])

@@ -19,6 +19,9 @@ namespace mmx {
 /// The context is then cut at fixed positions and the parts are merged in a fixed order. Without it the
 /// cuts may follow the number of tokens and of multiprocessors; a repeated call still gives the same bits.
 /// The CPU kernels always do the former.
+///
+/// With `codes`, paged_attention also gives what fp8_quantize makes of its result; out_head_stride is then
+/// head_dim, and num_heads * head_dim a multiple of 128.
 struct PagedAttentionParams {
     void* out;                    // [num_tokens, num_heads, head_dim]
     const void* q;                // [num_tokens, num_heads, head_dim]
@@ -43,6 +46,8 @@ struct PagedAttentionParams {
     DType dtype;        // of out and q
     DType cache_dtype;  // of k_cache and v_cache: dtype or e4m3
     bool fixed_split;
+    void* codes;         // [num_tokens, num_heads * head_dim] e4m3, or null
+    float* codes_scale;  // [num_tokens, num_heads * head_dim / 128], or null
 };
 
 /// The same restricted to the blocks chosen per (token, KV head).

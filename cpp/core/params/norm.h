@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpp/core/dtype.h"
+#include "cpp/core/params/moe.h"
 
 namespace mmx {
 
@@ -40,6 +41,14 @@ struct AddRmsNormQuantizeParams {
     AddRmsNormParams norm;  // hidden a multiple of 128
     void* codes;            // [num_tokens, hidden] e4m3
     float* scale;           // [num_tokens, hidden / 128]
+};
+
+/// moe_combine, then add_rms_norm of its result and, with `codes`, fp8_quantize of what that gives.
+struct CombineAddRmsNormParams {
+    MoeCombineParams combine;  // out as that of `norm`
+    AddRmsNormParams norm;     // x is out
+    void* codes;               // [num_tokens, hidden] e4m3, hidden a multiple of 128; or null
+    float* scale;              // [num_tokens, hidden / 128]; or null
 };
 
 }  // namespace mmx

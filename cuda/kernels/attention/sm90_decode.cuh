@@ -2,6 +2,7 @@
 
 #include "cuda/common/batch.cuh"
 #include "cuda/common/ptx/tma.cuh"
+#include "cuda/common/quantize.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/kernels/attention/sm90_pages.cuh"
 
@@ -255,13 +256,20 @@ __device__ __forceinline__ float v_scale_of(const PagedAttentionParams& p, const
     return p.v_scale ? p.v_scale[unit.kv_head] : 1.0f;
 }
 
+/// By the warp of a head.
 __device__ __forceinline__ void store_piece(const PagedAttentionParams& p, const Unit& unit, int head, int d,
                                             const Piece& piece) {
     if (head >= unit.group) return;
     const float factor = piece.sum == 0 ? 0.0f : v_scale_of(p, unit) / piece.sum;
+    const float values[4] = {piece.x.x * factor, piece.x.y * factor, piece.x.z * factor, piece.x.w * factor};
     *reinterpret_cast<uint2*>(out_of(p, unit, head) + d) =
-        make_uint2(ptx::pack_bf16(piece.x.x * factor, piece.x.y * factor),
-                   ptx::pack_bf16(piece.x.z * factor, piece.x.w * factor));
+        make_uint2(ptx::pack_bf16(values[0], values[1]), ptx::pack_bf16(values[2], values[3]));
+    if (!p.codes) return;
+    float rounded[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) rounded[i] = to_float(from_float<bf16>(values[i]));
+    const int64_t at = (unit.token * p.num_heads + unit.kv_head * unit.group + head) * kDim;
+    quantize_group(static_cast<e4m3*>(p.codes) + at + d, p.codes_scale + at / kFp8Group, rounded, true);
 }
 
 /// By the workers: rows that nobody else has a part of.

@@ -12,6 +12,7 @@ namespace mmx::cuda::sm90 {
 namespace {
 
 constexpr int kPerLane = static_cast<int>(kRouterMaxExperts) / 32;
+constexpr int kFewRows = 32;
 constexpr int kWarps = 4, kPlanThreads = static_cast<int>(kRouterPlanExperts);
 
 /// Order of unsigned numbers = order of floats, -0 and 0 being equal; a NaN ranks as -inf. Never 0.
@@ -124,6 +125,21 @@ __global__ void __launch_bounds__(kPlanThreads)
     for (int64_t token = warp; token < p.num_tokens; token += kPlanThreads / 32)
         choose<2>(p, sums, bias, token, ids + token * plan.topk);
     __syncthreads();
+    // Of few rows every thread looks at all.
+    if (num_rows <= kFewRows) {
+        const int expert = tid < num_rows ? local(tid) : -1;
+        int offset = 0, position = 0;
+#pragma unroll 8
+        for (int row = 0; row < num_rows; ++row) {
+            const int other = local(row);
+            offset += other >= 0 && other < tid;
+            position += other >= 0 && (other < expert || (other == expert && row < tid));
+        }
+        if (tid <= count) plan.expert_offsets[tid] = offset;
+        if (tid < num_rows) plan.row_positions[tid] = expert < 0 ? -1 : position;
+        if (expert >= 0) plan.sorted_rows[position] = tid;
+        return;
+    }
     // One warp takes the rows in order, so that the rows of an expert keep theirs.
     for (int row = lane_idx; warp == 0 && row < align_up(num_rows, 32); row += 32) {
         const int expert = local(row);

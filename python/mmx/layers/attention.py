@@ -10,7 +10,9 @@ from mmx import ops
 from mmx.distributed import Ranks
 from mmx.layers.batch import ForwardBatch, LayerCache
 from mmx.layers.context import spread_attention
+from mmx.layers.linear import Codes
 from mmx.layers.norm import RmsNorm
+from mmx.model_config import FP8_BLOCK
 
 
 class Attention:
@@ -89,11 +91,32 @@ class Attention:
 
     def dense(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
         """Causal attention of a prepared ``qkv`` to the whole context: [num_tokens, num_heads * head_dim]."""
-        q, fixed = self.split(qkv)[0], self.fixed_split
+        return self.dense_codes(qkv, cache, batch, wanted=False)[0]
+
+    def dense_codes(
+        self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch, wanted: bool
+    ) -> tuple[torch.Tensor, Codes | None]:
+        """The same and, if ``wanted`` and no other rank has a part of it, its codes."""
+        q = self.split(qkv)[0]
         if self.decode.size > 1:
-            return self._spread(q, cache, batch, None)
-        where = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q)
-        return ops.paged_attention(q, cache.k, cache.v, *where, self.scale, fixed_split=fixed).flatten(1)
+            return self._spread(q, cache, batch, None), None
+        codes: Codes | None = None
+        if wanted:
+            made = qkv.new_empty((qkv.shape[0], self.parts[0] * self.head_dim), dtype=torch.float8_e4m3fn)
+            codes = Codes(
+                made, made.new_empty((made.shape[0], made.shape[1] // FP8_BLOCK), dtype=torch.float32)
+            )
+        heads = ops.paged_attention(
+            q,
+            cache.k,
+            cache.v,
+            *(batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q),
+            self.scale,
+            fixed_split=self.fixed_split,
+            codes=codes and codes.codes,
+            codes_scale=codes and codes.scale,
+        )
+        return heads.flatten(1), codes
 
     def sparse(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
         """The same restricted to the blocks that the indexer selects per token and KV head."""

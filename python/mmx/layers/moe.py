@@ -14,6 +14,7 @@ from mmx.layers.batch import ForwardBatch
 from mmx.layers.exchange import Exchange
 from mmx.layers.linear import Codes, fp8_parameters, keeps_fp8, parameter
 from mmx.layers.mlp import Gate, GatedMlp
+from mmx.layers.norm import ExpertRows
 from mmx.model_config import ModelConfig
 
 # Tokens per device type from which the library's GEMM is faster for the shared expert.
@@ -58,7 +59,7 @@ class Experts(nn.Module):
     def forward(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Weighted sum of those chosen experts that are here: [num_tokens, hidden]."""
         plan = ops.moe_plan(topk_ids, self.first_expert, self.num_routed)
-        return self._sum(x, topk_weights, plan)
+        return self._rows(x, topk_weights, plan).sum()
 
     def route(
         self,
@@ -66,9 +67,9 @@ class Experts(nn.Module):
         router: Router,
         shared: torch.Tensor | None = None,
         codes: Codes | None = None,
-    ) -> torch.Tensor:
-        """The same with the choice of ``router``, which is planned as it is made, plus ``shared`` or, without
-        it, what the shared expert here gives. ``codes`` of ``x``, if there are any."""
+    ) -> ExpertRows:
+        """The same sum, to be made, with the choice of ``router``, which is planned as it is made, plus
+        ``shared`` or, without it, what the shared expert here gives. ``codes`` of ``x``, if there are any."""
         num_shared = self.num_shared if shared is None else 0
         _, topk_weights, *plan = ops.moe_router_plan(
             x,
@@ -80,20 +81,20 @@ class Experts(nn.Module):
             self.num_routed + num_shared,
             num_shared,
         )
-        return self._sum(x, topk_weights, plan, shared, codes)
+        return self._rows(x, topk_weights, plan, shared, codes)
 
     def shared(self, x: torch.Tensor) -> torch.Tensor:
         """The shared expert alone, through the library's GEMM: [num_tokens, hidden]."""
         return F.linear(ops.gated_act(F.linear(x, self.gate_up[-1]), *self.gate), self.down[-1])
 
-    def _sum(
+    def _rows(
         self,
         x: torch.Tensor,
         topk_weights: torch.Tensor,
         plan: Sequence[torch.Tensor],
         shared: torch.Tensor | None = None,
         codes: Codes | None = None,
-    ) -> torch.Tensor:
+    ) -> ExpertRows:
         offsets, sorted_rows, row_positions = plan
         count = offsets.shape[0] - 1
         gate_up, down = self.gate_up[:count], self.down[:count]
@@ -107,7 +108,7 @@ class Experts(nn.Module):
         else:
             inner = ops.moe_gate_up(x, gate_up, None, offsets, sorted_rows, *self.gate)
             rows = ops.moe_down(inner, down, None, offsets)
-        return ops.moe_combine(rows, row_positions, topk_weights, shared)
+        return ExpertRows(rows, row_positions, topk_weights, shared)
 
 
 class Moe(nn.Module):
@@ -123,6 +124,7 @@ class Moe(nn.Module):
         super().__init__()
         config = ranks.share.config
         self.spread = ranks.spread
+        self.alone = ranks.tensor.size == 1
         self.exchange = Exchange.of(ranks) if ranks.layout.all_to_all and ranks.spread.size > 1 else None
         self.gate = Router(config)
         self.experts = Experts(ranks, gate, dtype)
@@ -131,21 +133,24 @@ class Moe(nn.Module):
         if config.shared_inter and not self.experts.num_shared:
             self.shared = GatedMlp(config.hidden, config.shared_inter, gate, dtype)
 
-    def forward(self, x: torch.Tensor, batch: ForwardBatch, codes: Codes | None = None) -> torch.Tensor:
-        """[num_tokens, hidden], the part that this rank's experts and columns give. Where ranks hold
-        different tokens, each computes its experts for the tokens of all of them, or of those that ask for
-        them. ``codes`` of ``x``, if there are any."""
+    def forward(
+        self, x: torch.Tensor, batch: ForwardBatch, codes: Codes | None = None
+    ) -> torch.Tensor | ExpertRows:
+        """[num_tokens, hidden], the part that this rank's experts and columns give, to be summed if there is
+        no other. Where ranks hold different tokens, each computes its experts for the tokens of all of them,
+        or of those that ask for them. ``codes`` of ``x``, if there are any."""
         shared = None if self.shared is None else self.shared(x)
         if self.spread.size == 1:
             if self.experts.num_shared and self._takes_library(x):
                 shared = self.experts.shared(x)
-            return self.experts.route(x, self.gate, shared, codes)
+            rows = self.experts.route(x, self.gate, shared, codes)
+            return rows if self.alone else rows.sum()
         if self.exchange is not None:
             ids, weights = self.gate(x)
             output = self.exchange(x, ids, weights, self.experts)
         else:
             tokens = self.spread.gather_tokens(x, batch.token_counts)
-            routed = self.experts.route(tokens, self.gate)
+            routed = self.experts.route(tokens, self.gate).sum()
             output = self.spread.scatter_tokens(routed, batch.token_counts)
         return output if shared is None else output + shared
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
 from mmx import ops
 from mmx.distributed import Ranks
 from mmx.layers.linear import Codes, parameter
+
+
+class ExpertRows(NamedTuple):
+    """A sum over experts that whoever adds it makes: what ``ops.moe_combine`` takes."""
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+    weights: torch.Tensor
+    shared: torch.Tensor | None
+
+    def sum(self) -> torch.Tensor:
+        """[num_tokens, hidden]."""
+        return ops.moe_combine(*self)
 
 
 class RmsNorm(nn.Module):
@@ -22,14 +37,22 @@ class RmsNorm(nn.Module):
     def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return ops.rms_norm(x, self.weight, self.eps, self.gemma, out=out)
 
-    def add(self, residual: torch.Tensor, part: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    def add(self, residual: torch.Tensor, part: torch.Tensor | ExpertRows, ranks: Ranks) -> torch.Tensor:
         """``residual +=`` the sum of the ranks' ``part``, which is overwritten; the norm of that, for this
         rank's slice of the tokens with sequence-parallel norms."""
+        if isinstance(part, ExpertRows):
+            return ops.combine_add_rms_norm(residual, *part, self.weight, self.eps, self.gemma)[0]
         return ranks.add_norm(residual, part, self.weight, self.eps, self.gemma)
 
-    def add_quantize(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, Codes]:
+    def add_quantize(
+        self, residual: torch.Tensor, x: torch.Tensor | ExpertRows
+    ) -> tuple[torch.Tensor, Codes]:
         """``residual += x``, on one rank; the norm of the sum, written over ``x``, and its codes."""
-        out, *codes = ops.add_rms_norm_quantize(residual, x, self.weight, self.eps, self.gemma, out=x)
+        norm = (self.weight, self.eps, self.gemma)
+        if isinstance(x, ExpertRows):
+            out, *codes = ops.combine_add_rms_norm(residual, *x, *norm, quantize=True)
+        else:
+            out, *codes = ops.add_rms_norm_quantize(residual, x, *norm, out=x)
         return out, Codes(*codes)
 
     def by(self, x: torch.Tensor, mean_squares: torch.Tensor) -> None:

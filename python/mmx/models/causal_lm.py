@@ -10,6 +10,9 @@ from torch import nn
 from mmx.distributed import Ranks
 from mmx.layers import Embedding, ForwardBatch, Linear, RmsNorm
 from mmx.layers.linear import Codes
+from mmx.layers.norm import ExpertRows
+
+Branch = torch.Tensor | ExpertRows
 
 
 class DecoderLayer(nn.Module):
@@ -28,12 +31,12 @@ class DecoderLayer(nn.Module):
         self.mlp = mlp
 
     def forward(
-        self, hidden: torch.Tensor, branch: torch.Tensor | None, batch: ForwardBatch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, hidden: torch.Tensor, branch: Branch | None, batch: ForwardBatch
+    ) -> tuple[torch.Tensor, Branch]:
         """Adds ``branch``, what the previous layer returned (None before the first), to the residual stream
         ``hidden`` in place; returns the stream and this rank's part of the MLP's output, which is not added
-        yet. Both [num_tokens, hidden], fewer tokens where ``batch`` has a tail; ``hidden`` is this rank's
-        slice of the tokens with sequence-parallel norms."""
+        yet, nor summed over experts. Both [num_tokens, hidden], fewer tokens where ``batch`` has a tail;
+        ``hidden`` is this rank's slice of the tokens with sequence-parallel norms."""
         branch = self._run(self.attention, self.attn_norm, hidden, branch, batch)
         hidden, batch = batch.cut(hidden)
         return hidden, self._run(self.mlp, self.mlp_norm, hidden, branch, batch)
@@ -43,9 +46,9 @@ class DecoderLayer(nn.Module):
         module: nn.Module,
         norm: RmsNorm,
         hidden: torch.Tensor,
-        branch: torch.Tensor | None,
+        branch: Branch | None,
         batch: ForwardBatch,
-    ) -> torch.Tensor:
+    ) -> Branch:
         """``module`` of the norm of the sum, with codes where it reads them and no rank adds to the sum."""
         codes: list[Codes] = []
         if branch is None:
@@ -54,7 +57,7 @@ class DecoderLayer(nn.Module):
             x, *codes = norm.add_quantize(hidden, branch)
         else:
             x = norm.add(hidden, branch, self.ranks)
-        part: torch.Tensor = module(self.ranks.whole(x, batch.positions.shape[0]), batch, *codes)
+        part: Branch = module(self.ranks.whole(x, batch.positions.shape[0]), batch, *codes)
         return part
 
 
@@ -73,13 +76,14 @@ class CausalLM(nn.Module):
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits of ``batch.logit_rows`` for this rank's part of the vocabulary: [num_rows, vocab] f32."""
         hidden = self.ranks.reduce(self.embed(batch.token_ids))
-        branch: torch.Tensor | None = None
+        branch: Branch | None = None
         for layer in self.layers[:-1]:
             hidden, branch = layer(hidden, branch, batch)
         last = batch.with_tail() if self.ranks.owns_tokens else batch
         hidden, branch = self.layers[-1](hidden, branch, last)
         rows, spread = batch.logit_rows, self.ranks.layout.sequence_parallel
         if rows is not None and not spread and last.tail is None:
+            branch = branch.sum() if isinstance(branch, ExpertRows) else branch
             hidden, branch = hidden[rows], branch[rows]
         x = self.ranks.whole(self.norm.add(hidden, branch, self.ranks), batch.positions.shape[0])
         if rows is not None and spread:

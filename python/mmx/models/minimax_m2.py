@@ -35,7 +35,8 @@ class M2Attention(nn.Module):
         cache = batch.caches[self.layer]
         self.paged.prepare(qkv, (self.q_norm, self.k_norm), cache, batch)
         qkv, batch = batch.cut(qkv)
-        output: torch.Tensor = self.o(self.paged.dense(qkv, cache, batch))
+        heads, made = self.paged.dense_codes(qkv, cache, batch, self.reads_codes)
+        output: torch.Tensor = self.o(heads, made)
         return output
 
 

@@ -16,6 +16,7 @@ _SEEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "topk": lambda given: (given["topk_ids"] if "topk_ids" in given else given["block_ids"]).shape[-1],
     "num_top": lambda given: given["top_ids"].shape[1],
     "num_local_experts": lambda given: given["expert_offsets"].shape[0] - 1,
+    "quantize": lambda given: given["codes"] is not None,
 }
 
 
@@ -32,8 +33,9 @@ def fallback(op: str) -> Callable[..., None]:
         given = {arg.name: value for arg, value in zip(arguments, args, strict=False)}
         seen = {name: _SEEN[name](given) for name in parameters.keys() & _SEEN.keys()}
         results = function(**{name: given[name] for name in parameters if name in given}, **seen)
-        if outputs:
-            for name, result in zip(outputs, results if len(outputs) > 1 else [results], strict=True):
+        wanted = [name for name in outputs if given[name] is not None]
+        if wanted:
+            for name, result in zip(wanted, results if len(outputs) > 1 else [results], strict=True):
                 given[name].copy_(result)
 
     return run

@@ -20,6 +20,8 @@ def paged_attention(
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
     fixed_split: bool = False,
+    codes: torch.Tensor | None = None,
+    codes_scale: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of each query token to every earlier token of its sequence and itself.
@@ -36,13 +38,16 @@ def paged_attention(
         k_scale, v_scale: [num_kv_heads] float32, what codes of float8 pages are worth; ``None`` = 1.
         fixed_split: a row's result depends, bit for bit, on its own query and context alone, not on its batch
             (see ``cpp/core/params/attention.h``); costs time on a GPU.
+        codes, codes_scale: [num_tokens, num_heads * head_dim] float8_e4m3fn and a float32 per 128 columns, to
+            be given what ``fp8_quantize`` makes of the result; or neither.
 
     Returns:
         [num_tokens, num_heads, head_dim].
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     tensors = (out, q, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens)
-    call("paged_attention", tensors, max_seqlen_q, scale, k_scale, v_scale, fixed_split)
+    options = (k_scale, v_scale, fixed_split, codes, codes_scale)
+    call("paged_attention", tensors, max_seqlen_q, scale, *options)
     return out
 
 

@@ -64,3 +64,31 @@ def add_rms_norm_quantize(
     scale = torch.empty((x.shape[0], x.shape[1] // 128), dtype=torch.float32, device=x.device)
     torch.ops.mmx.add_rms_norm_quantize(out, codes, scale, residual, x, weight, eps, gemma)
     return out, codes, scale
+
+
+def combine_add_rms_norm(
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    row_positions: torch.Tensor,
+    topk_weights: torch.Tensor,
+    shared: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    gemma: bool,
+    quantize: bool = False,
+) -> tuple[torch.Tensor, ...]:
+    """``moe_combine`` of the expert rows ``x``, then ``add_rms_norm`` of that; arguments as there.
+
+    Returns:
+        the norm like ``residual`` and, if ``quantize``, what ``fp8_quantize`` makes of it: codes and scale as
+        from ``add_rms_norm_quantize``.
+    """
+    out = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
+    codes: list[torch.Tensor] = []
+    if quantize:
+        num_tokens, hidden = residual.shape
+        codes = [torch.empty_like(out, dtype=torch.float8_e4m3fn)]
+        codes += [torch.empty((num_tokens, hidden // 128), dtype=torch.float32, device=residual.device)]
+    rows = (x, row_positions, topk_weights, shared)
+    torch.ops.mmx.combine_add_rms_norm(out, *(codes or (None, None)), residual, *rows, weight, eps, gemma)
+    return out, *codes

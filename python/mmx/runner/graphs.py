@@ -17,7 +17,7 @@ from mmx.batch import PENDING, ScheduledSeq
 from mmx.layers import ForwardBatch, LayerCache
 from mmx.runner.parts import Part
 from mmx.runner.sampler import CONTROL_DTYPES, Controls
-from mmx.runner.upload import torch_dtype, upload, upload_into
+from mmx.runner.upload import Mailbox, torch_dtype, upload
 
 # Fields of ``state`` after the ids, one entry of 8 bytes per row; narrower types fill the front of a field.
 SOURCE, TOKEN, POSITION, SLOT, COLUMN, PAGE, SEQ_LEN, CONTROLS = range(8)
@@ -49,6 +49,7 @@ class DecodeGraphs:
         step: Step,
         *,
         state: torch.Tensor,
+        mailbox: Mailbox,
         block_size: int,
         max_blocks: int,
         max_num_seqs: int,
@@ -60,7 +61,7 @@ class DecodeGraphs:
         ``num_spread`` ranks exchange tokens; all of them replay graphs of one size."""
         self._step = step
         self._num_spread = num_spread
-        self._state = state
+        self._state, self._mailbox = state, mailbox
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._sizes = graph_sizes(max_num_seqs)
@@ -152,7 +153,7 @@ class DecodeGraphs:
             for field, values in zip(fields[CONTROLS:], Controls.of(seqs), strict=True):
                 field.view(values.dtype)[:used] = values
         first = self._max_num_seqs
-        upload_into(self._state[first : first + NUM_FIELDS * size], fields.reshape(-1))
+        self._mailbox.send(fields.reshape(-1), self._state[first : first + NUM_FIELDS * size])
         self._fill_tables(seqs, size)
 
     def _fill_tables(self, seqs: list[ScheduledSeq], size: int) -> None:

@@ -10,8 +10,8 @@ import torch
 from mmx import ops
 from mmx.batch import ScheduledSeq
 from mmx.distributed import Group
-from mmx.runner.sampler import ExplainedPrompt, fetch, whole_rows
-from mmx.runner.upload import upload
+from mmx.runner.sampler import ExplainedPrompt, whole_rows
+from mmx.runner.upload import fetch, upload
 
 
 class PromptLogprobs:

@@ -36,6 +36,7 @@ from mmx.runner.sampler import (
     sample_tokens,
 )
 from mmx.runner.trace import Trace
+from mmx.runner.upload import Mailbox
 from mmx.tokenizer import Tokenizer
 from mmx.weights import fill_random, load_weights
 
@@ -85,6 +86,7 @@ class ModelRunner:
         self._max_num_seqs = max_num_seqs
         self._prompts = PromptLogprobs(max_num_seqs)
         self._state = torch.zeros(state_size(max_num_seqs), dtype=torch.int64, device=backend.device)
+        self._mailbox = Mailbox(state_size(max_num_seqs), backend.device)
         self._sampled_rows: dict[str, int] = {}  # places in the state's ids of the latest sampled tokens
 
     @torch.inference_mode()
@@ -93,6 +95,7 @@ class ModelRunner:
         self._graphs = DecodeGraphs(
             self._decode,
             state=self._state,
+            mailbox=self._mailbox,
             block_size=self.block_size,
             max_blocks=-(-self.max_model_len // self.block_size),
             max_num_seqs=self._max_num_seqs,
@@ -135,7 +138,15 @@ class ModelRunner:
             sampled = Sampled(seqs, ids)
         else:
             out = ids if drawn else None
-            sampled = sample_tokens(logits, seqs, self.ranks.tensor, out=out, drawn=drawn, masks=masks)
+            sampled = sample_tokens(
+                logits,
+                seqs,
+                self.ranks.tensor,
+                out=out,
+                drawn=drawn,
+                masks=masks,
+                fetch_ids=self._mailbox.fetch,
+            )
             if not drawn:  # last: a launch that failed must find them as they were
                 ids.copy_(sampled.token_ids)
         self._sampled_rows = {seq.request_id: row for row, seq in enumerate(seqs)}

@@ -14,13 +14,17 @@ from mmx import ops
 from mmx.batch import SampledToken, ScheduledSeq
 from mmx.distributed import Group
 from mmx.protocol import TokenLogprobs
-from mmx.runner.upload import upload
+from mmx.runner.upload import fetch, upload
 
 NOT_FINITE = "the model's logits are not finite"
 
 MaskSource = Callable[[Sequence[ScheduledSeq]], Sequence[np.ndarray | None]]
 """Token masks of these sequences, as int32 words (``ScheduledSeq.mask``); None allows every token. It may
 wait for their computation, which goes on while the device computes the logits."""
+
+
+Fetch = Callable[[torch.Tensor], torch.Tensor]
+"""Sampled ids to the host, as ``upload.fetch``."""
 
 
 def attached_masks(seqs: Sequence[ScheduledSeq]) -> list[np.ndarray | None]:
@@ -80,6 +84,7 @@ class Sampled:
         token_ids: torch.Tensor,
         wanted: Sequence[int] = (),
         logprobs: Sequence[torch.Tensor] = (),
+        fetch_ids: Fetch = fetch,
     ) -> None:
         """``token_ids`` [num_rows] int64; ``logprobs``: what ``ops.logprobs`` says of the ``wanted`` rows."""
         self.faults: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -87,7 +92,7 @@ class Sampled:
         self._seqs = seqs
         self._wanted = wanted
         self.prompts: dict[str, ExplainedPrompt] = {}
-        self._host = [fetch(tensor) for tensor in (token_ids, *logprobs)]
+        self._host = [fetch_ids(token_ids), *map(fetch, logprobs)]
         self._done: torch.Event | None = None
         if token_ids.device.type != "cpu":
             self._done = torch.Event(token_ids.device.type)
@@ -122,11 +127,6 @@ class Sampled:
         return None if prompt is None else prompt.logprobs()
 
 
-def fetch(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the host, complete once the device gets there."""
-    return tensor.clone() if tensor.device.type == "cpu" else tensor.to("cpu", non_blocking=True)
-
-
 def sample_tokens(
     logits: torch.Tensor,
     seqs: Sequence[ScheduledSeq],
@@ -135,6 +135,7 @@ def sample_tokens(
     out: torch.Tensor | None = None,
     drawn: bool = False,
     masks: MaskSource = attached_masks,
+    fetch_ids: Fetch = fetch,
 ) -> Sampled:
     """One token per row, the same on every rank of ``group``, whose ranks hold a part of the vocabulary
     each.
@@ -147,6 +148,7 @@ def sample_tokens(
         out: [num_rows] int64, gets the ids.
         drawn: ``out`` has the ids already, for logits without penalties, biases and masks.
         masks: asked once all other work on the logits is launched.
+        fetch_ids: brings the ids to the host.
     """
     wanted = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
     adjusted = any(_adjusts(seq) for seq in seqs)
@@ -156,7 +158,7 @@ def sample_tokens(
         if not wanted and not adjusted and all(seq.params.greedy for seq in seqs):
             if not drawn:
                 draw_largest(logits, group, out)
-            return Sampled(seqs, out)
+            return Sampled(seqs, out, fetch_ids=fetch_ids)
         logits = whole_rows(logits, group)
     model_logits = logits
     if wanted and (adjusted or len(wanted) < len(seqs)):
@@ -169,12 +171,12 @@ def sample_tokens(
     if adjusted or not drawn:
         draw(logits, Controls(*upload(Controls.of(seqs), logits.device)), out)
     if not wanted:
-        return Sampled(seqs, out)
+        return Sampled(seqs, out, fetch_ids=fetch_ids)
     num_top = min(max(seqs[row].params.logprobs or 0 for row in wanted), logits.shape[1])
     (rows,) = upload([np.array(wanted, np.int64)], logits.device)
     # Why the clamp: rows without a token (-1) are reported as an error, any id will do for them.
     columns = ops.logprobs(model_logits, out[rows].clamp(min=0), num_top)
-    return Sampled(seqs, out, wanted, columns)
+    return Sampled(seqs, out, wanted, columns, fetch_ids)
 
 
 def draw(logits: torch.Tensor, controls: Controls, out: torch.Tensor) -> None:

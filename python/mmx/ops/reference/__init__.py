@@ -12,7 +12,7 @@ from mmx.ops.reference.fp8 import fp8_linear, fp8_moe_down, fp8_moe_gate_up, fp8
 from mmx.ops.reference.gemm import linear
 from mmx.ops.reference.kv_cache import index_k_store, kv_store
 from mmx.ops.reference.moe import moe_combine, moe_down, moe_gate_up, moe_plan, moe_router, moe_router_plan
-from mmx.ops.reference.norm import add_rms_norm, add_rms_norm_quantize, rms_norm
+from mmx.ops.reference.norm import add_rms_norm, add_rms_norm_quantize, combine_add_rms_norm, rms_norm
 from mmx.ops.reference.qkv import norm_rope_store, qk_mean_squares
 from mmx.ops.reference.quant import fp8_block_dequant
 from mmx.ops.reference.rope import rope

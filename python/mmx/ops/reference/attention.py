@@ -4,6 +4,8 @@ from itertools import pairwise
 
 import torch
 
+from mmx.ops.reference.fp8 import fp8_quantize
+
 
 def paged_attention(
     q: torch.Tensor,
@@ -17,9 +19,16 @@ def paged_attention(
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
     fixed_split: bool = False,
+    codes: torch.Tensor | None = None,
+    codes_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     where = (block_table, cu_seqlens_q, seq_lens, max_seqlen_q)
-    return sparse_attention(q, k_cache, v_cache, None, *where, scale, k_scale, v_scale, fixed_split)
+    out = sparse_attention(q, k_cache, v_cache, None, *where, scale, k_scale, v_scale, fixed_split)
+    if codes is not None and codes_scale is not None:
+        made, scales = fp8_quantize(out.flatten(1))
+        codes.copy_(made)
+        codes_scale.copy_(scales)
+    return out
 
 
 def sparse_attention(

@@ -48,14 +48,19 @@ class Mailbox:
         if device.type != "cuda":
             return
         self._host = torch.zeros((2, self.SLOTS, num_words), dtype=torch.int64, pin_memory=True)
-        self._there = torch.as_tensor(_Mapped(self._host), device=device)
+        there = torch.as_tensor(_Mapped(self._host), device=device)
+        # Why: memory that was pinned in the name of another GPU comes as a copy on this one.
+        if there.data_ptr() != self._host.data_ptr():
+            return
+        self._there = there
         self._read = [torch.Event(device.type) for _ in range(self.SLOTS)]
         self._sent, self._fetched = 0, 0
 
     def send(self, words: np.ndarray, target: torch.Tensor) -> None:
-        """Fill ``target``, ordered with what runs on the device but not waited for."""
+        """Fill ``target`` in place, ordered with what runs on the device but not waited for."""
         if self._there is None:
-            target.copy_(torch.from_numpy(words))
+            source = torch.from_numpy(words)
+            target.copy_(source if target.device.type == "cpu" else source.pin_memory(), non_blocking=True)
             return
         self._sent = slot = (self._sent + 1) % self.SLOTS
         self._read[slot].synchronize()

@@ -297,8 +297,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 /// Ticket and counts, or the ticket alone.
 __global__ void __launch_bounds__(kClearThreads) clear_kernel(int32_t* words) {
-    ptx::let_successors_start();
     ptx::wait_for_predecessors();
+    ptx::let_successors_start();
     words[threadIdx.x] = 0;
 }
 

@@ -40,7 +40,7 @@ HANDOVERS = {
     "named_barrier_of_some": Seen.FOLLOWED,
     "named_barrier_again": Seen.FOLLOWED,
     "named_barrier_beside_arrivals": Seen.MISSED,
-    "arrive_without_waiting": Seen.MISSED,
+    "arrive_without_waiting": Seen.BLIND,
     "inside_warp": Seen.FOLLOWED,
     "polled": Seen.MISSED,
     "to_another_block": Seen.BLIND,

@@ -38,6 +38,7 @@ def play_graphs(runner: ModelRunner) -> None:
     runner._graphs = PlayedGraphs(
         runner._decode,
         state=runner._state,
+        mailbox=runner._mailbox,
         block_size=runner.block_size,
         max_blocks=-(-runner.max_model_len // runner.block_size),
         max_num_seqs=runner._max_num_seqs,

@@ -38,6 +38,7 @@ SMALL: dict[str, list[str]] = {
     "gated_act": ["activation.py::test_gated_act[cuda-num_tokens33-"],
     "paged_attention": [
         "attention.py::test_paged_attention[cuda-num_seqs4-q_len40-",
+        "attention.py::test_paged_attention_gives_codes_of_its_result[cuda-decode-in-parts-bf16]",
         "fp8_pages.py::test_paged_attention[cuda-num_seqs5-",
         "small_sm90.py::test_dense[",
     ],

@@ -62,8 +62,8 @@ def test_paged_attention(dims, dtype, device, rng):
 @pytest.mark.parametrize(
     ("lens", "heads", "kv_heads", "max_len"),
     [
-        pytest.param([(1, 1000), (1, 7), (1, 129)], 12, 2, 9000, id="decode in parts"),
-        pytest.param([(1, 200)] * 70, 4, 4, 300, id="decode whole"),
+        pytest.param([(1, 1000), (1, 7), (1, 129)], 12, 2, 9000, id="decode-in-parts"),
+        pytest.param([(1, 200)] * 70, 4, 4, 300, id="decode-whole"),
         pytest.param([(70, 100), (1, 3)], 6, 2, 128, id="prompt"),
     ],
 )

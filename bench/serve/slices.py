@@ -10,8 +10,8 @@ new random prompts in every run. TTFT: from the submission of one prompt to its 
 from the moment the last sequence has its first token, the time until all have ``--tokens`` more, over
 ``--tokens``; no sequence ends or joins meanwhile. Both are seen where a client of the engine sees them.
 ``--profile`` splits a step by kernel and says how long the GPU idles between steps; ``--json`` then holds the
-order of a step's kernels and what each adds. ``--parallel`` takes settings of ``ParallelConfig``: the slice then
-runs over that many devices of the machine.
+order of a step's kernels and what each adds. ``--parallel`` takes settings of ``ParallelConfig``: the slice
+then runs over that many devices of the machine.
 """
 
 from __future__ import annotations

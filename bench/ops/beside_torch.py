@@ -172,7 +172,7 @@ def compare(op: str, line: dict[str, object], cold: bool) -> bool:
     run = RUNS[op](dims, FP8 if line["dtype"] == "float8_e4m3fn" else torch.bfloat16)
     run()
     torch.cuda.synchronize()  # Why: the timer uses its own stream, which does not wait for the inputs.
-    ours, theirs = float(str(line["us"])), script.med(run, not cold, rep=10)
+    ours, theirs = float(str(line["us"])), script.med(run, not cold, rep=60 if cold else 10)
     agree = abs(ours / theirs - 1) <= MAX_DIFFERENCE
     sizes = " ".join(f"{name}={value}" for name, value in dims.items())
     print(f"{op:17s} {line['dtype']!s:14s} {ours:9.2f} {theirs:9.2f} us {ours / theirs:6.3f}", end=" ")

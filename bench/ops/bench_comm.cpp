@@ -40,7 +40,9 @@ MMX_BENCH(all_reduce_add_rms_norm) {
                                                    .gemma = true,
                                                    .dtype = dtype,
                                                    .weight_dtype = dtype},
-                                          .peers = mirror(memory, epochs, num_tokens, row_words)};
+                                          .peers = mirror(memory, epochs, num_tokens, row_words),
+                                          .codes = nullptr,
+                                          .scale = nullptr};
         b.run("all_reduce_add_rms_norm", c, dtype,
               {.bytes = 12.0 * static_cast<double>(x.bytes()),
                .baseline = "copy of x",

@@ -61,7 +61,7 @@ def measure(rows: int, hidden: int, peers: mapped.Peers) -> dict[str, float | in
         return ops.add_rms_norm(stream, part, weight, 1e-6, True, out=out)
 
     def fused(stream: torch.Tensor) -> torch.Tensor:
-        return ops.all_reduce_add_rms_norm(stream, x, weight, 1e-6, True, *peers, out=out)
+        return ops.all_reduce_add_rms_norm(stream, x, weight, 1e-6, True, *peers, out=out)[0]
 
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x)

@@ -6,6 +6,7 @@ namespace mmx::cpu::MMX_CPU_ISA {
 
 // The norm of the sum, at this instruction set level.
 void add_rms_norm(const AddRmsNormParams& p, Stream stream);
+void add_rms_norm_quantize(const AddRmsNormQuantizeParams& p, Stream stream);
 
 void all_reduce_add_rms_norm(const AllReduceAddRmsNormParams& p, Stream stream) {
     dispatch_float(p.norm.dtype, [&](auto t) {
@@ -41,7 +42,10 @@ void all_reduce_add_rms_norm(const AllReduceAddRmsNormParams& p, Stream stream) 
         AddRmsNormParams norm = p.norm;
         norm.x = norm.out;
         norm.x_stride = norm.out_stride;
-        add_rms_norm(norm, stream);
+        if (p.codes != nullptr)
+            add_rms_norm_quantize({.norm = norm, .codes = p.codes, .scale = p.scale}, stream);
+        else
+            add_rms_norm(norm, stream);
     });
 }
 

@@ -17,8 +17,9 @@ STABLE_TORCH_LIBRARY(mmx, m) {
         "gemma) -> ()");
     // comm: `inboxes` of all ranks, none for the only one
     m.def(
-        "all_reduce_add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, "
-        "float eps, bool gemma, Tensor(c!)[] inboxes, Tensor(d!)? epochs, int rank, float timeout) -> ()");
+        "all_reduce_add_rms_norm(Tensor(a!) out, Tensor(b!)? codes, Tensor(c!)? scale, Tensor(d!) residual, "
+        "Tensor x, Tensor weight, float eps, bool gemma, Tensor(e!)[] inboxes, Tensor(f!)? epochs, int rank, "
+        "float timeout) -> ()");
     // rope
     m.def("rope(Tensor(a!) out, Tensor x, Tensor cos_sin, Tensor positions) -> ()");
     // kv_cache

@@ -2,6 +2,7 @@
 #include "cuda/common/chain.h"
 #include "cuda/common/peers.cuh"
 #include "cuda/common/ptx/grid.cuh"
+#include "cuda/common/quantize.cuh"
 #include "cuda/common/row_sum.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
@@ -158,8 +159,13 @@ __global__ void __launch_bounds__(kMaxThreads)
     if (!active) return;
     const float shift = p.gemma ? 1.0f : 0.0f;
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) sum[j] *= inv_rms * (to_float(packable ? gain.v[j] : weight[j]) + shift);
+    for (int j = 0; j < kRun; ++j)
+        sum[j] = to_float(
+            from_float<T>(sum[j] * (inv_rms * (to_float(packable ? gain.v[j] : weight[j]) + shift))));
     store_run(out, sum, kRun, true);
+    if (params.codes == nullptr) return;
+    const int64_t at = token * p.hidden + i;
+    quantize_group(static_cast<e4m3*>(params.codes) + at, params.scale + at / kFp8Group, sum, true);
 }
 
 }  // namespace
@@ -172,8 +178,9 @@ void all_reduce_add_rms_norm(const AllReduceAddRmsNormParams& params, Stream str
             using W = decltype(w);
             MMX_CHECK(
                 (is_packable<T, kRun>(p.x, {p.x_stride}) && is_packable<T, kRun>(p.out, {p.out_stride}) &&
-                 is_packable<T, kRun>(p.residual, {p.residual_stride})),
-                "all_reduce_add_rms_norm: rows of x, residual and out must be aligned to 16 bytes");
+                 is_packable<T, kRun>(p.residual, {p.residual_stride}) &&
+                 is_packable<e4m3, kRun>(params.codes, {})),
+                "all_reduce_add_rms_norm: rows of x, residual, out and codes must be aligned to 16 bytes");
             const auto threads = static_cast<unsigned>(align_up(ceil_div(p.hidden, kRun), 32));
             const LaunchChain chain{"all_reduce_add_rms_norm", dim3(static_cast<unsigned>(p.num_tokens)),
                                     dim3(threads), 0, stream};

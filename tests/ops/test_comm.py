@@ -44,19 +44,32 @@ def test_all_reduce_add_rms_norm(dims, dtype, gemma, device, rng):
         parts = [strided(part, 8) for part in parts]
         streams, outs = [residual.clone() for _ in parts], [torch.empty_like(residual) for _ in parts]
         # The first call is alone: a kernel is loaded on first use, for which no other one may be waiting.
-        alone = ops.all_reduce_add_rms_norm(residual.clone(), total, weight, EPS, gemma)
-        assert_equal(alone, expected, name="the only rank")
+        quantize = dims["hidden"] % 128 == 0
+        expected_codes = ops.fp8_quantize(expected) if quantize else ()
+        alone = ops.all_reduce_add_rms_norm(residual.clone(), total, weight, EPS, gemma, quantize=quantize)
+        for got, wanted in zip(alone, (expected, *expected_codes), strict=True):
+            assert_equal(got.float(), wanted.float(), name="the only rank")
         if len(peers) > 1:
 
-            def call(place: Peers, rank: int, parts=parts, streams=streams, outs=outs, weight=weight) -> None:
-                ops.all_reduce_add_rms_norm(
-                    streams[rank], parts[rank], weight, EPS, gemma, *place, out=outs[rank]
-                )
+            def call(
+                place: Peers,
+                rank: int,
+                parts=parts,
+                streams=streams,
+                outs=outs,
+                weight=weight,
+                quantize=quantize,
+            ) -> tuple[torch.Tensor, ...]:
+                return ops.all_reduce_add_rms_norm(
+                    streams[rank], parts[rank], weight, EPS, gemma, *place, quantize, out=outs[rank]
+                )[1:]
 
-            on_all_ranks(peers, call)
-            for stream, out in zip(streams, outs, strict=True):
+            found = on_all_ranks(peers, call)
+            for stream, out, codes in zip(streams, outs, found, strict=True):
                 assert_equal(stream, expected_sum, name="residual")
                 assert_equal(out, expected)
+                for got, wanted in zip(codes, expected_codes, strict=True):
+                    assert_equal(got.float(), wanted.float(), name="codes and scale")
         truth = reference.rms_norm(expected_sum.double(), weight, EPS, gemma)
         assert_close_to_truth(expected, truth, reference.rms_norm(expected_sum, weight, EPS, gemma))
 
@@ -69,7 +82,7 @@ def test_the_reference_speaks_with_the_kernel(rng):
     functions = (ops.all_reduce_add_rms_norm, reference.all_reduce_add_rms_norm)
 
     def call(place: Peers, rank: int) -> torch.Tensor:
-        return functions[rank](residual.clone(), parts[rank], weight, EPS, True, *place)
+        return functions[rank](residual.clone(), parts[rank], weight, EPS, True, *place)[0]
 
     for _ in range(3):
         mine, theirs = on_all_ranks(peers, call)
@@ -84,7 +97,7 @@ def test_numbers_of_exchanges_run_over(device, rng):
     (part,), residual, weight = make(dims, dtype, device, rng)
     expected = ops.add_rms_norm(residual.clone(), part + part, weight, EPS, False)
     for _ in range(4):
-        out = ops.all_reduce_add_rms_norm(residual.clone(), part, weight, EPS, False, *place)
+        (out,) = ops.all_reduce_add_rms_norm(residual.clone(), part, weight, EPS, False, *place)
         assert_equal(out, expected)
     # -1 is the last one and 1 would be odd as well.
     assert place.epochs.tolist() == [3, 9]
@@ -147,14 +160,19 @@ torch.cuda.synchronize()
 def test_all_reduce_add_rms_norm_names_what_is_wrong(device):
     place = connect(2, 2, 8, device)[0]
 
-    def call(message: str, num_tokens: int = 1, hidden: int = 8, **changes: object) -> None:
+    def call(
+        message: str, num_tokens: int = 1, hidden: int = 8, quantize: bool = False, **changes: object
+    ) -> None:
         x, weight = torch.zeros(num_tokens, hidden, device=device), torch.ones(hidden, device=device)
         with pytest.raises(RuntimeError, match=f"all_reduce_add_rms_norm: {message}"):
-            ops.all_reduce_add_rms_norm(x, x.clone(), weight, EPS, False, *place._replace(**changes))
+            ops.all_reduce_add_rms_norm(
+                x, x.clone(), weight, EPS, False, *place._replace(**changes), quantize=quantize
+            )
 
     call("inboxes have 2 rows, got 3 tokens", num_tokens=3)
     call("rows of inboxes must be an even number of words, at least 16, got 8", hidden=16)
     call("hidden must be a multiple of 8 and at most 8192, got 12", hidden=12)
+    call("hidden must be a multiple of 128, got 8", quantize=True)
     call("hidden must be at least 8 for each of 4 ranks, got 16", hidden=16, inboxes=place.inboxes * 2)
     call(r"rank must be in \[0, 2\), got 2", rank=2)
     call("timeout must be positive, got 0", timeout=0.0)
@@ -170,4 +188,5 @@ def test_all_reduce_add_rms_norm_names_what_is_wrong(device):
 def test_opcheck(device, rng):
     x, weight = torch.randn(3, 8, generator=rng).to(device), torch.ones(8, device=device)
     op = torch.ops.mmx.all_reduce_add_rms_norm.default
-    torch.library.opcheck(op, (torch.empty_like(x), x.clone(), x, weight, EPS, True, [], None, 0, 0.0))
+    out = (torch.empty_like(x), None, None, x.clone())
+    torch.library.opcheck(op, (*out, x, weight, EPS, True, [], None, 0, 0.0))

@@ -73,7 +73,7 @@ def run_rank(rank: int, port: int) -> None:
         weight = torch.ones(64, device=device)
         expected_sum = residual.clone()
         expected = ops.add_rms_norm(expected_sum, a + b, weight, EPS, False)
-        out = ops.all_reduce_add_rms_norm(residual, (a, b)[rank], weight, EPS, False, *peers)
+        (out,) = ops.all_reduce_add_rms_norm(residual, (a, b)[rank], weight, EPS, False, *peers)
         assert torch.equal(out, expected) and torch.equal(residual, expected_sum)
     # Memory that another rank has mapped stays until it is done.
     store.set(f"done {rank}", "")

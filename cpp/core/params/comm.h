@@ -30,11 +30,14 @@ struct Peers {
 };
 
 /// total = sum of norm.x over the ranks, in fp32 in the order of the ranks, rounded to dtype; then `norm`
-/// with total as x. Every rank gets the same bits. `norm.out` may be `norm.x`. One rank needs no inboxes.
-/// hidden: a multiple of 8, at most 8192, of more than two ranks at least 8 for each.
+/// with total as x and, with `codes`, fp8_quantize of what that gives. Every rank gets the same bits.
+/// `norm.out` may be `norm.x`. One rank needs no inboxes. hidden: a multiple of 8, at most 8192, of more than
+/// two ranks at least 8 for each.
 struct AllReduceAddRmsNormParams {
     AddRmsNormParams norm;  // x is this rank's part
     Peers peers;            // rows of hidden * size of dtype / 4 words
+    void* codes;            // [num_tokens, hidden], hidden a multiple of 128; or null
+    float* scale;           // [num_tokens, hidden / 128]; or null
 };
 
 }  // namespace mmx

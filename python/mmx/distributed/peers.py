@@ -13,8 +13,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 log = logging.getLogger("mmx.engine")
 
-# Rows that a rank sends, of each sum in the kernel 2 (n - 1) / n: where NCCL's ring comes close, measured with
-# two and four ranks (bench/NOTES.md, Several GPUs).
+# Rows that a rank sends, of each sum in the kernel 2 (n - 1) / n: where NCCL's ring comes close, measured
+# with two and four ranks (bench/NOTES.md, Several GPUs).
 MAX_SENT_ROWS = 256
 # The kernel's rows: a run of 8 elements for each of at most 1,024 threads.
 RUN, MAX_WIDTH, MAX_RANKS = 8, 8192, 8

@@ -120,16 +120,28 @@ class Ranks:
         return self.tensor.reduce_scatter(partial)
 
     def add_norm(
-        self, residual: torch.Tensor, part: torch.Tensor, weight: torch.Tensor, eps: float, gemma: bool
-    ) -> torch.Tensor:
-        """``reduce`` of ``part``, which is overwritten, and ``ops.add_rms_norm`` of that."""
+        self,
+        residual: torch.Tensor,
+        part: torch.Tensor,
+        norm: tuple[torch.Tensor, float, bool],
+        quantize: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
+        """``reduce`` of ``part``, which is overwritten, and ``ops.add_rms_norm`` of that; with ``quantize``
+        its codes and their scale as well. ``norm``: weight, eps and whether it is in Gemma form."""
         if self._is_small(part):
             with self.log.call("mapped_all_reduce", "tensor", part):
-                return ops.all_reduce_add_rms_norm(
-                    residual, part, weight, eps, gemma, *self.peers or (), out=part
-                )
+                inboxes, epochs, place, timeout = self.peers or ((), None, 0, 0.0)
+                where = (*norm, inboxes, epochs, place, timeout)
+                return ops.all_reduce_add_rms_norm(residual, part, *where, quantize, out=part)
         total = self.reduce(part)
-        return ops.add_rms_norm(residual, total, weight, eps, gemma, out=total)
+        if quantize:
+            return ops.add_rms_norm_quantize(residual, total, *norm, out=total)
+        return (ops.add_rms_norm(residual, total, *norm, out=total),)
+
+    def zeros(self, part: torch.Tensor) -> torch.Tensor:
+        """A residual stream to which ``reduce`` of ``part`` can be added."""
+        parts = self.tensor.size if self.layout.sequence_parallel else 1
+        return part.new_zeros((-(-part.shape[0] // parts), part.shape[1]))
 
     def mean_squares(self, qkv: torch.Tensor, num_heads: int, num_kv_heads: int) -> torch.Tensor:
         """Of q and of k over the heads of the whole tensor group: [num_tokens, 2] f32. Ranks may hold the

@@ -42,17 +42,17 @@ class RmsNorm(nn.Module):
         rank's slice of the tokens with sequence-parallel norms."""
         if isinstance(part, ExpertRows):
             return ops.combine_add_rms_norm(residual, *part, self.weight, self.eps, self.gemma)[0]
-        return ranks.add_norm(residual, part, self.weight, self.eps, self.gemma)
+        return ranks.add_norm(residual, part, (self.weight, self.eps, self.gemma))[0]
 
     def add_quantize(
-        self, residual: torch.Tensor, x: torch.Tensor | ExpertRows
+        self, residual: torch.Tensor, part: torch.Tensor | ExpertRows, ranks: Ranks
     ) -> tuple[torch.Tensor, Codes]:
-        """``residual += x``, on one rank; the norm of the sum, written over ``x``, and its codes."""
+        """``add``, not with sequence-parallel norms, and the codes of what it gives."""
         norm = (self.weight, self.eps, self.gemma)
-        if isinstance(x, ExpertRows):
-            out, *codes = ops.combine_add_rms_norm(residual, *x, *norm, quantize=True)
+        if isinstance(part, ExpertRows):
+            out, *codes = ops.combine_add_rms_norm(residual, *part, *norm, quantize=True)
         else:
-            out, *codes = ops.add_rms_norm_quantize(residual, x, *norm, out=x)
+            out, *codes = ranks.add_norm(residual, part, norm, quantize=True)
         return out, Codes(*codes)
 
     def by(self, x: torch.Tensor, mean_squares: torch.Tensor) -> None:

@@ -49,12 +49,12 @@ class DecoderLayer(nn.Module):
         branch: Branch | None,
         batch: ForwardBatch,
     ) -> Branch:
-        """``module`` of the norm of the sum, with codes where it reads them and no rank adds to the sum."""
+        """``module`` of the norm of the sum, with codes where it reads them and the norm is of all tokens."""
         codes: list[Codes] = []
         if branch is None:
             x = norm(hidden)
-        elif self.ranks.tensor.size == 1 and getattr(module, "reads_codes", False):
-            x, *codes = norm.add_quantize(hidden, branch)
+        elif getattr(module, "reads_codes", False) and not self.ranks.layout.sequence_parallel:
+            x, *codes = norm.add_quantize(hidden, branch, self.ranks)
         else:
             x = norm.add(hidden, branch, self.ranks)
         part: Branch = module(self.ranks.whole(x, batch.positions.shape[0]), batch, *codes)
@@ -75,8 +75,9 @@ class CausalLM(nn.Module):
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits of ``batch.logit_rows`` for this rank's part of the vocabulary: [num_rows, vocab] f32."""
-        hidden = self.ranks.reduce(self.embed(batch.token_ids))
-        branch: Branch | None = None
+        hidden, branch = self.embed(batch.token_ids), None
+        if self.ranks.tensor.size > 1:  # the first norm sums
+            hidden, branch = self.ranks.zeros(hidden), hidden
         for layer in self.layers[:-1]:
             hidden, branch = layer(hidden, branch, batch)
         last = batch.with_tail() if self.ranks.owns_tokens else batch

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from mmx.ops.norm import empty_codes
+
 
 def all_reduce_add_rms_norm(
     residual: torch.Tensor,
@@ -17,9 +19,10 @@ def all_reduce_add_rms_norm(
     epochs: torch.Tensor | None = None,
     rank: int = 0,
     timeout: float = 0.0,
+    quantize: bool = False,
     *,
     out: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, ...]:
     """The sum of the ranks' ``x``, in f32 in the order of the ranks and rounded to its dtype; then as
     ``add_rms_norm``. Every rank gets the same bits. All ranks make the same calls in the same order.
 
@@ -35,9 +38,13 @@ def all_reduce_add_rms_norm(
         rank: place of this rank among them.
         timeout: seconds without a word from a rank until that is an error.
         out: like ``x``; may be ``x``.
+
+    Returns:
+        the norm and, if ``quantize``, its codes and scale as from ``add_rms_norm_quantize``.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    codes = empty_codes(out) if quantize else ()
     torch.ops.mmx.all_reduce_add_rms_norm(
-        out, residual, x, weight, eps, gemma, list(inboxes), epochs, rank, timeout
+        out, *(codes or (None, None)), residual, x, weight, eps, gemma, list(inboxes), epochs, rank, timeout
     )
-    return out
+    return out, *codes

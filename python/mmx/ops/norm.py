@@ -60,8 +60,7 @@ def add_rms_norm_quantize(
         the norm like ``x``; its codes [num_tokens, hidden] e4m3; their scale [num_tokens, hidden / 128] f32.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty((x.shape[0], x.shape[1] // 128), dtype=torch.float32, device=x.device)
+    codes, scale = empty_codes(out)
     torch.ops.mmx.add_rms_norm_quantize(out, codes, scale, residual, x, weight, eps, gemma)
     return out, codes, scale
 
@@ -84,11 +83,13 @@ def combine_add_rms_norm(
         from ``add_rms_norm_quantize``.
     """
     out = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
-    codes: list[torch.Tensor] = []
-    if quantize:
-        num_tokens, hidden = residual.shape
-        codes = [torch.empty_like(out, dtype=torch.float8_e4m3fn)]
-        codes += [torch.empty((num_tokens, hidden // 128), dtype=torch.float32, device=residual.device)]
+    codes = empty_codes(out) if quantize else ()
     rows = (x, row_positions, topk_weights, shared)
     torch.ops.mmx.combine_add_rms_norm(out, *(codes or (None, None)), residual, *rows, weight, eps, gemma)
     return out, *codes
+
+
+def empty_codes(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Room for what ``fp8_quantize`` makes of ``rows`` [num_tokens, width]."""
+    codes = torch.empty(rows.shape, dtype=torch.float8_e4m3fn, device=rows.device)
+    return codes, torch.empty((rows.shape[0], rows.shape[1] // 128), dtype=torch.float32, device=rows.device)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mmx.ops.reference.norm import add_rms_norm
+from mmx.ops.reference.norm import add_rms_norm, add_rms_norm_quantize
 
 
 def exchange(
@@ -37,10 +37,13 @@ def all_reduce_add_rms_norm(
     epochs: torch.Tensor | None = None,
     rank: int = 0,
     timeout: float = 0.0,
-) -> torch.Tensor:
+    quantize: bool = False,
+) -> tuple[torch.Tensor, ...]:
     if epochs is not None:
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for part in exchange(x, inboxes, epochs, rank, timeout):
             total += part
         x = total.to(x.dtype)
-    return add_rms_norm(residual, x, weight, eps, gemma)
+    if quantize:
+        return add_rms_norm_quantize(residual, x, weight, eps, gemma)
+    return (add_rms_norm(residual, x, weight, eps, gemma),)

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from mmx.backend import use_local_device
 from mmx.batch import ScheduledBatch
 from mmx.config import EngineConfig
 from mmx.distributed import CallLog
@@ -38,7 +39,7 @@ from mmx.engine.control import (
     Stop,
     Welcome,
 )
-from mmx.engine.process import bind_to_parent, exit_code_of, parse_arguments
+from mmx.engine.process import bind_to_parent, exit_code_of, parse_arguments, spare_what_is_there
 from mmx.engine.ranked import join_ranks
 from mmx.engine.spawn import end_ranks, spawn_rank
 from mmx.errors import LaunchError
@@ -116,6 +117,7 @@ class Follower:
                 threading.Thread(target=self._report, name="mmx-results", daemon=True).start()
             else:
                 self._flights = None
+            spare_what_is_there()
             while (batch := self._steps.get()) is not None:
                 self._step = batch.step
                 flight = runner.launch(batch)
@@ -188,6 +190,8 @@ class Follower:
     def _report(self) -> None:
         """Tell rank 0 what this rank samples. Why beside the steps: the next one is launched meanwhile."""
         assert self._flights is not None
+        # Why: each thread has a device of its own, and to free an event it would set up the machine's first.
+        use_local_device(self.config.device, self.config.place.local_rank)
         try:
             while True:
                 step, flight = self._flights.get()

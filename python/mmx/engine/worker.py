@@ -22,7 +22,7 @@ from typing import Any
 from mmx.config import EngineConfig
 from mmx.engine.channel import SocketChannel
 from mmx.engine.engine import Engine
-from mmx.engine.process import bind_to_parent, exit_code_of, parse_arguments
+from mmx.engine.process import bind_to_parent, exit_code_of, parse_arguments, spare_what_is_there
 from mmx.errors import DeviceLostError
 from mmx.protocol import EngineDead, Loading
 
@@ -81,6 +81,7 @@ def _serve(config: EngineConfig, runner_module: str, channel: SocketChannel) -> 
     else:
         runner = importlib.import_module(runner_module).build_runner(config, progress)
     engine = Engine(config, runner, channel)
+    spare_what_is_there()
     channel.send([engine.ready()])
     engine.run()
     if config.parallel.world_size > 1:

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "bench/common/bench.h"
 #include "cuda/common/check.h"
@@ -30,14 +32,10 @@ class CudaBackend final : public Backend {
         MMX_CUDA_WORKSPACE_OPS(MMX_BENCH_SET_WORKSPACE)
         MMX_CUDA_CHECK(cudaStreamCreateWithFlags(&cuda_stream_, cudaStreamNonBlocking));
         stream = cuda_stream_;
-        MMX_CUDA_CHECK(cudaEventCreate(&start_));
-        MMX_CUDA_CHECK(cudaEventCreate(&stop_));
         MMX_CUDA_CHECK(cudaMalloc(&flush_, kFlushBytes));
     }
     ~CudaBackend() override {
         cudaFree(flush_);
-        cudaEventDestroy(start_);
-        cudaEventDestroy(stop_);
         cudaStreamDestroy(cuda_stream_);
     }
 
@@ -73,12 +71,19 @@ class CudaBackend final : public Backend {
         const double first = between_events([&] { f(); });
         std::vector<double> times;
         if (cold) {
-            // Why no longer: a chip at its power limit slows down with time, and torch's timer takes 85 ms.
-            const int repeats = static_cast<int>(std::clamp(6e4 / first, 10.0, 100.0));
-            for (int i = 0; i < repeats; ++i) {
-                MMX_CUDA_CHECK(cudaMemsetAsync(flush_, i, kFlushBytes, cuda_stream_));
-                times.push_back(between_events(f));
+            // As torch's timer does it: 25 ms without, 60 ms with a flush before each call, and no pause.
+            // Why: at its power limit a chip slows down within that time, and recovers while it waits for the
+            // host.
+            for (int i = static_cast<int>(2.5e4 / first); i > 0; --i) f();
+            const auto repeats = static_cast<size_t>(std::clamp(6e4 / first, 10.0, 100.0));
+            std::vector<std::pair<Event, Event>> bounds(repeats);
+            for (auto& [start, stop] : bounds) {
+                MMX_CUDA_CHECK(cudaMemsetAsync(flush_, 0, kFlushBytes, cuda_stream_));
+                MMX_CUDA_CHECK(cudaEventRecord(start.event, cuda_stream_));
+                f();
+                MMX_CUDA_CHECK(cudaEventRecord(stop.event, cuda_stream_));
             }
+            for (const auto& [start, stop] : bounds) times.push_back(us_between(start.event, stop.event));
         } else {
             // Why so many: the start of a replay takes 10 us.
             const int calls = static_cast<int>(std::clamp(5e3 / first, 1.0, 500.0));
@@ -107,19 +112,31 @@ class CudaBackend final : public Backend {
     }
 
   private:
-    double between_events(const std::function<void()>& f) {
-        MMX_CUDA_CHECK(cudaEventRecord(start_, cuda_stream_));
-        f();
-        MMX_CUDA_CHECK(cudaEventRecord(stop_, cuda_stream_));
-        MMX_CUDA_CHECK(cudaEventSynchronize(stop_));
+    struct Event {
+        cudaEvent_t event = nullptr;
+        Event() { MMX_CUDA_CHECK(cudaEventCreate(&event)); }
+        ~Event() { cudaEventDestroy(event); }
+        Event(const Event&) = delete;
+        Event& operator=(const Event&) = delete;
+    };
+
+    static double us_between(cudaEvent_t start, cudaEvent_t stop) {
+        MMX_CUDA_CHECK(cudaEventSynchronize(stop));
         float ms = 0;
-        MMX_CUDA_CHECK(cudaEventElapsedTime(&ms, start_, stop_));
+        MMX_CUDA_CHECK(cudaEventElapsedTime(&ms, start, stop));
         return 1e3 * static_cast<double>(ms);
+    }
+
+    double between_events(const std::function<void()>& f) {
+        MMX_CUDA_CHECK(cudaEventRecord(start_.event, cuda_stream_));
+        f();
+        MMX_CUDA_CHECK(cudaEventRecord(stop_.event, cuda_stream_));
+        return us_between(start_.event, stop_.event);
     }
 
     static constexpr int64_t kFlushBytes = 256 << 20;  // four times the L2 of an H200
     cudaStream_t cuda_stream_ = nullptr;
-    cudaEvent_t start_ = nullptr, stop_ = nullptr;
+    Event start_, stop_;
     void* flush_ = nullptr;
 };
 

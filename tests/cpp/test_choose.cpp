@@ -112,9 +112,12 @@ void test_sparse() {
     p = sparse_params(1, 8192, 1024);
     p.base.cache_dtype = DType::kE4M3;
     EXPECT(choose_sparse(p) == AttentionKernel::kSm90Prefill);
+    // Under fixed_split the kernel follows from the model alone.
     for (const int64_t tokens : {1, 32, 8192}) {
         p = sparse_params(1, tokens, 1024);
         p.base.fixed_split = true;
+        EXPECT(choose_sparse(p) == AttentionKernel::kSm90Prefill);
+        p.base.num_heads = 6 * 4;
         EXPECT(choose_sparse(p) == AttentionKernel::kSm90Decode);
         EXPECT(sparse_decode_splits(p, 132) == kFixedSplits);
     }
@@ -149,6 +152,17 @@ void test_prefill_plan() {
         EXPECT(plan.counts % 256 == 0 && plan.partials % 256 == 0);
         EXPECT(plan.total >= plan.partials + chosen * kPartialBytes);
         EXPECT(sparse_workspace_bytes(p) == plan.total);
+        EXPECT(plan.unions && plan.buckets);
+    }
+    // Under fixed_split prompts are sorted into buckets; of decodes nothing is listed.
+    for (const auto& [seqs, tokens] : {std::pair{1, 8192}, {1, 1}, {100, 1}, {64, 8}, {2000, 1}}) {
+        SparseAttentionParams p = sparse_params(seqs, tokens, 1024);
+        p.base.fixed_split = true;
+        const PrefillPlan plan = make_prefill_plan(p);
+        EXPECT(!plan.unions && plan.buckets == (tokens == 8192));
+        if (plan.buckets) continue;
+        EXPECT(plan.slab_entries == 0 && plan.slab_items == 0);
+        EXPECT(plan.total >= plan.partials + plan.slab_tokens * 4 * 16 * kPartialBytes);
     }
 }
 

@@ -14,6 +14,8 @@ from ops.test_attention_sm90 import (
     DIM,
     PAGE,
     PREFILLS,
+    overlapping_blocks,
+    random_blocks,
     selector_inputs,
     to_cuda,
 )
@@ -229,3 +231,44 @@ def test_fixed_split_of_long_contexts(pages, heads, rng):
             rows = slice(begin + first, begin + end)
             out = inputs.run(part, rows, None, fixed_split=True)
             assert_equal(out, whole[rows], name=f"rows {first} to {end} of sequence {seq}")
+
+
+@pytest.mark.parametrize("blocks", ["random", "overlapping"])
+@pytest.mark.parametrize("pages", PAGES)
+def test_fixed_split_of_sparse_prompts(pages, blocks, rng):
+    """Lists per block in chunks, an item per choice in decodes: the same bits, and right."""
+    lens = [(700, 9000), (1, 5000), (300, 300), (7, 2300), (40, 12_000), (0, 3)]
+    batch = make_batch(lens, PAGE, rng)
+    inputs = Inputs(batch, 32, 2, pages, rng)
+    ids = random_blocks(batch, 2, 16, rng)
+    if blocks == "overlapping":
+        ids = overlapping_blocks(batch, 2, 16, 20, rng)
+    ids = ids.to(CUDA)
+    whole = inputs.check(batch, ids, fixed_split=True)
+    for seq, (q_len, seq_len) in enumerate(lens):
+        begin = batch.rows(seq).start
+        for first, end in [
+            (0, 1),
+            (0, q_len),
+            (q_len // 3, q_len // 2),
+            (q_len // 2, q_len),
+            (q_len - 1, q_len),
+        ]:
+            if not 0 <= first < end <= q_len:
+                continue
+            part = batch.take(seq, end - first, seq_len - q_len + end)
+            rows = slice(begin + first, begin + end)
+            out = inputs.run(part, rows, ids, fixed_split=True)
+            assert_equal(out, whole[rows], name=f"rows {first} to {end} of sequence {seq}")
+
+
+@pytest.mark.parametrize("fixed_split", [False, True])
+def test_sizes_of_values(fixed_split, rng):
+    """Dimensions of very different sizes, values of zero, and a row of nothing else."""
+    batch = make_batch([(600, 9000), (1, 3000)], PAGE, rng)
+    inputs = Inputs(batch, 32, 2, torch.bfloat16, rng)
+    inputs.v *= 2.0 ** torch.linspace(-20, 20, DIM, device=CUDA)
+    inputs.v[:, 1] = 0
+    inputs.v[1::2, :, :, 3::5] = 0
+    out = inputs.check(batch, random_blocks(batch, 2, 16, rng).to(CUDA), fixed_split=fixed_split)
+    assert (out[:, 16:] == 0).all()

@@ -16,6 +16,16 @@ __device__ __forceinline__ int32_t load_acquire(const int32_t* address) {
     return value;
 }
 
+/// Stores 16 bytes, kOffset behind `address`, that the L2 should give up first.
+template <int kOffset>
+__device__ __forceinline__ void store_streamed(void* address, uint32_t a, uint32_t b, uint32_t c,
+                                               uint32_t d) {
+    constexpr uint64_t kEvictFirst = 0x12F0000000000000;
+    asm volatile("st.global.L2::cache_hint.v4.b32 [%0 + %1], {%2, %3, %4, %5}, %6;" ::"l"(address),
+                 "n"(kOffset), "r"(a), "r"(b), "r"(c), "r"(d), "l"(kEvictFirst)
+                 : "memory");
+}
+
 /// Between plain accesses to global memory and those of the copy engine to the same data.
 __device__ __forceinline__ void fence_async_proxy_global() {
     asm volatile("fence.proxy.async.global;" ::: "memory");

@@ -16,6 +16,12 @@ __device__ __forceinline__ void barrier_init(uint64_t& barrier, int arrivals) {
                  : "memory");
 }
 
+/// As many arrivals.
+__device__ __forceinline__ void barrier_arrive(uint64_t& barrier, int count) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(&barrier)), "r"(count)
+                 : "memory");
+}
+
 /// After the inits, by the thread that made them, before the block's barrier.
 __device__ __forceinline__ void barrier_init_done() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

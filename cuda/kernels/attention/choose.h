@@ -31,16 +31,11 @@ inline bool sm90_attention_fits(const PagedAttentionParams& p) {
 inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
     const PagedAttentionParams& b = p.base;
     if (!sm90_attention_fits(b) || p.topk > kDecodeMaxTopk) return AttentionKernel::kSimple;
-    // Under fixed_split prompts go token by token too: the prefill kernels give a row other bits.
-    if (b.fixed_split || b.num_tokens < kPrefillMinTokens) return AttentionKernel::kSm90Decode;
-    const PrefillPlan plan = make_prefill_plan(p);
-    // A bucket of the longest chunk should fill row tiles: with fewer choices each, K and V are re-read about
-    // as often as per query.
-    const bool lists_fill = b.max_seqlen_q * p.topk >= kTileQueries * b.max_blocks_per_seq;
-    if (b.num_heads == 16 * b.num_kv_heads && b.num_kv_heads < 256 && lists_fill &&
-        plan.slab_buckets <= kMaxSlabBuckets)
-        return AttentionKernel::kSm90Prefill;
-    return AttentionKernel::kSm90Decode;
+    const bool fills_rows = b.num_heads == 16 * b.num_kv_heads && b.num_kv_heads < 256;
+    // Under fixed_split all tokens take the same kernels, so that the bits of a row are the same in every
+    // batch.
+    return fills_rows && (b.fixed_split || choices_meet(p)) ? AttentionKernel::kSm90Prefill
+                                                            : AttentionKernel::kSm90Decode;
 }
 
 /// Thread blocks (one cluster) that share the pages of one (token, KV head): as many as find a multiprocessor

@@ -11,6 +11,10 @@
 /// processed one after the other. A bucket is a (slab, KV head, sequence, block); its list names the queries
 /// that chose the block, padded to row tiles of 4 queries (4 x 16 heads = 64 rows). An item is a run of row
 /// tiles of one bucket.
+///
+/// Under fixed_split there are no unions, which round otherwise: everything is worked on KV-major, where the
+/// bits of a (query, block) do not depend on its row tile. Choices that would hardly meet, of decodes, are
+/// then not sorted into buckets: each is an item of its own, and nothing is listed.
 namespace mmx::cuda {
 
 inline constexpr int64_t kTileQueries = 4;
@@ -18,7 +22,7 @@ inline constexpr int64_t kRunTiles = 16;            // row tiles that share one 
 inline constexpr int64_t kSlabTokens = 4096;        // bounds the partial results: 64 KB per token and KV head
 inline constexpr int64_t kPartTokens = 512;         // more that count into one place wait for each other
 inline constexpr int64_t kMaxSlabBuckets = 131072;  // a single thread block scans the buckets of a slab
-inline constexpr int64_t kPartialBytes = 16 * 128 * 2;
+inline constexpr int64_t kPartialBytes = 16 * 128 * 12 / 8;  // 12 bits a value
 inline constexpr int64_t kPrefillMinTokens = 256;
 // Up to this many pages a tile of 8 tokens is faster than KV-major work on their 8 x 16 choices (measured).
 inline constexpr int64_t kMaxUnionPages = 32;
@@ -35,24 +39,37 @@ struct PrefillItem {
 static_assert(sizeof(PrefillItem) == 16);
 
 struct PrefillPlan {
+    bool unions, buckets;
     int64_t num_slabs, slab_tokens, slab_buckets, slab_entries, slab_items;
     int64_t num_parts;  // of a slab, that count their choices apart
-    // Byte offsets in the workspace.
-    int64_t counts, counters, next_item, starts, num_items, ranks, lists, items, max_sums, partials;
+    // Byte offsets in the workspace; what lies before `starts` begins as zeros.
+    int64_t counts, counters, next_item, num_items, starts, ranks, lists, items, max_sums, partials;
     int64_t is_union;  // [groups of kListedTokens tokens, KV heads] int32: a row tile does them
     int64_t union_tiles, union_pages, total;
 };
 
+/// Whether queries that chose the same block are many enough to share its load.
+inline bool choices_meet(const SparseAttentionParams& p) {
+    const PagedAttentionParams& b = p.base;
+    // A bucket of the longest chunk should fill row tiles: with fewer choices each, K and V are re-read about
+    // as often as per query.
+    return b.num_tokens >= kPrefillMinTokens &&
+           b.max_seqlen_q * p.topk >= kTileQueries * b.max_blocks_per_seq &&
+           b.num_kv_heads * b.num_seqs * b.max_blocks_per_seq <= kMaxSlabBuckets;
+}
+
 inline PrefillPlan make_prefill_plan(const SparseAttentionParams& p) {
     const PagedAttentionParams& b = p.base;
     PrefillPlan plan{};
+    plan.unions = !b.fixed_split;
+    plan.buckets = plan.unions || choices_meet(p);
     plan.slab_tokens = std::min(b.num_tokens, kSlabTokens);
     plan.num_slabs = ceil_div(b.num_tokens, plan.slab_tokens);
-    plan.slab_buckets = b.num_kv_heads * b.num_seqs * b.max_blocks_per_seq;
+    plan.slab_buckets = plan.buckets ? b.num_kv_heads * b.num_seqs * b.max_blocks_per_seq : 0;
     const int64_t chosen = plan.slab_tokens * b.num_kv_heads * p.topk;
-    plan.slab_entries = chosen + (kTileQueries - 1) * std::min(plan.slab_buckets, chosen);
-    plan.slab_items =
-        ceil_div(plan.slab_entries, kTileQueries * kRunTiles) + std::min(plan.slab_buckets, chosen);
+    const int64_t listed = plan.buckets ? chosen : 0, lists = std::min(plan.slab_buckets, chosen);
+    plan.slab_entries = listed + (kTileQueries - 1) * lists;
+    plan.slab_items = ceil_div(plan.slab_entries, kTileQueries * kRunTiles) + lists;
     int64_t offset = 0;
     const auto take = [&offset](int64_t bytes) {
         const int64_t at = offset;
@@ -63,14 +80,14 @@ inline PrefillPlan make_prefill_plan(const SparseAttentionParams& p) {
     plan.counts = take(plan.num_slabs * plan.num_parts * plan.slab_buckets * 4);
     plan.counters = take(2 * 4);  // row tiles listed, row tiles drawn
     plan.next_item = take(plan.num_slabs * 4);
-    plan.starts = take(plan.num_slabs * plan.num_parts * plan.slab_buckets * 4);
     plan.num_items = take(plan.num_slabs * 4);
-    plan.ranks = take(b.num_tokens * b.num_kv_heads * p.topk * 4);
+    plan.starts = take(plan.num_slabs * plan.num_parts * plan.slab_buckets * 4);
+    plan.ranks = take(plan.buckets ? b.num_tokens * b.num_kv_heads * p.topk * 4 : 0);
     plan.lists = take(plan.num_slabs * plan.slab_entries * 4);
     plan.items = take(plan.num_slabs * plan.slab_items * static_cast<int64_t>(sizeof(PrefillItem)));
     plan.max_sums = take(chosen * 16 * 8);
     plan.partials = take(chosen * kPartialBytes);
-    const int64_t num_groups = ceil_div(b.num_tokens, kListedTokens) * b.num_kv_heads;
+    const int64_t num_groups = plan.unions ? ceil_div(b.num_tokens, kListedTokens) * b.num_kv_heads : 0;
     plan.is_union = take(num_groups * 4);
     plan.union_tiles = take(num_groups * static_cast<int64_t>(sizeof(RowTile)));
     plan.union_pages = take(num_groups * kMaxTilePages * static_cast<int64_t>(sizeof(TilePage)));

@@ -94,8 +94,13 @@ __global__ void __launch_bounds__(kUnionWarps * 32) union_kernel(const __grid_co
 constexpr int kEntryThreads = 256, kScanThreads = 1024;
 constexpr int kListQueries = static_cast<int>(kTileQueries), kListTiles = static_cast<int>(kRunTiles);
 
-/// f(index, token, place in the token's list, slab, place of its bucket in counts and starts) of this
-/// thread's choice. 32 bits: choices are fewer than 2^31.
+/// A choice that no row tile does.
+struct Choice {
+    int index, token, head, rank;  // rank: in the token's list
+    int slab, seq, block;
+};
+
+/// f(this thread's choice). 32 bits: choices are fewer than 2^31.
 template <class F>
 __device__ __forceinline__ void for_my_choice(const SparseJob& job, F&& f) {
     const SparseAttentionParams& p = job.p;
@@ -103,25 +108,31 @@ __device__ __forceinline__ void for_my_choice(const SparseJob& job, F&& f) {
     const int i = static_cast<int>(blockIdx.x) * kEntryThreads + static_cast<int>(threadIdx.x),
               row = i / topk;
     if (row >= static_cast<int>(p.base.num_tokens) * num_heads) return;
-    const int token = row / num_heads, block = p.block_ids[i];
+    const int token = row / num_heads, head = row - token * num_heads, block = p.block_ids[i];
     if (block < 0) return;
     const TokenPlace place = place_of(token, p.base.cu_seqlens_q, p.base.seq_lens, p.base.num_seqs);
-    if (place.seq < 0) return;
-    const int slab = job.slab_of(token), head = row - token * num_heads;
-    if (job.in_union(token, head)) return;
-    const int bucket = (head * static_cast<int>(p.base.num_seqs) + static_cast<int>(place.seq)) *
-                           static_cast<int>(p.base.max_blocks_per_seq) +
-                       block;
-    const int part = (token - slab * static_cast<int>(job.plan.slab_tokens)) / static_cast<int>(kPartTokens);
-    f(i, token, i - row * topk, slab, (slab * job.plan.num_parts + part) * job.plan.slab_buckets + bucket);
+    if (place.seq < 0 || job.in_union(token, head)) return;
+    f(Choice{i, token, head, i - row * topk, job.slab_of(token), static_cast<int>(place.seq), block});
 }
+
+/// Place of a choice's bucket in counts and starts.
+__device__ __forceinline__ int64_t bucket_of(const SparseJob& job, const Choice& c) {
+    const PagedAttentionParams& p = job.p.base;
+    const int bucket =
+        (c.head * static_cast<int>(p.num_seqs) + c.seq) * static_cast<int>(p.max_blocks_per_seq) + c.block;
+    const int part =
+        (c.token - c.slab * static_cast<int>(job.plan.slab_tokens)) / static_cast<int>(kPartTokens);
+    return (c.slab * job.plan.num_parts + part) * job.plan.slab_buckets + bucket;
+}
+
+__device__ __forceinline__ int entry_of(const Choice& c) { return c.token << kEntryTokenShift | c.rank; }
 
 /// Counts the choices of each bucket; a choice's rank in its list is the count it found.
 __global__ void __launch_bounds__(kEntryThreads) count_kernel(const __grid_constant__ SparseJob job) {
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    for_my_choice(job, [&](int i, int, int, int, int64_t bucket) {
-        job.at<int>(job.plan.ranks)[i] = atomicAdd(job.at<int>(job.plan.counts) + bucket, 1);
+    for_my_choice(job, [&](const Choice& c) {
+        job.at<int>(job.plan.ranks)[c.index] = atomicAdd(job.at<int>(job.plan.counts) + bucket_of(job, c), 1);
     });
 }
 
@@ -172,14 +183,9 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
         for (int i = count; i < num_tiles * kListQueries; ++i) list[first_tile * kListQueries + i] = -1;
         const int block = bucket % max_blocks, seq = bucket / max_blocks % num_seqs;
         const int head = bucket / max_blocks / num_seqs;
-        const int seq_len = p.base.seq_lens[seq];
-        const int page = p.base.block_table[seq * p.base.block_table_stride + block];
-        const int token_at_zero = block * kPage - (seq_len - p.base.cu_seqlens_q[seq + 1]);
         for (int i = 0; i < num_items; ++i) {
             const int begin = num_tiles * i / num_items, end = num_tiles * (i + 1) / num_items;
-            items[first_item + i] = {page, first_tile + begin, token_at_zero,
-                                     static_cast<uint16_t>((end - begin) | head << 8),
-                                     static_cast<uint16_t>(min(kPage, seq_len - block * kPage))};
+            items[first_item + i] = make_item(p.base, seq, block, head, first_tile + begin, end - begin);
         }
     }
     if (tid == 0) job.at<int>(plan.num_items)[slab] = static_cast<int>(static_cast<unsigned>(base));
@@ -188,9 +194,9 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
 __global__ void __launch_bounds__(kEntryThreads) scatter_kernel(const __grid_constant__ SparseJob job) {
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    for_my_choice(job, [&](int i, int token, int place, int slab, int64_t bucket) {
-        const int at = job.at<int>(job.plan.starts)[bucket] + job.at<int>(job.plan.ranks)[i];
-        job.at<int>(job.plan.lists)[slab * job.plan.slab_entries + at] = token << kEntryTokenShift | place;
+    for_my_choice(job, [&](const Choice& c) {
+        const int at = job.at<int>(job.plan.starts)[bucket_of(job, c)] + job.at<int>(job.plan.ranks)[c.index];
+        job.at<int>(job.plan.lists)[c.slab * job.plan.slab_entries + at] = entry_of(c);
     });
 }
 
@@ -201,12 +207,14 @@ void list_choices(const SparseJob& job, Stream stream) {
     const PagedAttentionParams& b = job.p.base;
     MMX_CUDA_CHECK(cudaMemsetAsync(job.at<char>(job.plan.counts), 0,
                                    static_cast<size_t>(job.plan.starts - job.plan.counts), to_cuda(stream)));
-    const int64_t num_groups = ceil_div(b.num_tokens, kListedTokens) * b.num_kv_heads;
-    const size_t choosers_bytes = static_cast<size_t>(kUnionWarps * align_up(b.max_blocks_per_seq, 128));
-    Launch{kOp, dim3(static_cast<unsigned>(ceil_div(num_groups, kUnionWarps))), kUnionWarps * 32,
-           choosers_bytes, stream}(union_kernel, job);
     const dim3 entries(
         static_cast<unsigned>(ceil_div(b.num_tokens * b.num_kv_heads * job.p.topk, kEntryThreads)));
+    if (job.plan.unions) {
+        const int64_t num_groups = ceil_div(b.num_tokens, kListedTokens) * b.num_kv_heads;
+        const size_t choosers_bytes = static_cast<size_t>(kUnionWarps * align_up(b.max_blocks_per_seq, 128));
+        Launch{kOp, dim3(static_cast<unsigned>(ceil_div(num_groups, kUnionWarps))), kUnionWarps * 32,
+               choosers_bytes, stream}(union_kernel, job);
+    }
     LaunchChain{kOp, entries, kEntryThreads, 0, stream}(count_kernel, job);
     LaunchChain{kOp, dim3(static_cast<unsigned>(job.plan.num_slabs)), kScanThreads, 0, stream}(scan_kernel,
                                                                                                job);

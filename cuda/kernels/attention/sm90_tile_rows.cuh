@@ -34,8 +34,10 @@ __device__ __forceinline__ void weigh(float (&s)[64], Rows& rows, float (&rescal
         best = fmaxf(best, __shfl_xor_sync(kFull, best, 1));
         best = fmaxf(best, __shfl_xor_sync(kFull, best, 2));
         shift[row] = best == -INFINITY ? 0 : __fmul_rn(best, scale_log2[row]);  // -inf - -inf would be NaN
-        // Rounded alike wherever the compiler puts this: with parts, equal rows must get equal bits.
-        rescale[row] = ptx::exp2_approx(fmaf(rows.best[row], scale_log2[row], -shift[row]));
+        // Exactly 1 where the maximum stays: sums are then left alone. Rounded alike wherever the compiler
+        // puts this: with parts, equal rows must get equal bits.
+        const float change = ptx::exp2_approx(fmaf(rows.best[row], scale_log2[row], -shift[row]));
+        rescale[row] = best == rows.best[row] ? 1.0f : change;
         rows.best[row] = best;
         rows.sum[row] = __fmul_rn(rows.sum[row], rescale[row]);
     }
@@ -173,9 +175,10 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
             const int token = team * 4 + warp_idx;
             const int visible =
                 shared.tile[slot.at].first_position + token - (block >> kTilePageShift) * kPage;
-            const int last = block >> token & 1 ? visible : -1;
-            const int last_key[2] = {last, last};
-            if (last >= kPage - 1)
+            const int last_key[2] = {visible, visible};
+            if ((block >> token & 1) == 0) {
+                rescale[0] = rescale[1] = 1;
+            } else if (visible >= kPage - 1)
                 weigh<false>(s, rows, rescale, scale_log2, last_key, t);
             else
                 weigh<true>(s, rows, rescale, scale_log2, last_key, t);
@@ -195,8 +198,9 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 const float *pair = s + 4 * j + 2 * row, low = pair[0], high = pair[1];
+                const uint32_t packed = kCodes ? ptx::pack_f16(low, high) : ptx::pack_bf16(low, high);
                 weights[j / 2][j % 2 * 2 + row] =
-                    kCodes ? ptx::pack_f16(low, high) : ptx::pack_bf16(low, high);
+                    kListed && (block >> (team * 4 + warp_idx) & 1) == 0 ? 0 : packed;
             }
     };
     /// The tile in `slot`, or none if there are no more.

@@ -180,16 +180,20 @@ EXPLAINED = [
         "Zeros over a last page's unused slots: written before the page's products; behind those a lane "
         "arrives for its warp at `v_empty`, where the widening warps wait before they write the next page.",
     ),
-    *(
-        Explained(
-            ("shared.item[stage] = drawn;", read),
-            "lane_leaves_for_warp",
-            (("sm90_sparse_prefill.cu", "__syncwarp();  // all lanes have read the item"), LISTS_RELEASE),
-            "The work item: a feeding warp reads it, then a lane of it arrives at `kv_full`; consumers wait "
-            "there, read it, and a lane of each warp arrives at `kv_empty`, where thread 0 waits before it "
-            "writes the next.",
-        )
-        for read in ("const PrefillItem item = shared.item[stage];", "item = shared.item[stage];")
+    Explained(
+        ("shared.item[stage] = drawn;", "const PrefillItem item = shared.item[stage];"),
+        "lane_leaves_for_warp",
+        (("sm90_sparse_prefill.cu", "__syncwarp();  // all lanes have read the item"), LISTS_RELEASE),
+        "The work item: a feeding warp reads it, then a lane of it arrives at `kv_full`; a lane of each "
+        "consuming warp waits there and arrives at `kv_empty`, where thread 0 waits before it writes the "
+        "next.",
+    ),
+    Explained(
+        ("shared.notes[slot][warp_idx] = note;", "ld.shared.v4.u32"),
+        "lane_leaves_for_warp",
+        (LISTS_RELEASE, ("sm90_sparse_prefill.cu", "release(shared.q_empty[slot_now()]);")),
+        "What a warp is told of its query: read behind a wait at `q_full`; with the scores there, a lane "
+        "arrives for its warp at `q_empty`, where the note's writer waits.",
     ),
     Explained(
         ("most = fmaxf(most, shared.scale.amax[i][tid]);", "if (column < kN) amax[column] = most[c];"),

@@ -5,8 +5,8 @@
 
 /// Partial results of a (query, block) on their way through the L2: 16 rows of 128 sums in the layout of
 /// ptx::Wgmma, two rows a lane. Eight neighbouring values of a lane share an exponent and keep 10 bits each:
-/// 12 words a lane and row instead of the 16 of bf16, with errors as of bf16 (0.0016 of the standard deviation
-/// where values are normal).
+/// 12 words a lane and row instead of the 16 of bf16, with errors as of bf16 (0.0016 of the standard
+/// deviation where values are normal).
 namespace mmx::cuda::sm90 {
 
 /// The 32 values that a lane has of a row: three in a word, the exponents in the last one.

@@ -13,6 +13,7 @@ __device__ __forceinline__ TokenPlace warp_place_of(int token, const int32_t* cu
         if (begin == token && end == token + 1) return {token, seq_len - 1};
     }
     int ended = 0;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x % 32); i < num_seqs; i += 32)
         ended += cu_seqlens_q[i + 1] <= token;
     const int seq = __reduce_add_sync(0xFFFFFFFFu, ended);

@@ -326,7 +326,7 @@ void paged_attention(const PagedAttentionParams& p, Stream stream) {
             sm90::paged_prefill(p, stream);
         else
             sm90::paged_decode(p, stream);
-        if (kernel == AttentionKernel::kSm90Decode && paged_decode_splits(p) > 1) return;  // wrote codes
+        if (kernel == AttentionKernel::kSm90Decode) return;  // its merge wrote the codes
     } else {
         run("paged_attention", make_attention(p, nullptr, 0), stream);
     }

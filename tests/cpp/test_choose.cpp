@@ -119,22 +119,20 @@ void test_sparse() {
         EXPECT(choose_sparse(p) == AttentionKernel::kSm90Prefill);
         p.base.num_heads = 6 * 4;
         EXPECT(choose_sparse(p) == AttentionKernel::kSm90Decode);
-        EXPECT(sparse_decode_splits(p, 132) == kFixedSplits);
+        EXPECT((sparse_decode_split(p, 132) == SparseSplit{kFixedSplits, 1}));
     }
 }
 
-/// Every split of a token's blocks is a cluster that Hopper can launch, larger ones for fewer tokens, and as
-/// many of them as the chip holds at once.
+/// Every split of a token's blocks is a cluster that Hopper can launch, and the chip holds all at once.
 void test_sparse_splits() {
     for (const int64_t topk : {1, 5, 16}) {
-        int64_t before = 16;
         for (int64_t tokens = 1; tokens <= 300; ++tokens) {
             SparseAttentionParams p = sparse_params(tokens, 1, 256);
             p.topk = topk;
-            const int64_t splits = sparse_decode_splits(p, 132);
-            EXPECT(splits >= 1 && splits <= before && splits <= topk);
-            EXPECT(splits == 1 || tokens * 4 * splits <= 132);
-            before = splits;
+            const SparseSplit split = sparse_decode_split(p, 132);
+            EXPECT(split.blocks >= 1 && split.blocks <= topk);
+            EXPECT(split.blocks == 1 || tokens * 4 * split.blocks <= 132 * split.per_multiprocessor);
+            EXPECT(split.blocks > 1 || topk == 1 || tokens * 4 > 66);
         }
     }
 }
@@ -209,16 +207,15 @@ void test_paged() {
     EXPECT(choose_paged(paged_params(32, 8, 64, 4, 256)) == AttentionKernel::kSm90Decode);
     EXPECT(choose_paged(paged_params(1, 2048, 48, 8, 256)) == AttentionKernel::kSm90Prefill);
     EXPECT(choose_paged(paged_params(1, 8192, 64, 4, 2048)) == AttentionKernel::kSm90Prefill);
-    // Partial results of every token and chunk would take 5 GB.
+    // So many drafts share K and V in row tiles; single tokens have nothing to share.
     EXPECT(choose_paged(paged_params(2048, 8, 64, 4, 256)) == AttentionKernel::kSm90Prefill);
+    EXPECT(choose_paged(paged_params(16384, 1, 64, 4, 256)) == AttentionKernel::kSm90Decode);
     for (const int64_t seqs : {1, 8, 32, 128})
         for (const int64_t blocks : {1, 2, 32, 256, 1024, 8192}) {
             const PagedAttentionParams p = paged_params(seqs, 1, 64, 4, blocks);
-            EXPECT(paged_decode_chunk(p) * paged_decode_splits(p) >= blocks);
-            EXPECT(paged_decode_chunk(p) <= kDecodeMaxTopk);
             EXPECT(choose_paged(p) == AttentionKernel::kSm90Decode);
-            const int64_t partials = seqs * 4 * paged_decode_splits(p) * kDecodePartialFloats * 4;
-            EXPECT(paged_workspace_bytes(p) == (paged_decode_splits(p) == 1 ? 0 : partials));
+            const int64_t partials = kPagedDecodeBlocks * 2 * kDecodePartialFloats * 4;
+            EXPECT(paged_workspace_bytes(p) == (blocks == 1 ? 0 : partials));
         }
 }
 

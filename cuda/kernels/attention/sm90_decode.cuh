@@ -14,6 +14,7 @@ namespace mmx::cuda::sm90 {
 // more warp feeds the ring.
 inline constexpr int kWarps = 8, kWorkers = kWarps * 32, kDecodeThreads = kWorkers + 32;
 inline constexpr int kWeightStride = kPage * 2 + 16;  // bytes; spreads the rows of a fragment over the banks
+inline constexpr int kQueryBytes = kRows * kQueryStride;
 inline constexpr float kLog2e = 1.4426950408889634f;
 inline constexpr unsigned kFull = 0xFFFFFFFFu;
 
@@ -22,7 +23,7 @@ template <class C, int kSlots>
 struct PageRing {
     alignas(1024) char slots[kSlots][kPageBytes<C>];
     alignas(16) char weights[kRows * kWeightStride];
-    alignas(16) char queries[kRows * kQueryStride];
+    alignas(16) char queries[kQueryBytes];
     alignas(16) float row_max[kRows][kWarps];
     uint64_t full[kSlots], empty[kSlots];
 };
@@ -36,7 +37,8 @@ inline Maps make_page_maps(const PagedAttentionParams& p) {
     const auto map = [&](const void* cache, int64_t block_stride) {
         return make_tensor_map<4>(cache, {kDim, kPage, p.num_kv_heads, p.num_blocks},
                                   {kDim, kPage * kDim, block_stride}, {codes ? 128 : 64, kPage, 1, 1},
-                                  codes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
+                                  codes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                                  CU_TENSOR_MAP_L2_PROMOTION_NONE);
     };
     return {map(p.k_cache, p.k_cache_block_stride), map(p.v_cache, p.v_cache_block_stride)};
 }
@@ -84,12 +86,16 @@ struct RingPlace {
     }
 };
 
-/// By the feeding warp: K and V of pages page_of(0) to page_of(count - 1), a call of the whole warp each.
+/// By the feeding warp: K and V of `count` pages, which page_of(i, kv_head) gives, a call of the whole warp
+/// each.
 template <class C, int kSlots, class F>
-__device__ __forceinline__ void feed(PageRing<C, kSlots>& ring, RingPlace<kSlots>& place, const Maps& maps,
-                                     int kv_head, int count, uint64_t policy, F&& page_of) {
+__device__ __forceinline__ void feed_pages(PageRing<C, kSlots>& ring, RingPlace<kSlots>& place,
+                                           const Maps& maps, int count, uint64_t policy, F&& page_of) {
+#pragma unroll 1
     for (int i = 0; i < count; ++i) {
-        const int page = page_of(i);
+        int kv_head = 0;
+        const int page = page_of(i, kv_head);
+#pragma unroll
         for (int matrix = 0; matrix < 2; ++matrix) {
             if (threadIdx.x % 32 == 0) {
                 char* slot = ring.slots[place.at];
@@ -115,30 +121,40 @@ struct Rows {
     __device__ __forceinline__ float sum(int row) const { return o[2][2 * row]; }
 };
 
-/// By the workers: queries as fragments, and what makes scores of their products, base 2.
-template <class C, int kSlots>
-__device__ __forceinline__ void load_queries(PageRing<C, kSlots>& ring, const PagedAttentionParams& p,
-                                             const Unit& unit, uint32_t (&q)[8][4], float (&scale_log2)[2]) {
-    const int tid = static_cast<int>(threadIdx.x), head = tid / 16, piece = tid % 16;
-    const float k_scale = p.k_scale ? p.k_scale[unit.kv_head] : 1.0f;
-    if (tid < kRows * 16) {
-        const bf16* rows = static_cast<const bf16*>(p.q) + unit.token * p.q_token_stride +
-                           (static_cast<int64_t>(unit.kv_head) * unit.group + head) * p.q_head_stride;
-        *reinterpret_cast<uint4*>(ring.queries + head * kQueryStride + piece * 16) =
-            head < unit.group ? reinterpret_cast<const uint4*>(rows)[piece] : make_uint4(0, 0, 0, 0);
-    }
-    ptx::named_barrier(1, kWorkers);
-    Pages<C>::load_queries(q, scale_log2, ring.queries);
-#pragma unroll
-    for (float& factor : scale_log2) factor *= p.scale * kLog2e * k_scale;
+/// By the workers: a thread's 16 bytes of the queries of a unit, of which place_queries makes fragments.
+__device__ __forceinline__ const uint4* queries_of(const PagedAttentionParams& p, int token, int kv_head) {
+    const int tid = static_cast<int>(threadIdx.x), head = tid / 16;
+    const int group = static_cast<int>(p.num_heads) / static_cast<int>(p.num_kv_heads);
+    static_assert(kRows * 16 == kWorkers);
+    if (head >= group) return nullptr;
+    const bf16* row = static_cast<const bf16*>(p.q) + token * p.q_token_stride +
+                      (static_cast<int64_t>(kv_head) * group + head) * p.q_head_stride;
+    return reinterpret_cast<const uint4*>(row) + tid % 16;
 }
 
-/// By the workers: softmax over `count` pages of which visible_of(i) keys may be seen, a call of the whole
-/// warp each.
+__device__ __forceinline__ uint4 fetch(const uint4* from) { return from ? *from : make_uint4(0, 0, 0, 0); }
+
+/// What makes base-2 scores of products with K.
+__device__ __forceinline__ float score_scale(const PagedAttentionParams& p, int kv_head) {
+    return p.scale * kLog2e * (p.k_scale ? p.k_scale[kv_head] : 1.0f);
+}
+
+/// A worker's 16 bytes of the queries in shared memory.
+__device__ __forceinline__ char* place_of_queries(char* queries) {
+    const int tid = static_cast<int>(threadIdx.x);
+    return queries + tid / 16 * kQueryStride + tid % 16 * 16;
+}
+
+/// By the workers: what they fetched, for all of them behind their next barrier.
+__device__ __forceinline__ void place_queries(char* queries, const uint4& fetched) {
+    *reinterpret_cast<uint4*>(place_of_queries(queries)) = fetched;
+}
+
+/// By the workers, behind a barrier since the queries were placed: softmax over `count` pages of which
+/// visible_of(i) keys may be seen, a call of the whole warp each.
 template <class C, int kSlots, class F>
 __device__ __forceinline__ Rows attend(PageRing<C, kSlots>& ring, RingPlace<kSlots>& place,
-                                       const uint32_t (&q)[8][4], const float (&scale_log2)[2], int count,
-                                       F&& visible_of) {
+                                       const char* queries, float scale, int count, F&& visible_of) {
     const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
     const int g = lane_idx / 4, t = lane_idx % 4;
     const auto sync = [] {
@@ -150,6 +166,11 @@ __device__ __forceinline__ Rows attend(PageRing<C, kSlots>& ring, RingPlace<kSlo
         if (lane_idx == 0) ptx::barrier_arrive_after(empty, result);
     };
     Rows rows;
+    uint32_t q[8][4];
+    float scale_log2[2];
+    Pages<C>::load_queries(q, scale_log2, queries);
+#pragma unroll
+    for (float& factor : scale_log2) factor *= scale;
     for (int i = 0; i < count; ++i) {
         const int visible = visible_of(i);
         float s[2][4] = {};
@@ -256,20 +277,24 @@ __device__ __forceinline__ float v_scale_of(const PagedAttentionParams& p, const
     return p.v_scale ? p.v_scale[unit.kv_head] : 1.0f;
 }
 
-/// By the warp of a head.
-__device__ __forceinline__ void store_piece(const PagedAttentionParams& p, const Unit& unit, int head, int d,
-                                            const Piece& piece) {
-    if (head >= unit.group) return;
-    const float factor = piece.sum == 0 ? 0.0f : v_scale_of(p, unit) / piece.sum;
-    const float values[4] = {piece.x.x * factor, piece.x.y * factor, piece.x.z * factor, piece.x.w * factor};
-    *reinterpret_cast<uint2*>(out_of(p, unit, head) + d) =
-        make_uint2(ptx::pack_bf16(values[0], values[1]), ptx::pack_bf16(values[2], values[3]));
-    if (!p.codes) return;
-    float rounded[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) rounded[i] = to_float(from_float<bf16>(values[i]));
+/// By the warp of a head: what fp8_quantize makes of its result, 4 dimensions a lane.
+__device__ __forceinline__ void store_codes(const PagedAttentionParams& p, const Unit& unit, int head,
+                                            uint2 result) {
+    const float values[4] = {__uint_as_float(result.x << 16), __uint_as_float(result.x & 0xFFFF0000u),
+                             __uint_as_float(result.y << 16), __uint_as_float(result.y & 0xFFFF0000u)};
     const int64_t at = (unit.token * p.num_heads + unit.kv_head * unit.group + head) * kDim;
-    quantize_group(static_cast<e4m3*>(p.codes) + at + d, p.codes_scale + at / kFp8Group, rounded, true);
+    quantize_group(static_cast<e4m3*>(p.codes) + at + threadIdx.x % 32 * 4, p.codes_scale + at / kFp8Group,
+                   values, true);
+}
+
+/// By the warp of a head, 4 dimensions a lane.
+__device__ __forceinline__ void store_piece(const PagedAttentionParams& p, const Unit& unit, int head,
+                                            const Piece& piece) {
+    const float factor = piece.sum == 0 ? 0.0f : __fdividef(v_scale_of(p, unit), piece.sum);
+    const uint2 result = make_uint2(ptx::pack_bf16(piece.x.x * factor, piece.x.y * factor),
+                                    ptx::pack_bf16(piece.x.z * factor, piece.x.w * factor));
+    *reinterpret_cast<uint2*>(out_of(p, unit, head) + threadIdx.x % 32 * 4) = result;
+    if (p.codes) store_codes(p, unit, head, result);
 }
 
 /// By the workers: rows that nobody else has a part of.
@@ -281,7 +306,7 @@ __device__ __forceinline__ void store_rows(const PagedAttentionParams& p, const 
     for (int row = 0; row < 2; ++row) {
         const int head = g + 8 * row;
         if (head >= unit.group) continue;
-        const float factor = rows.sum(row) == 0 ? 0.0f : v_scale_of(p, unit) / rows.sum(row);
+        const float factor = rows.sum(row) == 0 ? 0.0f : __fdividef(v_scale_of(p, unit), rows.sum(row));
         bf16* out = out_of(p, unit, head);
         Pages<C>::for_each_run(rows.o, row, slice, [&](int d, float x, float y, auto... more) {
             *reinterpret_cast<uint32_t*>(out + d) = ptx::pack_bf16(x * factor, y * factor);

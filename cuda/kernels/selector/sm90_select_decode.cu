@@ -31,6 +31,7 @@ struct Shared {
     alignas(16) char queries[kColumns * kQueryStride];
     float best[2][kWarps][kColumns];
     int warp_total[kThreads / 32];
+    int4 first;  // of the block's first unit: sequence, pages that must be scored, first token, query tokens
     int cu_units[kSelectMaxSeqs + 1];
     uint64_t full[kSlots<C>], empty[kSlots<C>];
 };
@@ -42,17 +43,24 @@ struct Plan {
     const SelectBlocksParams& p;
     int tile_tokens;
 
+    /// A sequence as it is stored.
+    struct Stored {
+        int begin, end, seq_len;
+        bool operator==(const Stored&) const = default;
+    };
+    __device__ __forceinline__ Stored read(int seq) const {
+        return {__ldcg(p.cu_seqlens_q + seq), __ldcg(p.cu_seqlens_q + seq + 1), __ldcg(p.seq_lens + seq)};
+    }
     /// Pages of a sequence that must be scored, and its query tokens.
     struct Lens {
-        int pages, q_len;
-        bool operator==(const Lens&) const = default;
+        int pages, first_token, q_len;
     };
-    __device__ __forceinline__ Lens lens_of(int seq) const {
-        const int q_len = __ldcg(p.cu_seqlens_q + seq + 1) - __ldcg(p.cu_seqlens_q + seq);
-        const int last_block =
-            min((__ldcg(p.seq_lens + seq) - 1) / kPage, static_cast<int>(p.max_blocks_per_seq) - 1);
-        return {last_block >= p.topk ? last_block : 0, min(max(q_len, 0), static_cast<int>(p.num_tokens))};
+    __device__ __forceinline__ Lens lens_of(const Stored& stored) const {
+        const int last_block = min((stored.seq_len - 1) / kPage, static_cast<int>(p.max_blocks_per_seq) - 1);
+        return {last_block >= static_cast<int>(p.topk) ? last_block : 0, stored.begin,
+                min(max(stored.end - stored.begin, 0), static_cast<int>(p.num_tokens))};
     }
+    __device__ __forceinline__ Lens lens_of(int seq) const { return lens_of(read(seq)); }
     __device__ __forceinline__ int units_of(const Lens& lens) const {
         return lens.pages * ((lens.q_len + tile_tokens - 1) / tile_tokens);
     }
@@ -60,7 +68,7 @@ struct Plan {
 
 /// Fills cu_units, by the whole block; returns the number of units. `last`: what the thread read.
 __device__ __forceinline__ int count_units(const Plan& plan, int* cu_units, int* warp_total,
-                                           Plan::Lens& last) {
+                                           Plan::Stored& last) {
     const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
     const int num_seqs = static_cast<int>(plan.p.num_seqs);
     int total = 0;
@@ -69,8 +77,8 @@ __device__ __forceinline__ int count_units(const Plan& plan, int* cu_units, int*
         const int s = first + tid;
         int sum = 0;
         if (s < num_seqs) {
-            last = plan.lens_of(s);
-            sum = plan.units_of(last);
+            last = plan.read(s);
+            sum = plan.units_of(plan.lens_of(last));
         }
         sum = warp_prefix_sum(sum);
         if (lane_idx == 31) warp_total[warp_idx] = sum;
@@ -97,14 +105,14 @@ __device__ __forceinline__ int seq_of(const int* cu_units, int num_seqs, int uni
     return low;
 }
 
-/// By one warp: a query as row `column` of the B operand. For e4m3 pages rows become f16, scaled by a power
-/// of two to at most 2^15 (every bf16 that matters beside the largest one is exact; the order of its scores
-/// does not change), and the dimensions of a k16 step are ordered as the codes of a lane decode.
+/// By one warp: a query, 4 dimensions a lane, as row `column` of the B operand. For e4m3 pages rows become
+/// f16, scaled by a power of two to at most 2^15 (every bf16 that matters beside the largest one is exact;
+/// the order of its scores does not change), and the dimensions of a k16 step are ordered as the codes of a
+/// lane decode.
 template <class C, int kTiles>
-__device__ __forceinline__ void stage_query(Shared<C, kTiles>& shared, int column, const bf16* q) {
+__device__ __forceinline__ void stage_query(Shared<C, kTiles>& shared, int column, const uint2& v) {
     const int lane_idx = static_cast<int>(threadIdx.x % 32);
     char* row = shared.queries + column * kQueryStride;
-    const uint2 v = q ? *reinterpret_cast<const uint2*>(q + 4 * lane_idx) : make_uint2(0, 0);
     if constexpr (sizeof(C) == 2) {
         *reinterpret_cast<uint2*>(row + 8 * lane_idx) = v;
     } else {
@@ -203,43 +211,133 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     const int num_seqs = static_cast<int>(p.num_seqs), num_heads = static_cast<int>(p.num_index_heads);
     const Plan plan{p, kTiles * 8 / num_heads};
-    Plan::Lens lens{};
+    Plan::Stored stored{};  // of the thread's sequence
     int total = 0, begin = 0, count = 0;
+    // The unit that the workers are at.
+    int seq = 0, tile = 0, page = 0;
+    Plan::Lens at{};
     const auto share = [&] {
-        total = count_units(plan, shared.cu_units, shared.warp_total, lens);
+        total = count_units(plan, shared.cu_units, shared.warp_total, stored);
         const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
-        count = total / blocks + (block < total % blocks ? 1 : 0);
-        begin = total / blocks * block + min(block, total % blocks);
+        const int each = total / blocks, extra = total - each * blocks;
+        count = each + (block < extra ? 1 : 0);
+        begin = each * block + min(block, extra);
+        if (num_seqs <= kThreads) {
+            // The thread that read a sequence says what it is, so that nobody need read it again.
+            if (tid < num_seqs && shared.cu_units[tid] <= begin && begin < shared.cu_units[tid + 1]) {
+                const Plan::Lens lens = plan.lens_of(stored);
+                shared.first = make_int4(tid, lens.pages, lens.first_token, lens.q_len);
+            }
+            __syncthreads();
+            if (count == 0) return;
+            const int4 first = shared.first;
+            seq = first.x;
+            at = {first.y, first.z, first.w};
+        } else if (count > 0) {
+            seq = seq_of(shared.cu_units, num_seqs, begin);
+            at = plan.lens_of(seq);
+        }
+        if (count == 0) return;
+        const int in_seq = begin - shared.cu_units[seq];
+        tile = in_seq / at.pages;
+        page = in_seq - tile * at.pages;
     };
-    /// Page of unit begin + i.
-    const auto page_of = [&](int i) {
-        const int unit = min(begin + i, total - 1), seq = seq_of(shared.cu_units, num_seqs, unit);
-        const int pages = max(plan.lens_of(seq).pages, 1);
-        const int page =
-            min(max(unit - shared.cu_units[seq], 0) % pages, static_cast<int>(p.max_blocks_per_seq));
-        return __ldcg(p.block_table + seq * p.block_table_stride + page);
+    /// Where the page table has unit begin + i.
+    const auto entry_of = [&](int i) {
+        const int unit = min(begin + i, total - 1);
+        int of = seq, pages = at.pages;
+        if (unit >= shared.cu_units[seq + 1]) {
+            of = seq_of(shared.cu_units, num_seqs, unit);
+            pages = plan.lens_of(of).pages;
+        }
+        return p.block_table + of * p.block_table_stride + (unit - shared.cu_units[of]) % pages;
     };
-    // By lengths as they are now, which is checked behind the wait.
+    const auto fetch_queries = [&](uint2(&v)[kTiles]) {
+        const int first_token = at.first_token + tile * plan.tile_tokens;
+        const int rows = min(plan.tile_tokens, at.q_len - tile * plan.tile_tokens) * num_heads;
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+            const int row = i * kWarps + warp_idx, token = first_token + row / num_heads;
+            // Without a branch, so that what is read beside it need not come first.
+            const int readable = min(max(token, 0), static_cast<int>(p.num_tokens) - 1);
+            const uint2 x = *reinterpret_cast<const uint2*>(
+                static_cast<const bf16*>(p.index_q) + readable * p.index_q_token_stride +
+                row % num_heads * p.index_q_head_stride + 4 * lane_idx);
+            v[i] = row < rows ? x : make_uint2(0, 0);
+        }
+    };
+    const auto stage_queries = [&](const uint2(&v)[kTiles]) {
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) stage_query(shared, i * kWarps + warp_idx, v[i]);
+    };
+    int page_of_lane = 0;  // of 32 units in a row, a lane each
+    const auto find_pages = [&](int i) { page_of_lane = __ldcg(entry_of(i + lane_idx)); };
+    const auto load = [&](int i, int slot, bool filled_before, int parity) {
+        const int page_id = __shfl_sync(kFull, page_of_lane, i % 32);
+        if (lane_idx != 0) return;
+        if (filled_before) ptx::barrier_wait(shared.empty[slot], parity);
+        const uint64_t policy = begin + i < num_kept ? ptx::kEvictNormal : ptx::kEvictFirst;
+        ptx::barrier_arrive_expect(shared.full[slot], kPageBytes<C>);
+        ptx::tma_load_3d(shared.ring[slot], map, shared.full[slot], 0, 0, page_id, policy);
+        if (sizeof(C) == 2)
+            ptx::tma_load_3d(shared.ring[slot] + kPage * 128, map, shared.full[slot], 64, 0, page_id, policy);
+    };
+
+    // By lengths and page tables as they are now: the first pages are asked for as soon as the wait ends, and
+    // what was read is read again meanwhile. If it has changed, those pages are thrown away.
     share();
-    asm volatile("" ::"l"(p.index_q), "l"(p.index_q_token_stride), "l"(scores), "l"(score_stride));
+    const bool feeds = warp_idx == kWarps;
+    const int early =
+        num_seqs > kThreads || count == 0 ? 0 : min(min(count, kRing), shared.cu_units[seq + 1] - begin);
+    // A lane's page of the early ones.
+    const int32_t* entry = p.block_table + seq * p.block_table_stride +
+                           (count == 0                   ? 0
+                            : page + lane_idx < at.pages ? page + lane_idx
+                                                         : (page + lane_idx) % at.pages);
+    if (feeds && early > 0) page_of_lane = __ldcg(entry);
+    asm volatile("" ::"l"(p.index_q), "l"(p.index_q_token_stride), "l"(scores), "l"(score_stride), "l"(entry),
+                 "r"(page_of_lane));
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    if (__syncthreads_or(num_seqs > kThreads || (tid < num_seqs && plan.lens_of(tid) != lens))) share();
+    const Plan::Stored again = plan.read(min(tid, num_seqs - 1));
+    bool stale = num_seqs > kThreads;
+    if (feeds) {
+        if (early > 0) {
+            const int page_again = __ldcg(entry);
+            for (int i = 0; i < early; ++i) load(i, i, false, 0);
+            stale |= page_again != page_of_lane;
+        }
+    } else if (count > 0) {
+        uint2 v[kTiles];
+        fetch_queries(v);
+        stage_queries(v);
+    }
+    stale |= tid < num_seqs && again != stored;
+    int skipped = 0;  // slots of the ring that were filled in vain
+    if (__syncthreads_or(stale)) {
+        skipped = early;
+        if (!feeds)
+            for (int i = 0; i < early; ++i) {
+                ptx::barrier_wait(shared.full[i], 0);
+                __syncwarp();
+                if (lane_idx == 0) ptx::barrier_arrive(shared.empty[i]);
+            }
+        share();
+        if (!feeds && count > 0) {
+            uint2 v[kTiles];
+            fetch_queries(v);
+            stage_queries(v);
+        }
+        __syncthreads();
+    }
     if (count == 0) return;
 
-    if (warp_idx == kWarps) {
-        int pages = 0;  // of units begin + 32j to + 31, a lane each
-        for (int i = 0; i < count; ++i) {
-            if (i % 32 == 0) pages = page_of(i + lane_idx);
-            const int page = __shfl_sync(kFull, pages, i % 32), slot = i % kRing;
-            if (lane_idx != 0) continue;
-            if (i >= kRing) ptx::barrier_wait(shared.empty[slot], (i / kRing & 1) ^ 1);
-            const uint64_t policy = begin + i < num_kept ? ptx::kEvictNormal : ptx::kEvictFirst;
-            ptx::barrier_arrive_expect(shared.full[slot], kPageBytes<C>);
-            ptx::tma_load_3d(shared.ring[slot], map, shared.full[slot], 0, 0, page, policy);
-            if (sizeof(C) == 2)
-                ptx::tma_load_3d(shared.ring[slot] + kPage * 128, map, shared.full[slot], 64, 0, page,
-                                 policy);
+    if (feeds) {
+        const int done = skipped ? 0 : early;
+        for (int i = done; i < count; ++i) {
+            if (i == done || i % 32 == 0) find_pages(i / 32 * 32);
+            const int turn = i + skipped;
+            load(i, turn % kRing, turn >= kRing, (turn / kRing & 1) ^ 1);
         }
         return;
     }
@@ -248,40 +346,29 @@ __global__ void __launch_bounds__(kThreads, 2)
         __syncwarp();  // Why: a warp that comes to the barrier in two parts counts twice.
         ptx::named_barrier(1, kWorkers);
     };
-    int seq = seq_of(shared.cu_units, num_seqs, begin), pages = plan.lens_of(seq).pages;
-    int tile = (begin - shared.cu_units[seq]) / pages, page = (begin - shared.cu_units[seq]) % pages;
-    int num_rows = 0;
-    int64_t first_row = 0;
-    bool staged = false;
     for (int i = 0; i < count; ++i) {
+        bool staged = true;
         if (begin + i >= shared.cu_units[seq + 1]) {
             do ++seq;
             while (begin + i >= shared.cu_units[seq + 1]);
-            pages = plan.lens_of(seq).pages;
+            at = plan.lens_of(seq);
             tile = page = 0;
             staged = false;
-        } else if (page == pages) {
+        } else if (page == at.pages) {
             ++tile;
             page = 0;
             staged = false;
         }
         if (!staged) {
             sync();
-            const int first_token = p.cu_seqlens_q[seq] + tile * plan.tile_tokens;
-            num_rows = min(plan.tile_tokens, p.cu_seqlens_q[seq + 1] - first_token) * num_heads;
-            first_row = static_cast<int64_t>(first_token) * num_heads;
-            for (int row = warp_idx; row < kTiles * 8; row += kWarps)
-                stage_query(shared, row,
-                            row < num_rows ? static_cast<const bf16*>(p.index_q) +
-                                                 (first_token + row / num_heads) * p.index_q_token_stride +
-                                                 row % num_heads * p.index_q_head_stride
-                                           : nullptr);
+            uint2 v[kTiles];
+            fetch_queries(v);
+            stage_queries(v);
             sync();
-            staged = true;
         }
-        const int slot = i % kRing;
+        const int turn = i + skipped, slot = turn % kRing;
         float2 best[kTiles];
-        ptx::barrier_wait(shared.full[slot], i / kRing & 1);
+        ptx::barrier_wait(shared.full[slot], turn / kRing & 1);
         score_keys<C, kTiles, kChains>(best, shared, ptx::smem_address(shared.ring[slot]), warp_idx * 16);
         __syncwarp();
         if (lane_idx == 0) ptx::barrier_arrive_after(shared.empty[slot], best[0].x);
@@ -291,10 +378,13 @@ __global__ void __launch_bounds__(kThreads, 2)
             for (int n = 0; n < kTiles; ++n)
                 *reinterpret_cast<float2*>(&found[warp_idx][n * 8 + lane_idx * 2]) = best[n];
         sync();
+        const int num_rows = min(plan.tile_tokens, at.q_len - tile * plan.tile_tokens) * num_heads;
         if (tid < num_rows) {
             float x = found[0][tid];
 #pragma unroll
             for (int w = 1; w < kWarps; ++w) x = fmaxf(x, found[w][tid]);
+            const int64_t first_row =
+                static_cast<int64_t>(at.first_token + tile * plan.tile_tokens) * num_heads;
             scores[(first_row + tid) * score_stride + page] = x;
         }
         ++page;
@@ -307,7 +397,8 @@ void launch_scores(const SelectBlocksParams& p, Stream stream) {
     const CUtensorMap map =
         make_tensor_map<3>(p.index_k_cache, {kDim, kPage, p.num_blocks}, {kDim, p.cache_block_stride},
                            {codes ? 128 : 64, kPage, 1},
-                           codes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
+                           codes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                           CU_TENSOR_MAP_L2_PROMOTION_NONE);
     const LaunchChain launch{"select_blocks", dim3(static_cast<unsigned>(2 * num_multiprocessors())),
                              kThreads, sizeof(Shared<C, kTiles>), stream};
     launch(select_decode_scores_kernel<C, kTiles, kChains>, p, map, static_cast<float*>(p.workspace),

@@ -152,7 +152,7 @@ void fp8_quantize(const Fp8QuantizeParams& p, Stream stream) {
 }
 
 int64_t fp8_moe_gate_up_workspace(const Fp8MoeGateUpParams& p) {
-    return p.num_tokens * p.topk * p.inter * static_cast<int64_t>(sizeof(float)) * !sm90_fp8_fits(p);
+    return fp8_gate_up_workspace_bytes(p);
 }
 
 void fp8_moe_gate_up(const Fp8MoeGateUpParams& p, Stream stream) {

@@ -46,31 +46,64 @@ void test_fits() {
 
 /// More rows never get a smaller tile.
 void test_tiles_grow() {
-    for (const int64_t experts : {1, 8, 256})
-        for (const int64_t n : {128, 3072, 8192}) {
-            int before = 0;
-            for (int64_t rows = 1; rows <= 1 << 19; rows = rows * 3 / 2 + 1) {
-                const int tile = static_cast<int>(choose_fp8_tile(rows, experts, n));
-                EXPECT(tile >= before);
-                before = tile;
-            }
+    for (const int64_t n : {128, 3072, 8192}) {
+        int expert = 0, dense = 0;
+        for (int64_t rows = 1; rows <= 1 << 19; rows = rows * 3 / 2 + 1) {
+            const int dense_tile = static_cast<int>(choose_fp8_dense_tile(rows, n, 3072));
+            const int expert_tile = static_cast<int>(choose_fp8_tile(rows, 256, n));
+            EXPECT(dense_tile >= dense && expert_tile >= expert);
+            dense = dense_tile;
+            expert = expert_tile;
         }
+    }
 }
 
-/// Experts and dense products have tiles of their own.
+/// Experts and dense products have tiles of their own while the weights are what takes the time.
 void test_tiles_of_experts() {
     for (const int64_t rows : {1, 100, 1000, 100000})
-        for (const int64_t n : {128, 3072, 8192}) {
-            const Fp8Tile tile = choose_fp8_tile(rows, 2, n);
-            EXPECT(tile == Fp8Tile::k256x32 || tile == Fp8Tile::k256x128Pairs);
-            const Fp8Tile dense = choose_fp8_tile(rows, 1, n);
-            EXPECT(dense != Fp8Tile::k256x32 && dense != Fp8Tile::k256x128Pairs);
-        }
+        for (const int64_t n : {128, 3072, 8192})
+            for (const int64_t experts : {1, 2, 256}) {
+                const auto is_of_experts = [](Fp8Tile tile) {
+                    return tile == Fp8Tile::kFew || tile == Fp8Tile::k256x32;
+                };
+                const Fp8Tile tile = choose_fp8_tile(rows, experts, n);
+                EXPECT(is_of_experts(tile) || tile == Fp8Tile::kWide);
+                EXPECT(!is_of_experts(choose_fp8_dense_tile(rows, n, 3072)));
+            }
+    EXPECT(choose_fp8_tile(64, 256, 3072) == Fp8Tile::kFew);
+    EXPECT(choose_fp8_tile(64, 256, 2 * kFp8FewMaxK) == Fp8Tile::k256x32);
     EXPECT(choose_fp8_tile(24 * 256, 256, 3072) == Fp8Tile::k256x32);
-    EXPECT(choose_fp8_tile(64 * 256, 256, 3072) == Fp8Tile::k256x128Pairs);
-    EXPECT(choose_fp8_tile(1, 1, 8192) == Fp8Tile::k64x16);
-    EXPECT(choose_fp8_tile(64, 1, 8192) == Fp8Tile::k64x64);
-    EXPECT(choose_fp8_tile(4096, 1, 6144) == Fp8Tile::kRows128x256);
+    EXPECT(choose_fp8_tile(64 * 256, 256, 3072) == Fp8Tile::kWide);
+    EXPECT(choose_fp8_dense_tile(16, 8192, 3072) == Fp8Tile::kStream);
+    EXPECT(choose_fp8_dense_tile(16, 8192, 2 * kFp8StreamMaxK) == Fp8Tile::k64x64);
+    EXPECT(choose_fp8_dense_tile(17, 8192, 3072) == Fp8Tile::k64x64);
+    EXPECT(choose_fp8_dense_tile(4096, 6144, 3072) == Fp8Tile::kWide);
+}
+
+/// Sums of few rows in fp32; of many, counts and rows of x in plan order.
+void test_workspace() {
+    EXPECT(fp8_gate_up_workspace_bytes(gate_up(1, 3072, 1536)) == 8 * 1536 * 4);
+    EXPECT(fp8_gate_up_workspace_bytes(gate_up(256, 3072, 1536)) == 0);
+    EXPECT(fp8_gate_up_workspace_bytes(gate_up(8192, 3072, 1536)) == kFp8CountBytes + 65536 * 3072);
+    EXPECT(fp8_gate_up_workspace_bytes(gate_up(8192, 3000, 1536)) == int64_t{65536} * 1536 * 4);
+}
+
+/// Streamed products: tiles of at most 64 weight rows in equal shares, a ring and scales that fit.
+void test_stream_plan() {
+    constexpr int64_t kSharedMemory = 227 * 1024;
+    for (const int64_t m : {1, 8, 9, 16})
+        for (const int64_t n : {128, 1024, 3072, 6144, 8192, 12800, 200064}) {
+            const Fp8StreamPlan plan = make_fp8_stream_plan(m, n, 132);
+            EXPECT(plan.columns >= m && plan.columns <= Fp8StreamPlan::kMaxRows);
+            EXPECT(plan.box_rows <= Fp8StreamPlan::kTileRows && plan.box_rows % 8 == 0);
+            EXPECT(plan.smem_bytes(kFp8StreamMaxK / kFp8Group) <= kSharedMemory);
+            for (int64_t t = 0; t < plan.num_tiles; ++t) {
+                const int64_t rows = n * (t + 1) / plan.num_tiles - n * t / plan.num_tiles;
+                EXPECT(rows > 0 && rows <= plan.box_rows);
+            }
+        }
+    EXPECT(make_fp8_stream_plan(1, 3072, 132).num_tiles == 132);
+    EXPECT(make_fp8_stream_plan(1, 3072, 132).box_rows == 24);
 }
 
 /// Tiles of rows cover every row once, are multiples of 8 (or 64) high and nearly equal.
@@ -91,6 +124,8 @@ int main() {
     test_fits();
     test_tiles_grow();
     test_tiles_of_experts();
+    test_workspace();
+    test_stream_plan();
     test_split_rows();
     return test::finish("choose_fp8");
 }

@@ -76,15 +76,10 @@ class Explained(NamedTuple):
 
 FP8_GIVES_BACK = (
     "sm90_fp8_tile.cuh",
-    "__syncwarp(); // all lanes have read their scales if constexpr (C::kPairs) { "
-    "if (lane_idx < 2) ptx::barrier_arrive_at(shared.empty[stage], lane_idx); } else { "
-    "if (lane_idx == 0) ptx::barrier_arrive(shared.empty[stage]); }",
+    "__syncwarp(); // all lanes have read their scales "
+    "if (lane_idx == 0) ptx::barrier_arrive(shared.empty[stage]);",
 )
 FP8_FEEDS = ("sm90_fp8.cuh", "ptx::barrier_wait(shared.empty[at.stage], at.phase ^ 1);")
-PAIRS_FEED = (
-    "sm90_fp8_pairs.cuh",
-    "__syncwarp(); if (tid % 32 == 0) ptx::barrier_arrive(shared.full[at.stage]);",
-)
 ROWS_RELEASE = (
     "sm90_tile_rows.cuh",
     "__syncwarp(); // all lanes have read if (lane_idx == 0) ptx::barrier_arrive(barrier);",
@@ -113,19 +108,6 @@ EXPLAINED = [
             "const float4 s = *reinterpret_cast<const float4*>(run + i);",
             "const float2 s = *reinterpret_cast<const float2*>(run + kN / 4 - 2);",
             "fp8_promote<kN>(acc[h], part, scales, weights[",
-        )
-    ),
-    *(
-        Explained(
-            ("shared.scale.products[at.stage][i][C::scale_place(tid)] =", read),
-            "lane_arrives_for_warp",
-            (PAIRS_FEED, FP8_GIVES_BACK),
-            "Products of scales: written, then a lane arrives at `full` for its warp; read behind a wait "
-            "there and given back by fp8_release (lane_leaves_for_warp).",
-        )
-        for read in (
-            "const float4 s = *reinterpret_cast<const float4*>(scale + 2 * j);",
-            "const float2 s = *reinterpret_cast<const float2*>(scale + kN / 4 - 2);",
         )
     ),
     Explained(

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cpp/core/params/fp8.h"
@@ -12,21 +13,58 @@ namespace mmx::cuda {
 
 /// Weight rows x rows of one tile of the Hopper kernels.
 enum class Fp8Tile {
-    k64x16,        // dense, a few rows
-    k64x64,        // dense, more of them
-    k256x32,       // bound by reading the weights
-    kRows128x256,  // bound by the tensor cores: rows are the first operand
-    k256x128Pairs  // likewise, of experts: rows in steps of 8; two thread blocks share each weight tile
+    kStream,  // dense, a few rows: equal shares of the weights for all multiprocessors
+    k64x64,   // dense, more of them
+    kFew,     // experts with a few rows: at most kFp8FewHeight of them
+    k256x32,  // experts, bound by reading the weights
+    kWide     // dense or of experts, bound by the tensor cores: rows are the first operand
 };
 
-/// `n`: weight rows of an expert, gate and up counted.
-inline Fp8Tile choose_fp8_tile(int64_t num_rows, int64_t num_experts, int64_t n) {
+inline constexpr int kFp8FewHeight = 8;    // rows of a tile
+inline constexpr int kFp8FewMaxRows = 64;  // of all experts
+inline constexpr int kFp8FewMaxStages = 8;
+inline constexpr int64_t kFp8FewMaxK = 8192;                   // all of k lies in shared memory
+inline constexpr int64_t kFp8StreamMaxK = 65536;               // all scales do
+inline constexpr int64_t kFp8CountBytes = kMoeMaxExperts * 4;  // of workspace before the copy of x
+
+inline Fp8Tile choose_fp8_tile(int64_t num_rows, int64_t num_experts, int64_t k) {
+    if (num_rows <= kFp8FewMaxRows && k <= kFp8FewMaxK) return Fp8Tile::kFew;
+    return num_rows <= 24 * num_experts ? Fp8Tile::k256x32 : Fp8Tile::kWide;
+}
+
+/// The streaming kernel of few dense rows: every thread block takes an equal number of neighbouring weight
+/// rows over all of k.
+struct Fp8StreamPlan {
+    static constexpr int64_t kMaxRows = 16, kTileRows = 64;
+    static constexpr int64_t kSteps = 4;   // of 128 of k per stage
+    static constexpr int64_t kStages = 4;  // more keep the next product's from being asked for
+
+    int64_t num_tiles;  // tile t has weight rows n t / num_tiles to n (t + 1) / num_tiles
+    int64_t box_rows;   // of the highest one, a multiple of 8
+    int64_t columns;    // rows of x: 8 or 16
+
+    constexpr int64_t stage_bytes() const { return (box_rows + columns) * kFp8Group * kSteps; }
+    constexpr int64_t ring_bytes() const { return kStages * stage_bytes(); }
+    /// With the scales of `num_steps`, what products read behind the last tile, and room to align.
+    constexpr int64_t smem_bytes(int64_t num_steps) const {
+        return ring_bytes() + std::max(num_steps * (columns + 2) * 4, kTileRows * kFp8Group) + 1024;
+    }
+};
+
+inline Fp8StreamPlan make_fp8_stream_plan(int64_t m, int64_t n, int64_t num_multiprocessors) {
+    Fp8StreamPlan plan{};
+    const int64_t passes = ceil_div(n, num_multiprocessors * Fp8StreamPlan::kTileRows);
+    plan.num_tiles = std::min(passes * num_multiprocessors, ceil_div(n, int64_t{8}));
+    plan.box_rows = align_up(ceil_div(n, plan.num_tiles), int64_t{8});
+    plan.columns = m <= 8 ? 8 : 16;
+    return plan;
+}
+
+inline Fp8Tile choose_fp8_dense_tile(int64_t num_rows, int64_t n, int64_t k) {
     constexpr int64_t kWanted = 120;  // tiles, not to leave multiprocessors idle
-    if (num_experts > 1) return num_rows <= 24 * num_experts ? Fp8Tile::k256x32 : Fp8Tile::k256x128Pairs;
-    if (ceil_div(num_rows, 128) * ceil_div(n, 256) >= kWanted) return Fp8Tile::kRows128x256;
-    const bool few_weights = n < 64 * kWanted;
-    if (num_rows <= (few_weights ? 16 : 8)) return Fp8Tile::k64x16;
-    return num_rows <= 256 || few_weights ? Fp8Tile::k64x64 : Fp8Tile::kRows128x256;
+    if (num_rows <= Fp8StreamPlan::kMaxRows && k <= kFp8StreamMaxK) return Fp8Tile::kStream;
+    if (ceil_div(num_rows, 128) * ceil_div(n, 256) >= kWanted) return Fp8Tile::kWide;
+    return num_rows <= 256 || n < 64 * kWanted ? Fp8Tile::k64x64 : Fp8Tile::kWide;
 }
 
 inline bool sm90_fp8_fits(int64_t num_experts, int64_t weight_rows, int64_t k) {
@@ -36,6 +74,16 @@ inline bool sm90_fp8_fits(int64_t num_experts, int64_t weight_rows, int64_t k) {
 /// Sizes only: the launchers check that pointers are 16-byte aligned.
 inline bool sm90_fp8_fits(const Fp8MoeGateUpParams& p) {
     return sm90_fp8_fits(p.num_local_experts, p.inter, p.hidden);
+}
+/// Of few rows, as without the Hopper kernels, another kernel than that of the products quantises. Where
+/// tensor cores are the limit the workspace holds counts and a copy of x in plan order: gathering rows
+/// without the copy engine costs more than the copy.
+inline int64_t fp8_gate_up_workspace_bytes(const Fp8MoeGateUpParams& p) {
+    const int64_t num_rows = p.num_tokens * p.topk;
+    const Fp8Tile tile = choose_fp8_tile(num_rows, p.num_local_experts, p.hidden);
+    if (!sm90_fp8_fits(p) || tile == Fp8Tile::kFew)
+        return num_rows * p.inter * static_cast<int64_t>(sizeof(float));
+    return tile == Fp8Tile::kWide ? kFp8CountBytes + num_rows * p.hidden : 0;
 }
 inline bool sm90_fp8_fits(const Fp8MoeDownParams& p) {
     return sm90_fp8_fits(p.num_local_experts, p.hidden, p.inter) && p.out_dtype == DType::kBF16;

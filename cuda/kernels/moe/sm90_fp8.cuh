@@ -7,14 +7,14 @@
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/kernels/moe/sm90_fp8_columns.cuh"
-#include "cuda/kernels/moe/sm90_fp8_rows.cuh"
 
 /// Grouped GEMM of e4m3 rows with e4m3 weights, D[m, n] = sum over k blocks of 128 of (A . B^T over the
 /// block) * A's scale * B's scale. Each block's product is summed by the tensor cores and added in fp32, in
-/// the order of k: the result of a row does not depend on its tile, nor on which operand comes first.
+/// the order of k: the result of a row does not depend on its tile, nor on which operand comes first
+/// (sm90_fp8_wide.cu).
 namespace mmx::cuda::sm90 {
 
-/// What the copy engine fetches: weights, rows that lie in order, or both; by one thread. Of few rows each
+/// What the copy engine fetches: weights, or rows that lie in order; by one thread. Of few rows each
 /// has a thread of its own: to ask for a box takes longer than to fetch it.
 template <class C, bool kWeights, bool kRows>
 __device__ __forceinline__ void fp8_fetch(const Fp8Job& job, const Fp8Maps& maps, Fp8Shared<C>& shared,
@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
         ptx::prefetch_map(maps.weight);
         if constexpr (!C::kGathers) ptx::prefetch_map(maps.rows);
         for (int i = 0; i < C::kStages; ++i) {
-            ptx::barrier_init(shared.full[i], C::kPairs ? 1 + 4 + (C::kGathers ? 128 : 0) : 1 + C::kFeeders);
-            ptx::barrier_init(shared.empty[i], 4 * C::kGroups * C::kCluster);
+            ptx::barrier_init(shared.full[i], 1 + C::kFeeders);
+            ptx::barrier_init(shared.empty[i], 4 * C::kGroups);
         }
         ptx::barrier_init_done();
     }
@@ -137,64 +137,43 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
         // A dense product knows its work without its predecessor and asks for weights at once.
         ptx::let_successors_start();
         if (tid == 0) shared.list.fill_one(job.num_rows, job.num_weight_tiles);
-        if constexpr (C::kPairs) ptx::wait_for_predecessors();
     } else {
         ptx::wait_for_predecessors();
         ptx::let_successors_start();
         shared.list.fill(job.offsets, job.num_experts, job.num_weight_tiles);
     }
-    int rank = 0;
-    if constexpr (C::kPairs) {
-        rank = ptx::cluster_rank();
-        ptx::cluster_sync();
-    } else {
-        __syncthreads();
-    }
-    const int first_item = static_cast<int>(blockIdx.x) / C::kCluster,
-              item_step = static_cast<int>(gridDim.x) / C::kCluster;
+    __syncthreads();
+    const int first_item = static_cast<int>(blockIdx.x), item_step = static_cast<int>(gridDim.x);
     if (tid < 128) {
         if constexpr (C::kGroups == 2) ptx::release_registers<C::kProducerRegisters>();
-        if constexpr (C::kPairs) {
-            fp8_produce_pairs<C>(job, maps, shared, first_item, item_step, rank);
-        } else {
-            if (tid == 0) fp8_fetch<C, true, C::kRowsFirst>(job, maps, shared, first_item, item_step);
-            if constexpr (!C::kGathers && !C::kRowsFirst) {
-                if (tid == 96) fp8_fetch<C, false, true>(job, maps, shared, first_item, item_step);
-            }
-            if constexpr (C::kFeeders > 0) {
-                if (tid >= 32 && tid < 32 + C::kFeeders)
-                    fp8_feed<C>(job, shared, first_item, item_step, tid - 32);
-            }
+        if (tid == 0) fp8_fetch<C, true, false>(job, maps, shared, first_item, item_step);
+        if constexpr (!C::kGathers) {
+            if (tid == 96) fp8_fetch<C, false, true>(job, maps, shared, first_item, item_step);
         }
+        if (tid >= 32 && tid < 32 + C::kFeeders) fp8_feed<C>(job, shared, first_item, item_step, tid - 32);
     } else {
         if constexpr (C::kGroups == 2) ptx::take_registers<C::kConsumerRegisters>();
-        if constexpr (C::kRowsFirst) {
-            if (!job.offsets) ptx::wait_for_predecessors();
-            fp8_consume_rows<C>(job, shared, first_item, item_step);
-        } else {
-            fp8_consume_columns<C>(job, shared, first_item, item_step, rank);
-        }
+        fp8_consume_columns<C>(job, shared, first_item, item_step);
     }
-    // A block's shared memory must outlive its neighbour's last arrival there.
-    if constexpr (C::kPairs) ptx::cluster_sync();
 }
 
 template <class C>
 void launch_fp8_gemm(const char* op, const Fp8Job& job, const void* weight, Stream stream) {
     const int64_t k = int64_t{job.num_steps} * kFp8Block, rows = job.weight_rows;
-    const Fp8Maps maps{make_tensor_map<3>(weight, {k, rows, job.num_experts}, {k, rows * k},
-                                          {kFp8Block, C::kBoxRows, 1}, CU_TENSOR_MAP_DATA_TYPE_UINT8),
-                       make_tensor_map<3>(job.x, {k, job.num_x_rows, 1}, {k, job.num_x_rows * k},
-                                          {kFp8Block, C::kRowBox, 1}, CU_TENSOR_MAP_DATA_TYPE_UINT8)};
+    // Memory is the limit: the L2 should fetch no more than a box has of a row.
+    const Fp8Maps maps{
+        make_tensor_map<3>(weight, {k, rows, job.num_experts}, {k, rows * k}, {kFp8Block, C::kBoxRows, 1},
+                           CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_L2_PROMOTION_NONE),
+        make_tensor_map<3>(job.x, {k, job.num_x_rows, 1}, {k, job.num_x_rows * k}, {kFp8Block, C::kRowBox, 1},
+                           CU_TENSOR_MAP_DATA_TYPE_UINT8)};
     constexpr size_t kSmemBytes = sizeof(Fp8Shared<C>) + 1024;
     static_assert(C::kBlocksPerSm * (kSmemBytes + 1024) <= 228 * 1024);
     // The host does not know the rows per expert: at most one part-filled tile each.
     const int64_t tiles =
         std::min(job.num_rows, job.num_rows / C::kMaxHeight + std::min(job.num_experts, job.num_rows));
-    const int64_t blocks = std::min(num_multiprocessors() * C::kBlocksPerSm / C::kCluster * C::kCluster,
-                                    align_up(tiles * job.num_weight_tiles, int64_t{C::kCluster}));
-    LaunchChain{op, dim3(static_cast<unsigned>(blocks)), C::kThreads, kSmemBytes, stream, C::kCluster}(
-        fp8_gemm_kernel<C>, job, maps);
+    const int64_t blocks = std::min(num_multiprocessors() * C::kBlocksPerSm, tiles * job.num_weight_tiles);
+    LaunchChain{op, dim3(static_cast<unsigned>(blocks)), C::kThreads, kSmemBytes, stream}(fp8_gemm_kernel<C>,
+                                                                                          job, maps);
 }
 
 }  // namespace mmx::cuda::sm90

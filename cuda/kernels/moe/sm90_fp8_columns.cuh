@@ -1,9 +1,8 @@
 #pragma once
 
-#include <type_traits>
 #include <utility>
 
-#include "cuda/kernels/moe/sm90_fp8_pairs.cuh"
+#include "cuda/kernels/moe/sm90_fp8_tile.cuh"
 
 /// Weights are the first operand of the products, rows of x their columns: a tile has as many columns as an
 /// expert has rows, in steps of 8.
@@ -60,38 +59,24 @@ __device__ __forceinline__ void fp8_multiply_columns(float (&acc)[C::kHalves][kN
         fp8_load_scales<kN>(scales, shared.scale.rows[stage] + lane_idx % 4 * C::kScaleRun);
         fp8_promote<kN>(acc[h], part, scales, weights[C::kGateUp ? h : group]);
     };
-    // kSteps steps whose products are all under way before the first is added: the latency of a product of
-    // few columns is several times what it takes.
-    const auto run = [&]<int kSteps>(std::integral_constant<int, kSteps>) {
-        constexpr int kHalves = C::kHalves;
-        float part[kSteps * kHalves][kN / 2];
-        int stages[kSteps];
+    for (int step = 0; step < num_steps; ++step) {
+        const int stage = at.stage;
+        float part[C::kHalves][kN / 2];
+        ptx::barrier_wait(shared.full[stage], at.phase);
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) {
-            stages[i] = at.stage;
-            ptx::barrier_wait(shared.full[at.stage], at.phase);
-#pragma unroll
-            for (int h = 0; h < kHalves; ++h) multiply(part[i * kHalves + h], at.stage, h);
-            at.template advance<C::kStages>();
-        }
-        [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+        for (int h = 0; h < C::kHalves; ++h) multiply(part[h], stage, h);
+        [&]<int... kHalf>(std::integer_sequence<int, kHalf...>) {
             (
                 [&] {
-                    ptx::wgmma_wait<kSteps * kHalves - 1 - kIndex>();
-                    ptx::keep_registers(part[kIndex]);
-                    promote(part[kIndex], stages[kIndex / kHalves], kIndex % kHalves);
-                    if constexpr (kIndex % kHalves == kHalves - 1)
-                        fp8_release<C>(shared, stages[kIndex / kHalves]);
+                    ptx::wgmma_wait<C::kHalves - 1 - kHalf>();
+                    ptx::keep_registers(part[kHalf]);
+                    promote(part[kHalf], stage, kHalf);
                 }(),
                 ...);
-        }(std::make_integer_sequence<int, kSteps * kHalves>{});
-    };
-    constexpr int kByRegisters = 128 / (C::kHalves * (kN > 32 ? kN : 32));
-    constexpr int kSteps = kByRegisters < C::kStepsAtOnce ? kByRegisters : C::kStepsAtOnce;
-    int step = 0;
-    for (; step + kSteps <= num_steps; step += kSteps) run(std::integral_constant<int, kSteps>{});
-    if constexpr (kSteps > 1)
-        for (; step < num_steps; ++step) run(std::integral_constant<int, 1>{});
+        }(std::make_integer_sequence<int, C::kHalves>{});
+        fp8_release<C>(shared, stage);
+        at.template advance<C::kStages>();
+    }
 }
 
 /// One exchange of fp8_column_amax: this lane keeps the lower or the upper kCount columns; returns which, as
@@ -217,18 +202,14 @@ __device__ __forceinline__ void fp8_store_columns(const Fp8Job& job, const float
 
 template <class C>
 __device__ __forceinline__ void fp8_consume_columns(const Fp8Job& job, Fp8Shared<C>& shared, int first_item,
-                                                    int item_step, int rank) {
+                                                    int item_step) {
     const int group = static_cast<int>(threadIdx.x) / 128 - 1;
     Fp8Cursor at;
     for (int item = first_item; item < shared.list.num_items(); item += item_step) {
-        const MoeUnit unit = shared.list.unit(item, rank);
+        const MoeUnit unit = shared.list.unit(item, 0);
         ptx::dispatch_columns<C::kMaxHeight>(unit.height, [&]<int kN>() {
             float acc[C::kHalves][kN / 2] = {};
-            if constexpr (C::kPairs)
-                fp8_multiply_pairs<C, kN>(acc, shared, at, job.num_steps, group);
-            else
-                fp8_multiply_columns<C, kN>(acc, shared, at, job.num_steps, group);
-            if (!unit.is_valid) return;
+            fp8_multiply_columns<C, kN>(acc, shared, at, job.num_steps, group);
             if constexpr (C::kGateUp)
                 fp8_store_column_gate_up<C, kN>(job, acc, shared, unit, group);
             else

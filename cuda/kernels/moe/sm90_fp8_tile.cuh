@@ -44,61 +44,47 @@ struct Fp8Maps {
     CUtensorMap weight, rows;
 };
 
-/// Tiles of kTileRows weight rows (256; not gate and up: 64) x at most kMaxHeight rows. kRowsFirst: rows
-/// are the first operand of the products, 64 of them per warpgroup (not gate and up); else weights are, 128
-/// rows per warpgroup in halves of 64 (of gate and up 64 rows each, which meet in one thread). kPairs: two
-/// blocks share their weights where they differ in rows.
-template <bool kGateUp_, bool kRowsFirst_, int kTileRows_, int kMaxHeight_, int kStages_,
-          bool kPairs_ = false>
+/// Tiles of kTileRows weight rows (256; not gate and up: 64) x at most kMaxHeight rows. Weights are the first
+/// operand of the products, 128 rows per warpgroup in halves of 64 (of gate and up 64 rows each, which meet
+/// in one thread).
+template <bool kGateUp_, int kTileRows_, int kMaxHeight_, int kStages_>
 struct Fp8Config {
-    static constexpr bool kGateUp = kGateUp_, kRowsFirst = kRowsFirst_, kPairs = kPairs_;
-    static constexpr int kCluster = kPairs ? 2 : 1;
+    static constexpr bool kGateUp = kGateUp_;
     static constexpr int kTileRows = kTileRows_, kMaxHeight = kMaxHeight_, kStages = kStages_;
     static constexpr int kGroups = kTileRows == 256 ? 2 : 1, kHalves = kGroups;
     static_assert(!kGateUp || kTileRows == 256, "a tile is the 128 channels that share a scale");
-    static_assert(!kRowsFirst || (!kGateUp && kTileRows == 256 && kMaxHeight == 2 * kFp8Half));
     static constexpr int kThreads = 128 * (1 + kGroups), kBlocksPerSm = kGroups == 2 ? 1 : 2;
     static constexpr int kBoxRows = kTileRows / kHalves;  // a stage has kHalves boxes of weight rows
     static constexpr int kBoxBytes = kBoxRows * kFp8Block;
     // Rows of x are gathered by threads, or come by box. Few boxes: to ask for one takes 80 clocks.
     static constexpr bool kGathers = kGateUp;
-    static constexpr int kRowBox = kRowsFirst                   ? kFp8Half
-                                   : kPairs || kMaxHeight == 32 ? 8
-                                   : kMaxHeight > 32            ? 32
-                                                                : kMaxHeight;
-    // Steps that the products of few columns have under way together.
-    static constexpr int kStepsAtOnce = kStages >= 7 ? 4 : 1;
+    static constexpr int kRowBox = kMaxHeight == 32 ? 8 : 32;
     // Threads that gather rows of x and that fetch scales, all without waiting for either.
-    static constexpr int kFeeders = kGathers ? 96 : kRowsFirst ? 0 : kMaxHeight > 32 ? 64 : 32;
-    static constexpr int kProducerRegisters = kGathers && !kPairs ? 56 : 40,
-                         kConsumerRegisters = kGathers && !kPairs ? 224 : 232;
+    static constexpr int kFeeders = kGathers ? 96 : kMaxHeight > 32 ? 64 : 32;
+    static constexpr int kProducerRegisters = kGathers ? 56 : 40, kConsumerRegisters = kGathers ? 224 : 232;
     // Output passes through shared memory, 16 bytes more per row than needed keep it free of bank conflicts:
-    // rows first, by warps, 16 rows x 128 bytes; else transposed, by blocks or warpgroups.
-    static constexpr int kChannels = kGateUp ? kTileRows / 2 : kRowsFirst ? 64 : kTileRows / kGroups;
+    // transposed, by blocks or warpgroups.
+    static constexpr int kChannels = kGateUp ? kTileRows / 2 : kTileRows / kGroups;
     static constexpr int kStagedRow = kChannels * (kGateUp ? 1 : 2) + 16;
-    static constexpr int kStagedRows = kRowsFirst || kGateUp ? kMaxHeight : kGroups * 32;
+    static constexpr int kStagedRows = kGateUp ? kMaxHeight : kGroups * 32;
     // Blocks of weights with a scale of their own: gate and up, or each group's. Scales of rows that are
     // columns lie as a thread of the products wants them: those of its columns 8j + 2t, + 1 in a run.
-    static constexpr int kScaleSets = kGateUp || kRowsFirst ? 2 : kGroups;
+    static constexpr int kScaleSets = kGateUp ? 2 : kGroups;
     static constexpr int kScaleRun = kMaxHeight / 4 + 4;
     __host__ __device__ static constexpr int scale_place(int row) {
         return row % 8 / 2 * kScaleRun + row / 8 * 2 + row % 2;
     }
-    using List = MoeWorkList<kMaxHeight, kCluster, kRowsFirst ? kFp8Half : 8>;
+    using List = MoeWorkList<kMaxHeight, 1>;
 };
 
 /// Scales of columns, and the largest magnitudes of a result that is quantised.
-template <class C, bool kRowsFirst = C::kRowsFirst>
+template <class C>
 struct Fp8ColumnScales {
-    alignas(16) float rows[C::kPairs ? 1 : C::kStages][4 * C::kScaleRun];
-    float weights[C::kPairs ? 1 : C::kStages][2];
-    alignas(16) float products[C::kPairs ? C::kStages : 1][C::kScaleSets][4 * C::kScaleRun];
+    alignas(16) float rows[C::kStages][4 * C::kScaleRun];
+    float weights[C::kStages][2];
     float amax[C::kGateUp ? 4 * C::kGroups : 1][C::kMaxHeight];
     float factor[C::kMaxHeight];
 };
-template <class C>
-struct Fp8ColumnScales<C, true> {};
-
 template <class C>
 struct Fp8Shared {
     alignas(1024) uint8_t weights[C::kStages][C::kTileRows * kFp8Block];
@@ -122,12 +108,8 @@ struct Fp8Cursor {
 template <class C>
 __device__ __forceinline__ void fp8_release(Fp8Shared<C>& shared, int stage) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32;
-    if constexpr (!C::kRowsFirst) __syncwarp();  // all lanes have read their scales
-    if constexpr (C::kPairs) {
-        if (lane_idx < 2) ptx::barrier_arrive_at(shared.empty[stage], lane_idx);
-    } else {
-        if (lane_idx == 0) ptx::barrier_arrive(shared.empty[stage]);
-    }
+    __syncwarp();  // all lanes have read their scales
+    if (lane_idx == 0) ptx::barrier_arrive(shared.empty[stage]);
 }
 
 __device__ __forceinline__ float quick_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }

@@ -1,0 +1,480 @@
+#include "cuda/kernels/moe/sm90_fp8_wide.h"
+
+#include <algorithm>
+
+#include "cuda/common/chain.h"
+#include "cuda/common/ptx/global.cuh"
+#include "cuda/common/ptx/grid.cuh"
+#include "cuda/common/tensor_map.h"
+#include "cuda/kernels/moe/choose_fp8.h"
+#include "cuda/kernels/moe/sm90_fp8_tile.cuh"
+
+/// Tiles of 128 rows of x x 256 weight rows: with rows first a thread needs the scales of two rows, not of 32
+/// columns, and a row's largest magnitude lies in four lanes. Each of two warpgroups has 64 rows and all of
+/// the tile's weights, and shares nothing with the other one but the ring: one may store its results while
+/// the other multiplies. A tile with no more than 64 rows is split between them by weights.
+namespace mmx::cuda::sm90 {
+
+namespace {
+
+constexpr int kStages = 4, kThreads = 384, kProducts = 2;
+constexpr int kN = kFp8Block;  // weight rows of one product: gate and up, or the tile's halves
+constexpr int kTileRows = kProducts * kN, kMaxRows = 2 * kFp8Half;
+constexpr int kBoxBytes = kN * kFp8Block;
+constexpr int kScaleRun = 4;          // steps whose scales a quad has at a time, a step a lane
+constexpr int kStagedRow = 128 + 16;  // bytes; 16 more than needed keep it free of bank conflicts
+constexpr int kToldUnits = 2 * kStages;
+
+/// Of kWidth weight rows of each block of weights.
+template <int kWidth>
+using Sums = float[kProducts][kWidth / 2];
+
+/// Rows of x on their way into plan order while the products run.
+struct RowCopies {
+    const uint8_t* from;  // rows of from_stride
+    uint8_t* to;          // [num_rows, k]
+    int32_t* counts;      // [num_experts] rows that have arrived
+    int64_t from_stride;
+};
+
+/// kCluster: two thread blocks share their weights where they differ in rows.
+template <bool kGateUp_, int kCluster_>
+struct Config {
+    static constexpr bool kGateUp = kGateUp_;
+    static constexpr int kCluster = kCluster_;
+    using List = MoeWorkList<kMaxRows, kCluster, kFp8Half>;
+};
+
+template <class C>
+struct Shared {
+    alignas(1024) uint8_t weights[kStages][kProducts * kBoxBytes];
+    alignas(1024) uint8_t rows[kStages][kMaxRows * kFp8Block];
+    alignas(16) uint8_t staged[8][16 * kStagedRow];  // of each warp
+    uint64_t full[kStages], empty[kStages];
+    typename C::List list;
+    MoeUnit units[kToldUnits];   // those that the ring holds, in turn
+    int expert;                  // the one whose rows are asked for now; of gate and up
+    float amax[2][2][kFp8Half];  // of a split tile's rows, from each warpgroup; in turn
+};
+
+/// What a warpgroup does of a tile.
+struct Part {
+    bool is_split;
+    int first_row, first_column;  // in the tile, in each block of weights
+
+    __device__ __forceinline__ Part(const MoeUnit& unit, int group)
+        : is_split(unit.num_rows <= kFp8Half),
+          first_row(is_split ? 0 : group * kFp8Half),
+          first_column(is_split ? group * (kN / 2) : 0) {}
+    __device__ __forceinline__ int warp_row() const {
+        return first_row + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+    }
+};
+
+/// By the warps that have nothing else to do. Every block copies its share of each expert's rows, but only a
+/// few experts ahead of what it multiplies: the rows are then still in the L2 when they are asked for. Blocks
+/// take the experts in the same order, so those that are behind never wait for those that are ahead.
+template <class C>
+__device__ __forceinline__ void copy_rows(const Fp8Job& job, const RowCopies& copies, Shared<C>& shared) {
+    constexpr int kWarps = 3, kAtOnce = 2;
+    constexpr int kAhead = 1536;  // rows behind those of the expert multiplied now
+    const int lane_idx = static_cast<int>(threadIdx.x) % 32,
+              warp_idx = static_cast<int>(threadIdx.x) / 32 - 1;
+    const int num_rows = shared.list.first_row[job.num_experts];
+    const int pieces = job.num_steps * (kFp8Block / 16);
+    const volatile int& reached = shared.expert;
+    int expert = 0;
+    for (int m = static_cast<int>(blockIdx.x) * kWarps + warp_idx; m < num_rows;
+         m += static_cast<int>(gridDim.x) * kWarps) {
+        while (shared.list.first_row[expert + 1] <= m) ++expert;
+        while (shared.list.first_row[min(reached + 1, job.num_experts)] + kAhead < m) __nanosleep(500);
+        const uint4* from =
+            reinterpret_cast<const uint4*>(copies.from + job.sorted_rows[m] / job.topk * copies.from_stride);
+        uint4* to = reinterpret_cast<uint4*>(copies.to) + static_cast<int64_t>(m) * pieces;
+#pragma unroll 1
+        for (int i = lane_idx; i < pieces; i += 32 * kAtOnce) {
+            uint4 some[kAtOnce];
+#pragma unroll
+            for (int j = 0; j < kAtOnce; ++j)
+                if (i + 32 * j < pieces) some[j] = __ldg(from + i + 32 * j);
+#pragma unroll
+            for (int j = 0; j < kAtOnce; ++j)
+                if (i + 32 * j < pieces) to[i + 32 * j] = some[j];
+        }
+        ptx::fence_async_proxy_global();
+        __syncwarp();
+        if (lane_idx == 0) ptx::add_release(copies.counts + expert, 1);
+    }
+}
+
+/// Until `count` of an expert's rows have arrived; what follows may ask the copy engine for them.
+__device__ __forceinline__ void wait_for_rows(const int32_t* arrived, int count) {
+    while (ptx::load_acquire(arrived) < count) {
+    }
+    ptx::fence_async_proxy_global();
+}
+
+/// By one thread.
+template <class C>
+__device__ __forceinline__ void produce(const Fp8Job& job, const Fp8Maps& maps, const RowCopies& copies,
+                                        Shared<C>& shared, int rank) {
+    Fp8Cursor at;
+    int expert = -1, count = 0;
+    for (int item = static_cast<int>(blockIdx.x) / C::kCluster; item < shared.list.num_items();
+         item += static_cast<int>(gridDim.x) / C::kCluster, ++count) {
+        const MoeUnit unit = shared.list.unit(item, rank);
+        // Why no barrier: its first stage, once full, publishes it; and no more units than stages are ahead.
+        shared.units[count % kToldUnits] = unit;
+        if (C::kGateUp && unit.expert != expert) {
+            expert = unit.expert;
+            static_cast<volatile int&>(shared.expert) = expert;
+            const int* first_row = shared.list.first_row + expert;
+            wait_for_rows(copies.counts + expert, first_row[1] - first_row[0]);
+        }
+        const int row_boxes = unit.num_rows > kFp8Half ? 2 : 1;
+        const int row = unit.weight_tile * (C::kGateUp ? kN : kTileRows);
+        const int box_step = C::kGateUp ? job.weight_rows / 2 : kN;
+        for (int step = 0; step < job.num_steps; ++step) {
+            uint64_t& full = shared.full[at.stage];
+            uint8_t* to = shared.weights[at.stage];
+            const int k = step * kFp8Block;
+            ptx::barrier_wait(shared.empty[at.stage], at.phase ^ 1);
+            ptx::barrier_arrive_expect(full, kProducts * kBoxBytes + row_boxes * kFp8Half * kFp8Block);
+            if (C::kCluster > 1 && unit.is_weight_shared) {
+                ptx::tma_load_3d_multicast(to + rank * kBoxBytes, maps.weight, full, (1 << C::kCluster) - 1,
+                                           k, row + rank * box_step, unit.expert);
+            } else {
+                ptx::tma_load_3d(to, maps.weight, full, k, row, unit.expert);
+                ptx::tma_load_3d(to + kBoxBytes, maps.weight, full, k, row + box_step, unit.expert);
+            }
+            for (int box = 0; box < row_boxes; ++box)
+                ptx::tma_load_3d(shared.rows[at.stage] + box * kFp8Half * kFp8Block, maps.rows, full, k,
+                                 unit.first_row + box * kFp8Half, 0);
+            at.template advance<kStages>();
+        }
+    }
+    if (C::kGateUp) static_cast<volatile int&>(shared.expert) = job.num_experts;
+}
+
+/// Gives back a stage that this warp has read, to all who write it.
+template <class C>
+__device__ __forceinline__ void release(Shared<C>& shared, int stage) {
+    const int lane_idx = static_cast<int>(threadIdx.x) % 32;
+    if constexpr (C::kCluster > 1) {
+        if (lane_idx < C::kCluster) ptx::barrier_arrive_at(shared.empty[stage], lane_idx);
+    } else {
+        if (lane_idx == 0) ptx::barrier_arrive(shared.empty[stage]);
+    }
+}
+
+/// Scales on their way: of rows g and g + 8, and of both blocks of weights. A lane of a quad has one step of
+/// a run, one run ahead.
+struct Scales {
+    uint32_t from[4];
+    float next[4];
+
+    __device__ __forceinline__ void load(const Fp8Job& job, int first_step) {
+        const int step = min(first_step + static_cast<int>(threadIdx.x) % kScaleRun, job.num_steps - 1);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            next[i] = __ldg((i < 2 ? job.x_scale : job.weight_scale) + from[i] + step);
+    }
+
+    /// `rows`: of find_rows.
+    template <bool kGateUp>
+    __device__ __forceinline__ void begin(const Fp8Job& job, const MoeUnit& unit, const int (&rows)[2]) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            from[i] = static_cast<uint32_t>((kGateUp ? rows[i] / job.topk : rows[i]) * job.num_steps);
+            const int block =
+                kGateUp ? unit.weight_tile + i * (job.scale_rows / 2) : unit.weight_tile * kProducts + i;
+            from[2 + i] = static_cast<uint32_t>(
+                (unit.expert * job.scale_rows + min(block, job.scale_rows - 1)) * job.num_steps);
+        }
+        load(job, 0);
+    }
+};
+
+/// Rows g and g + 8 of this warp: in the plan, or of gate and up what the plan says of them.
+template <bool kGateUp>
+__device__ __forceinline__ void find_rows(int (&rows)[2], const Fp8Job& job, const MoeUnit& unit,
+                                          int warp_row) {
+    const int g = static_cast<int>(threadIdx.x) % 32 / 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int m = unit.first_row + min(warp_row + g + 8 * i, unit.num_rows - 1);
+        rows[i] = kGateUp ? job.sorted_rows[m] : m;
+    }
+}
+
+template <class C, int kWidth>
+__device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<C>& shared, Fp8Cursor& at,
+                                         const Fp8Job& job, Scales& scales, const Part& mine) {
+    const int quad = static_cast<int>(threadIdx.x) % 32 / 4 * 4;
+    const uint32_t rows = ptx::smem_address(shared.rows[0]) + mine.first_row * kFp8Block,
+                   weights = ptx::smem_address(shared.weights[0]) + mine.first_column * kFp8Block;
+    ptx::UniformOperand a(rows + at.stage * sizeof(shared.rows[0])),
+        b(weights + at.stage * sizeof(shared.weights[0]));
+    ptx::barrier_wait(shared.full[at.stage], at.phase);
+    for (int first = 0; first < job.num_steps; first += kScaleRun) {
+        float now[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) now[i] = scales.next[i];
+        if (first + kScaleRun < job.num_steps) scales.load(job, first + kScaleRun);
+        const int count = min(kScaleRun, job.num_steps - first);
+#pragma unroll 1
+        for (int i = 0; i < count; ++i) {
+            const int stage = at.stage;
+#pragma unroll
+            for (int h = 0; h < kProducts; ++h) {
+                float part[kWidth / 2];
+                ptx::wgmma_begin();
+#pragma unroll
+                for (int k = 0; k < kFp8Block; k += 32)
+                    ptx::Wgmma<kWidth>::e4m3(part, a + k, b + (h * kBoxBytes + k), k > 0);
+                ptx::wgmma_commit();
+                // Why here: the first products of a tile need not wait for its scales.
+                ptx::keep_registers(now);
+                const float upper = __shfl_sync(0xFFFFFFFFu, now[0] * now[2 + h], quad | i);
+                const float lower = __shfl_sync(0xFFFFFFFFu, now[1] * now[2 + h], quad | i);
+                if (h == kProducts - 1) {
+                    at.template advance<kStages>();
+                    a = ptx::UniformOperand(rows + at.stage * sizeof(shared.rows[0]));
+                    b = ptx::UniformOperand(weights + at.stage * sizeof(shared.weights[0]));
+                    if (first + i + 1 < job.num_steps) ptx::barrier_wait(shared.full[at.stage], at.phase);
+                }
+                ptx::wgmma_wait<0>();
+                ptx::keep_registers(part);
+                if (h == kProducts - 1) release<C>(shared, stage);
+#pragma unroll
+                for (int j = 0; j < kWidth / 2; j += 4) {
+                    sums[h][j] = fmaf(part[j], upper, sums[h][j]);
+                    sums[h][j + 1] = fmaf(part[j + 1], upper, sums[h][j + 1]);
+                    sums[h][j + 2] = fmaf(part[j + 2], lower, sums[h][j + 2]);
+                    sums[h][j + 3] = fmaf(part[j + 3], lower, sums[h][j + 3]);
+                }
+            }
+        }
+    }
+}
+
+/// 16 rows of a warp as bf16.
+template <int kWidth>
+__device__ __forceinline__ void store(const Fp8Job& job, const Sums<kWidth>& sums, uint8_t* staged,
+                                      const MoeUnit& unit, const Part& mine) {
+    const int lane_idx = static_cast<int>(threadIdx.x) % 32, piece = lane_idx % 8;  // of 16 bytes
+    const int warp_row = mine.warp_row(), channel = unit.weight_tile * kTileRows;
+    const uint32_t to = ptx::smem_address(staged) + lane_idx % 16 * kStagedRow + lane_idx / 16 * 16;
+    bf16* out = static_cast<bf16*>(job.out) + (unit.first_row + warp_row) * job.out_stride + channel +
+                mine.first_column;
+#pragma unroll
+    for (int h = 0; h < kProducts; ++h) {
+        if (channel + h * kN >= job.weight_rows) break;
+#pragma unroll
+        for (int j0 = 0; j0 < kWidth / 8; j0 += 8) {
+            const auto pair = [&](int j, int i) {
+                return ptx::pack_bf16(sums[h][4 * j + 2 * i], sums[h][4 * j + 2 * i + 1]);
+            };
+#pragma unroll
+            for (int j = j0; j < j0 + 8; j += 2)
+                ptx::store_matrices(to + (j - j0) * 16,
+                                    {pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)});
+            __syncwarp();
+#pragma unroll
+            for (int row = lane_idx / 8; row < 16; row += 4)
+                if (warp_row + row < unit.num_rows)
+                    *reinterpret_cast<uint4*>(out + row * job.out_stride + h * kN + j0 * 8 + piece * 8) =
+                        *reinterpret_cast<const uint4*>(staged + row * kStagedRow + piece * 16);
+            __syncwarp();
+        }
+    }
+}
+
+/// 16 rows of a warp: the activation in fp32, then e4m3 with a scale per row and 128 channels. `amax`:
+/// [2][64] of a split tile, which no warpgroup writes again before both have read it.
+template <int kWidth>
+__device__ __forceinline__ void store_gate_up(const Fp8Job& job, Sums<kWidth>& sums, uint8_t* staged,
+                                              const MoeUnit& unit, const Part& mine,
+                                              float (&amax)[2][kFp8Half]) {
+    const int lane_idx = static_cast<int>(threadIdx.x) % 32, warp_row = mine.warp_row();
+    const int group = mine.first_column / (kN / 2);  // of a split tile
+    float (&h)[kWidth / 2] = sums[0];
+    fp8_activate(job, h, sums[1]);
+    float most[2] = {}, factor[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 2 * i; j < kWidth / 2; j += 4)
+            most[i] = fmaxf(most[i], fmaxf(fabsf(h[j]), fabsf(h[j + 1])));
+        most[i] = fmaxf(most[i], __shfl_xor_sync(0xFFFFFFFFu, most[i], 1));
+        most[i] = fmaxf(most[i], __shfl_xor_sync(0xFFFFFFFFu, most[i], 2));
+        if (kWidth < kN && lane_idx % 4 == 0) amax[group][warp_row + lane_idx / 4 + 8 * i] = most[i];
+    }
+    if constexpr (kWidth < kN) ptx::named_barrier(1, 256);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int row = warp_row + lane_idx / 4 + 8 * i;
+        if constexpr (kWidth < kN) most[i] = fmaxf(most[i], amax[group ^ 1][row]);
+        most[i] = fmaxf(most[i], kFp8LeastAmax);
+        factor[i] = kFp8Max / most[i];
+        if (lane_idx % 4 == 0 && mine.first_column == 0 && row < unit.num_rows)
+            job.out_scale[static_cast<int64_t>(unit.first_row + row) * (job.scale_rows / 2) +
+                          unit.weight_tile] = most[i] / kFp8Max;
+    }
+    // Two pairs of neighbours, 8 channels apart, travel as two 16-bit elements.
+    const auto pairs = [&](int j, int i) {
+        const float* d = h + 4 * j + 2 * i;
+        return ptx::pack_e4m3(d[0] * factor[i], d[1] * factor[i]) |
+               ptx::pack_e4m3(d[4] * factor[i], d[5] * factor[i]) << 16;
+    };
+    const uint32_t to = ptx::smem_address(staged) + lane_idx % 16 * kStagedRow + lane_idx / 16 * 16;
+#pragma unroll
+    for (int j = 0; j < kWidth / 8; j += 4)
+        ptx::store_matrices(to + j * 8, {pairs(j, 0), pairs(j, 1), pairs(j + 2, 0), pairs(j + 2, 1)});
+    __syncwarp();
+    constexpr int kPieces = kWidth / 16;  // of 16 bytes in a row
+    const int piece = lane_idx % kPieces;
+    uint8_t* out = static_cast<uint8_t*>(job.out) + (unit.first_row + warp_row) * job.out_stride +
+                   unit.weight_tile * kN + mine.first_column + piece * 16;
+#pragma unroll
+    for (int row = lane_idx / kPieces; row < 16; row += 32 / kPieces) {
+        const uint4 v = *reinterpret_cast<const uint4*>(staged + row * kStagedRow + piece * 16);
+        if (warp_row + row < unit.num_rows)
+            *reinterpret_cast<uint4*>(out + row * job.out_stride) =
+                make_uint4(__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.z, v.w, 0x5410),
+                           __byte_perm(v.x, v.y, 0x7632), __byte_perm(v.z, v.w, 0x7632));
+    }
+    __syncwarp();
+}
+
+template <class C>
+__device__ __forceinline__ void consume(const Fp8Job& job, Shared<C>& shared) {
+    const int warp_idx = static_cast<int>(threadIdx.x) / 32 - 4, group = warp_idx / 4;
+    const int first_item = static_cast<int>(blockIdx.x) / C::kCluster,
+              item_step = static_cast<int>(gridDim.x) / C::kCluster, num_items = shared.list.num_items();
+    Fp8Cursor at;
+    Scales scales;
+    int rows[2];
+    const auto find = [&](int count) {
+        ptx::barrier_wait(shared.full[at.stage], at.phase);
+        const MoeUnit& unit = shared.units[count % kToldUnits];
+        find_rows<C::kGateUp>(rows, job, unit, Part(unit, group).warp_row());
+    };
+    const auto begin = [&](int count) {
+        scales.begin<C::kGateUp>(job, shared.units[count % kToldUnits], rows);
+    };
+    if (first_item < num_items) {
+        find(0);
+        begin(0);
+    }
+    for (int item = first_item, count = 0, num_split = 0; item < num_items; item += item_step, ++count) {
+        const MoeUnit unit = shared.units[count % kToldUnits];
+        const Part mine(unit, group);
+        const bool has_next = item + item_step < num_items;
+        const auto work = [&]<int kWidth>() {
+            Sums<kWidth> sums = {};
+            multiply<C, kWidth>(sums, shared, at, job, scales, mine);
+            if (has_next) find(count + 1);
+            uint8_t* staged = shared.staged[warp_idx];
+            if (!unit.is_valid) return;
+            if constexpr (C::kGateUp)
+                store_gate_up<kWidth>(job, sums, staged, unit, mine, shared.amax[num_split % 2]);
+            else
+                store<kWidth>(job, sums, staged, unit, mine);
+        };
+        if (mine.is_split)
+            work.template operator()<kN / 2>();
+        else
+            work.template operator()<kN>();
+        num_split += mine.is_split;
+        if (has_next) begin(count + 1);
+    }
+}
+
+template <class C>
+__global__ void __launch_bounds__(kThreads, 1)
+    fp8_wide_kernel(const __grid_constant__ Fp8Job job, const __grid_constant__ Fp8Maps maps,
+                    const __grid_constant__ RowCopies copies) {
+    extern __shared__ uint8_t raw[];
+    auto& shared = *reinterpret_cast<Shared<C>*>(raw + (1024 - ptx::smem_address(raw) % 1024) % 1024);
+    const int tid = static_cast<int>(threadIdx.x);
+    if (tid == 0) {
+        shared.expert = 0;
+        ptx::prefetch_map(maps.weight);
+        ptx::prefetch_map(maps.rows);
+        for (int i = 0; i < kStages; ++i) {
+            ptx::barrier_init(shared.full[i], 1);
+            ptx::barrier_init(shared.empty[i], 8 * C::kCluster);
+        }
+        ptx::barrier_init_done();
+    }
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
+    if (job.offsets)
+        shared.list.fill(job.offsets, job.num_experts, job.num_weight_tiles);
+    else if (tid == 0)
+        shared.list.fill_one(job.num_rows, job.num_weight_tiles);
+    int rank = 0;
+    if constexpr (C::kCluster > 1) {
+        rank = ptx::cluster_rank();
+        ptx::cluster_sync();
+    } else {
+        __syncthreads();
+    }
+    if (tid < 128) {
+        ptx::release_registers<40>();
+        if (tid == 0) produce<C>(job, maps, copies, shared, rank);
+        if (C::kGateUp && tid >= 32) copy_rows<C>(job, copies, shared);
+    } else {
+        ptx::take_registers<232>();
+        consume<C>(job, shared);
+    }
+    // A block's shared memory must outlive its neighbour's last arrival there.
+    if constexpr (C::kCluster > 1) ptx::cluster_sync();
+}
+
+__global__ void __launch_bounds__(kMoeMaxExperts) clear_kernel(int32_t* counts) {
+    ptx::let_successors_start();
+    ptx::wait_for_predecessors();
+    counts[threadIdx.x] = 0;
+}
+
+template <class C>
+void launch(const char* op, Fp8Job job, const void* x, const void* weight, const RowCopies& copies,
+            Stream stream) {
+    const int64_t k = int64_t{job.num_steps} * kFp8Block, rows = job.weight_rows;
+    const Fp8Maps maps{make_tensor_map<3>(weight, {k, rows, job.num_experts}, {k, rows * k},
+                                          {kFp8Block, kN, 1}, CU_TENSOR_MAP_DATA_TYPE_UINT8),
+                       make_tensor_map<3>(x, {k, job.num_rows, 1}, {k, job.num_rows * k},
+                                          {kFp8Block, kFp8Half, 1}, CU_TENSOR_MAP_DATA_TYPE_UINT8)};
+    job.num_weight_tiles = static_cast<int>(ceil_div(rows, int64_t{kTileRows}));
+    constexpr size_t kSmemBytes = sizeof(Shared<C>) + 1024;
+    static_assert(kSmemBytes <= 227 * 1024);
+    // The host does not know the rows per expert: at most one part-filled tile each.
+    const int64_t tiles = job.num_rows / kMaxRows + std::min(job.num_experts, job.num_rows);
+    static const int64_t resident =
+        num_resident_blocks(fp8_wide_kernel<C>, kThreads, kSmemBytes, C::kCluster);
+    const int64_t blocks = std::min(resident, align_up(tiles * job.num_weight_tiles, int64_t{C::kCluster}));
+    LaunchChain{op, dim3(static_cast<unsigned>(blocks)), kThreads, kSmemBytes, stream, C::kCluster}(
+        fp8_wide_kernel<C>, job, maps, copies);
+}
+
+}  // namespace
+
+void fp8_wide(const char* op, Fp8Job job, const void* weight, Stream stream) {
+    if (job.offsets)
+        launch<Config<false, 2>>(op, job, job.x, weight, {}, stream);
+    else
+        launch<Config<false, 1>>(op, job, job.x, weight, {}, stream);
+}
+
+void fp8_gate_up_wide(const char* op, Fp8Job job, const void* weight, void* workspace, Stream stream) {
+    const RowCopies copies{.from = job.x,
+                           .to = static_cast<uint8_t*>(workspace) + kFp8CountBytes,
+                           .counts = static_cast<int32_t*>(workspace),
+                           .from_stride = job.x_stride};
+    LaunchChain{op, dim3(1), kMoeMaxExperts, 0, stream}(clear_kernel, copies.counts);
+    launch<Config<true, 1>>(op, job, copies.to, weight, copies, stream);
+}
+
+}  // namespace mmx::cuda::sm90

@@ -21,9 +21,6 @@ namespace mmx::cuda::sm90 {
 inline constexpr int kFp8FewGroups = 3;  // warpgroups that multiply, 64 weight rows each
 inline constexpr int kFp8FewConsumers = 128 * kFp8FewGroups, kFp8FewThreads = kFp8FewConsumers + 32;
 inline constexpr int kFp8FewStageBytes = 64 * kFp8FewGroups * kFp8Block;
-// Stages of gate and up asked for before a tile's rows are there, and of down before its predecessor has
-// ended: small requests wait behind all that the chip has asked for, a whole ring for 6 us.
-inline constexpr int kFp8FewBurst = 2, kFp8FewEarly = 4;
 
 struct Fp8FewUnit {
     int expert, first_row, num_rows;  // in plan order; expert -1: none
@@ -35,7 +32,6 @@ struct Fp8FewUnit {
 
 struct Fp8FewShared {
     uint64_t full[kFp8FewMaxStages], empty[kFp8FewMaxStages];
-    uint64_t first_rows;  // those of the first tile
     int num_units;
     Fp8FewUnit units[kFp8FewMaxRows];
     int x_rows[kFp8FewMaxRows];
@@ -192,7 +188,7 @@ __global__ void __launch_bounds__(kFp8FewThreads, 1)
     const Fp8FewBuffers buffers(raw, num_stages, job.num_steps);
     const int tid = static_cast<int>(threadIdx.x), tiles = job.num_weight_tiles;
     const int first_item = static_cast<int>(blockIdx.x), item_step = static_cast<int>(gridDim.x);
-    const int ahead = min(kFp8FewEarly, min(num_stages, job.num_steps));
+    const int ahead = min(num_stages, job.num_steps);
     const bool is_producer = tid == kFp8FewConsumers, is_consumer = tid < kFp8FewConsumers;
     if (is_producer) {
         ptx::prefetch_map(map);
@@ -200,7 +196,6 @@ __global__ void __launch_bounds__(kFp8FewThreads, 1)
             ptx::barrier_init(shared.full[i], 1);
             ptx::barrier_init(shared.empty[i], 4 * kFp8FewGroups);
         }
-        ptx::barrier_init(shared.first_rows, 4 * kFp8FewGroups);
         ptx::barrier_init_done();
     }
     const auto load_weights = [&](int stage, int step, int tile, int expert) {
@@ -257,8 +252,6 @@ __global__ void __launch_bounds__(kFp8FewThreads, 1)
             ptx::commit_copies();
             ptx::wait_for_copies<0>();
             ptx::fence_async_proxy();
-            __syncwarp();
-            if (item == first_item && tid % 32 == 0) ptx::barrier_arrive(shared.first_rows);
             ptx::named_barrier(1, kFp8FewConsumers);
             float acc[4] = {};
             fp8_few_multiply(acc, job, buffers, shared, ring, num_stages);
@@ -269,8 +262,6 @@ __global__ void __launch_bounds__(kFp8FewThreads, 1)
             const int expert = shared.units[item / tiles].expert;
             for (int step = 0; step < job.num_steps; ++step, ring.advance(num_stages)) {
                 if (is_right && item == first_item && step < ahead) continue;
-                if (kGateUp && item == first_item && step == kFp8FewBurst)
-                    ptx::barrier_wait(shared.first_rows, 0);
                 ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
                 load_weights(ring.stage, step, item % tiles, expert);
             }

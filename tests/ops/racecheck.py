@@ -177,19 +177,6 @@ EXPLAINED = [
         "What a warp is told of its query: read behind a wait at `q_full`; with the scores there, a lane "
         "arrives for its warp at `q_empty`, where the note's writer waits.",
     ),
-    Explained(
-        ("most = fmaxf(most, shared.scale.amax[i][tid]);", "if (column < kN) amax[column] = most[c];"),
-        "named_barrier_beside_arrivals",
-        (
-            (
-                "sm90_fp8_columns.cuh",
-                "fp8_column_amax<kN>(shared.scale.amax[group * 4 + warp_idx], h); "
-                "ptx::named_barrier(1, kConsumers); float most = 0;",
-            ),
-        ),
-        "Largest magnitudes of columns: written, then all consumers meet, then they are read; the barrier of "
-        "the groups' half beat apart (4) may complete while some of them wait.",
-    ),
 ]
 
 

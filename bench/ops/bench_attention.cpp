@@ -59,7 +59,9 @@ struct Inputs {
                 .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
                 .dtype = dtype,
                 .cache_dtype = pages,
-                .fixed_split = false};
+                .fixed_split = false,
+                .codes = nullptr,
+                .codes_scale = nullptr};
     }
 
     /// `num_keys`: pairs of query token and key of one head; `kv_bytes`: what must be read of the caches.

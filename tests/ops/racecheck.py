@@ -218,7 +218,7 @@ def statement(place: Place) -> str:
     """The line of an access; of one inside an asm block, the block so far and a few lines more."""
     lines, at = source(place.file), place.line - 1
     begin = next((i for i in range(at, max(-1, at - 6), -1) if "asm" in lines[i]), None)
-    if begin is None or (begin < at and not lines[at].strip().startswith('"')):
+    if begin is None or (begin < at and not lines[at].strip().startswith(('"', ":"))):
         return lines[at].strip()
     return " ".join(line.strip() for line in lines[begin : at + 3])
 

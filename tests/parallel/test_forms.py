@@ -153,7 +153,7 @@ def test_nodes_and_mpirun(tmp_path: Path) -> None:
 # ---- what does not fit -------------------------------------------------------------------------------------
 
 
-def ends(commands: Commands, folder: Path, seconds: float = 40.0) -> list[tuple[int, str]]:
+def ends(commands: Commands, folder: Path, seconds: float = 60.0) -> list[tuple[int, str]]:
     """Exit codes and outputs of commands that all end by themselves."""
     with started(commands, folder) as running:
         deadline = time.monotonic() + seconds
@@ -162,9 +162,10 @@ def ends(commands: Commands, folder: Path, seconds: float = 40.0) -> list[tuple[
         return [(process.returncode, log.read_text()) for process, log in running]
 
 
-def nodes(node: int, port: int, *words: str, world: int = 2) -> list[str]:
+def nodes(node: int, port: int, *words: str, world: int = 2, patience: int = 40) -> list[str]:
+    """``patience``: a rank waits so many seconds for another, whose imports take some of them."""
     flags = ["-tp", str(world), "--nnodes", "2", "--node-rank", str(node)]
-    flags += ["--master-addr", "127.0.0.1", "--master-port", str(port), "--rendezvous-timeout", "4"]
+    flags += ["--master-addr", "127.0.0.1", "--master-port", str(port), "--rendezvous-timeout", str(patience)]
     return [*SERVE, *SMALL, *flags, *(["--headless"] if node else []), *words]
 
 
@@ -177,11 +178,11 @@ def test_wrong_world_size(tmp_path: Path) -> None:
 
 def test_missing_node(tmp_path: Path) -> None:
     port = free_port()
-    ((code, text),) = ends([(nodes(0, port), {})], tmp_path)
+    ((code, text),) = ends([(nodes(0, port, patience=4), {})], tmp_path)
     assert code == 6
     missing = f"ranks 1 did not come to 127.0.0.1 port {port} within 4 s; here are ranks 0 of 2"
     assert missing in text and "tensor_parallel_size 2" in text
-    ((code, text),) = ends([(nodes(1, port), {})], tmp_path)
+    ((code, text),) = ends([(nodes(1, port, patience=4), {})], tmp_path)
     assert code == 6
     assert f"rank 1: nobody answered at 127.0.0.1 port {port} for 4 s" in text
 
@@ -222,8 +223,7 @@ def test_different_files(tmp_path: Path) -> None:
 
 def test_strangers_at_the_port_do_no_harm(tmp_path: Path) -> None:
     port = free_port()
-    words = ["--rendezvous-timeout", "40"]
-    with started([(nodes(0, port, *words), {})], tmp_path) as running:
+    with started([(nodes(0, port), {})], tmp_path) as running:
         log = running[0][1]
         deadline = time.monotonic() + START_SECONDS
         while "rank 0 waits for" not in log.read_text():
@@ -234,7 +234,7 @@ def test_strangers_at_the_port_do_no_harm(tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"\x03\x00\x00\x00abc")
         (tmp_path / "other").mkdir()
-        with started([(nodes(1, port, *words), {})], tmp_path / "other"):
+        with started([(nodes(1, port), {})], tmp_path / "other"):
             assert ask(url_of(log, [running[0][0]]))
         assert log.read_text().count("connected that is no rank") == 2
 

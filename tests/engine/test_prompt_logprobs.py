@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from mmx.batch import ScheduledSeq
 from mmx.config import SamplingParams
+from mmx.distributed import CallLog, Group
 from mmx.llm import LLM
+from mmx.runner import ModelRunner
+from mmx.runner.prompt_logprobs import PromptLogprobs
 from models.tiny import write_tiny_checkpoint
 
 PROMPT = [(7 * i * i + 3) % 250 for i in range(70)]
@@ -57,6 +62,33 @@ def test_chunks_and_batch_mates_do_not_matter(folder: Path) -> None:
             assert one.rank == other.rank
             assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
     assert crowd[1].token_ids == alone.token_ids
+
+
+@pytest.mark.parametrize("length", [15, 16, 17, 33])
+def test_the_last_token_may_be_alone_in_its_step(folder: Path, length: int) -> None:
+    """It has no target, and its step is one that decodes."""
+    model = llm(folder, 16)
+    asked = SamplingParams(temperature=0.0, max_tokens=2, prompt_logprobs=1)
+    (result,) = model.generate([PROMPT[:length]], asked, use_tqdm=False)
+    assert result.prompt_logprobs is not None and len(result.prompt_logprobs) == length - 1
+    runner = model._engine.runner
+    assert isinstance(runner, ModelRunner) and not runner._prompts._open
+
+
+def test_an_aborted_prompt_is_not_that_of_the_next_of_its_name() -> None:
+    def part(token_ids: list[int], start: int, targets: list[int], asked: int | None) -> ScheduledSeq:
+        return ScheduledSeq(
+            request_id="a", token_ids=token_ids, start=start, block_ids=[0], samples=True, seed=0,
+            params=SamplingParams(prompt_logprobs=asked), num_output_tokens=0, num_prompt_tokens=2,
+            prompt_targets=targets,
+        )  # fmt: skip
+
+    prompts, logits, alone = PromptLogprobs(4), torch.zeros(2, 8), Group("tensor", [0], 0, CallLog())
+    for follower in (part([3], 0, [], 1), part([3], 1, [], None)):
+        prompts.take(logits, [part([1, 2], 0, [2, 3], 1)], alone)
+        assert prompts.complete([follower]) == {}
+    prompts.take(logits, [part([1, 2], 0, [2, 3], 1)], alone)
+    assert list(prompts.complete([part([3], 2, [], 1)])) == ["a"]
 
 
 def test_a_prompt_of_one_token_has_none(folder: Path) -> None:

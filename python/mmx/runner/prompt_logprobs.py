@@ -22,9 +22,7 @@ class PromptLogprobs:
         self._capacity = capacity
         self._open: dict[str, ExplainedPrompt] = {}
 
-    def take(
-        self, logits: torch.Tensor, seqs: Sequence[ScheduledSeq], group: Group
-    ) -> tuple[torch.Tensor, dict[str, ExplainedPrompt]]:
+    def take(self, logits: torch.Tensor, seqs: Sequence[ScheduledSeq], group: Group) -> torch.Tensor:
         """Keep what ``seqs`` want to know of their prompts.
 
         Args:
@@ -32,10 +30,9 @@ class PromptLogprobs:
                 token of any other one that samples.
 
         Returns:
-            the rows of the sampling sequences, and the prompts that are complete, by request.
+            the rows of the sampling sequences.
         """
-        sampling, complete = [], {}
-        row = 0
+        sampling, row = [], 0
         for seq in seqs:
             num_rows = len(seq.token_ids) if seq.prompt_targets else int(seq.samples)
             if seq.prompt_targets:
@@ -44,10 +41,20 @@ class PromptLogprobs:
             row += num_rows
             if seq.samples:
                 sampling.append(row - 1)
-                if seq.request_id in self._open:
-                    complete[seq.request_id] = self._open.pop(seq.request_id)
         (chosen,) = upload([np.array(sampling, np.int64)], logits.device)
-        return logits[chosen], complete
+        return logits[chosen]
+
+    def complete(self, seqs: Sequence[ScheduledSeq]) -> dict[str, ExplainedPrompt]:
+        """By request, the prompts that end in a step in which ``seqs`` sample. Not part of ``take``: the last
+        token of a prompt has no target, and may be alone in its step."""
+        found = {}
+        for seq in seqs if self._open else ():
+            prompt = self._open.pop(seq.request_id, None)
+            # Why the rest: an aborted request of that name may have left one.
+            wanted = seq.prompt_targets or (seq.start > 0 and seq.params.prompt_logprobs is not None)
+            if prompt is not None and wanted:
+                found[seq.request_id] = prompt
+        return found
 
     def _keep(self, seq: ScheduledSeq, logits: torch.Tensor) -> None:
         num_top = min(seq.params.prompt_logprobs or 0, logits.shape[1])

@@ -27,7 +27,6 @@ from mmx.runner.parts import Part, part_of
 from mmx.runner.prompt_logprobs import PromptLogprobs
 from mmx.runner.sampler import (
     Controls,
-    ExplainedPrompt,
     MaskSource,
     Sampled,
     attached_masks,
@@ -128,11 +127,10 @@ class ModelRunner:
         logits = None if self._graphs is None else self._graphs.run(part, self._sampled_rows)
         alone = self.ranks.tensor.size == 1
         drawn = logits is not None and (alone or all(seq.params.greedy for seq in seqs))
-        prompts: dict[str, ExplainedPrompt] = {}
         if logits is None:
             logits = self.forward(part)
             if any(seq.prompt_targets for seq in part.batch.seqs):
-                logits, prompts = self._prompts.take(logits, part.batch.seqs, self.ranks.tensor)
+                logits = self._prompts.take(logits, part.batch.seqs, self.ranks.tensor)
             self._forbid(logits)
         if not seqs:
             sampled = Sampled(seqs, ids)
@@ -150,7 +148,7 @@ class ModelRunner:
             if not drawn:  # last: a launch that failed must find them as they were
                 ids.copy_(sampled.token_ids)
         self._sampled_rows = {seq.request_id: row for row, seq in enumerate(seqs)}
-        sampled.prompts = prompts
+        sampled.prompts = self._prompts.complete(seqs)
         return sampled
 
     @torch.inference_mode()

@@ -128,11 +128,10 @@ class Ranks:
     ) -> tuple[torch.Tensor, ...]:
         """``reduce`` of ``part``, which is overwritten, and ``ops.add_rms_norm`` of that; with ``quantize``
         its codes and their scale as well. ``norm``: weight, eps and whether it is in Gemma form."""
-        if self._is_small(part):
+        if self.peers is not None and self._is_small(part):
             with self.log.call("mapped_all_reduce", "tensor", part):
-                inboxes, epochs, place, timeout = self.peers or ((), None, 0, 0.0)
-                where = (*norm, inboxes, epochs, place, timeout)
-                return ops.all_reduce_add_rms_norm(residual, part, *where, quantize, out=part)
+                where = (*norm, *self.peers, quantize)
+                return ops.all_reduce_add_rms_norm(residual, part, *where, out=part)
         total = self.reduce(part)
         if quantize:
             return ops.add_rms_norm_quantize(residual, total, *norm, out=total)

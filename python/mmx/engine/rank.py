@@ -190,9 +190,9 @@ class Follower:
     def _report(self) -> None:
         """Tell rank 0 what this rank samples. Why beside the steps: the next one is launched meanwhile."""
         assert self._flights is not None
-        # Why: each thread has a device of its own, and to free an event it would set up the machine's first.
-        use_local_device(self.config.device, self.config.place.local_rank)
         try:
+            # Why: each thread has a device of its own, and to free an event would set up the machine's first.
+            use_local_device(self.config.device, self.config.place.local_rank)
             while True:
                 step, flight = self._flights.get()
                 self._line.send(Sampled(step=step, tokens=flight.result()))

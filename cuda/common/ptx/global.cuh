@@ -2,7 +2,9 @@
 
 #include <cstdint>
 
-/// Data handed from block to block through global memory while a kernel runs.
+#include "cuda/common/ptx/cache_policy.h"
+
+/// Data handed from block to block, or from kernel to kernel, through global memory.
 namespace mmx::cuda::ptx {
 
 /// Adds once everything that this thread wrote, or saw before a barrier, is visible to who acquires the sum.
@@ -20,7 +22,6 @@ __device__ __forceinline__ int32_t load_acquire(const int32_t* address) {
 template <int kOffset>
 __device__ __forceinline__ void store_streamed(void* address, uint32_t a, uint32_t b, uint32_t c,
                                                uint32_t d) {
-    constexpr uint64_t kEvictFirst = 0x12F0000000000000;
     asm volatile("st.global.L2::cache_hint.v4.b32 [%0 + %1], {%2, %3, %4, %5}, %6;" ::"l"(address),
                  "n"(kOffset), "r"(a), "r"(b), "r"(c), "r"(d), "l"(kEvictFirst)
                  : "memory");

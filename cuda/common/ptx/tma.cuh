@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/ptx/cache_policy.h"
+
 /// Barriers in shared memory and the copy engine that completes on them.
 namespace mmx::cuda::ptx {
 
@@ -16,12 +18,6 @@ __device__ __forceinline__ void barrier_init(uint64_t& barrier, int arrivals) {
                  : "memory");
 }
 
-/// As many arrivals.
-__device__ __forceinline__ void barrier_arrive(uint64_t& barrier, int count) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(&barrier)), "r"(count)
-                 : "memory");
-}
-
 /// After the inits, by the thread that made them, before the block's barrier.
 __device__ __forceinline__ void barrier_init_done() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -29,6 +25,12 @@ __device__ __forceinline__ void barrier_init_done() {
 
 __device__ __forceinline__ void barrier_arrive(uint64_t& barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(&barrier)) : "memory");
+}
+
+/// As `count` arrivals.
+__device__ __forceinline__ void barrier_arrive(uint64_t& barrier, int count) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(&barrier)), "r"(count)
+                 : "memory");
 }
 
 __device__ __forceinline__ void barrier_arrive_expect(uint64_t& barrier, int bytes) {
@@ -81,9 +83,6 @@ __device__ __forceinline__ void tma_load_4d(void* smem, const CUtensorMap& map, 
         "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
         : "memory");
 }
-
-/// What the L2 does with what is loaded: data that is read once and is more than it holds should leave first.
-inline constexpr uint64_t kEvictNormal = 0x1000000000000000, kEvictFirst = 0x12F0000000000000;
 
 __device__ __forceinline__ void tma_load_3d(void* smem, const CUtensorMap& map, uint64_t& barrier, int c0,
                                             int c1, int c2, uint64_t policy) {

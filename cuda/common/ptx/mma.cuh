@@ -75,6 +75,8 @@ __device__ __forceinline__ void decode_e4m3(uint32_t codes, uint32_t& low, uint3
         : "r"(codes));
 }
 
+inline constexpr float kLog2e = 1.4426950408889634f;  // e^x = 2^(x kLog2e)
+
 __device__ __forceinline__ float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

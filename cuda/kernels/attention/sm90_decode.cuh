@@ -15,7 +15,6 @@ namespace mmx::cuda::sm90 {
 inline constexpr int kWarps = 8, kWorkers = kWarps * 32, kDecodeThreads = kWorkers + 32;
 inline constexpr int kWeightStride = kPage * 2 + 16;  // bytes; spreads the rows of a fragment over the banks
 inline constexpr int kQueryBytes = kRows * kQueryStride;
-inline constexpr float kLog2e = 1.4426950408889634f;
 inline constexpr unsigned kFull = 0xFFFFFFFFu;
 
 /// K and V of a page take a slot of the ring each.
@@ -136,7 +135,7 @@ __device__ __forceinline__ uint4 fetch(const uint4* from) { return from ? *from 
 
 /// What makes base-2 scores of products with K.
 __device__ __forceinline__ float score_scale(const PagedAttentionParams& p, int kv_head) {
-    return p.scale * kLog2e * (p.k_scale ? p.k_scale[kv_head] : 1.0f);
+    return p.scale * ptx::kLog2e * (p.k_scale ? p.k_scale[kv_head] : 1.0f);
 }
 
 /// A worker's 16 bytes of the queries in shared memory.
@@ -245,7 +244,7 @@ struct Piece {
     float max = -INFINITY, sum = 0;
 };
 
-/// Merges `count` pieces, which `load(i)` gives, in their order.
+/// Merges kCount pieces, which `load(i)` gives, in their order.
 template <int kCount, class F>
 __device__ __forceinline__ Piece merge(F&& load) {
     Piece parts[kCount], all;
@@ -272,7 +271,7 @@ __device__ __forceinline__ bf16* out_of(const PagedAttentionParams& p, const Uni
            (unit.kv_head * unit.group + head) * p.out_head_stride;
 }
 
-/// What sums of codes and their sum of weights must be multiplied by and divided by.
+/// What sums of weighted codes must be multiplied by; 1 for pages without a scale.
 __device__ __forceinline__ float v_scale_of(const PagedAttentionParams& p, const Unit& unit) {
     return p.v_scale ? p.v_scale[unit.kv_head] : 1.0f;
 }

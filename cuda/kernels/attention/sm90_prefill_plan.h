@@ -19,7 +19,7 @@ namespace mmx::cuda {
 
 inline constexpr int64_t kTileQueries = 4;
 inline constexpr int64_t kRunTiles = 16;            // row tiles that share one load of K and V
-inline constexpr int64_t kSlabTokens = 4096;        // bounds the partial results: 64 KB per token and KV head
+inline constexpr int64_t kSlabTokens = 4096;        // bounds the partial results: 3 KB for each choice
 inline constexpr int64_t kPartTokens = 512;         // more that count into one place wait for each other
 inline constexpr int64_t kMaxSlabBuckets = 131072;  // a single thread block scans the buckets of a slab
 inline constexpr int64_t kPartialBytes = 16 * 128 * 12 / 8;  // 12 bits a value
@@ -85,7 +85,7 @@ inline PrefillPlan make_prefill_plan(const SparseAttentionParams& p) {
     plan.ranks = take(plan.buckets ? b.num_tokens * b.num_kv_heads * p.topk * 4 : 0);
     plan.lists = take(plan.num_slabs * plan.slab_entries * 4);
     plan.items = take(plan.num_slabs * plan.slab_items * static_cast<int64_t>(sizeof(PrefillItem)));
-    plan.max_sums = take(chosen * 16 * 8);
+    plan.max_sums = take(chosen * 16 * 8);  // two floats for each query head
     plan.partials = take(chosen * kPartialBytes);
     const int64_t num_groups = plan.unions ? ceil_div(b.num_tokens, kListedTokens) * b.num_kv_heads : 0;
     plan.is_union = take(num_groups * 4);

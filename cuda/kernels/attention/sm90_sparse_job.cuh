@@ -25,9 +25,11 @@ struct SparseJob {
     }
 };
 
-// An entry of a bucket's list: token << kEntryTokenShift | place in the token's own list of blocks.
 inline constexpr int kEntryTokenShift = 6;
 static_assert(kDecodeMaxTopk <= 1 << kEntryTokenShift);
+
+/// An entry of a bucket's list; `rank`: the block's place in the token's own list.
+__device__ __forceinline__ int entry_of(int token, int rank) { return token << kEntryTokenShift | rank; }
 
 /// An item of `num_tiles` row tiles that attend to a sequence's block.
 __device__ __forceinline__ PrefillItem make_item(const PagedAttentionParams& p, int seq, int block, int head,

@@ -125,8 +125,6 @@ __device__ __forceinline__ int64_t bucket_of(const SparseJob& job, const Choice&
     return (c.slab * job.plan.num_parts + part) * job.plan.slab_buckets + bucket;
 }
 
-__device__ __forceinline__ int entry_of(const Choice& c) { return c.token << kEntryTokenShift | c.rank; }
-
 /// Counts the choices of each bucket; a choice's rank in its list is the count it found.
 __global__ void __launch_bounds__(kEntryThreads) count_kernel(const __grid_constant__ SparseJob job) {
     ptx::wait_for_predecessors();
@@ -196,7 +194,7 @@ __global__ void __launch_bounds__(kEntryThreads) scatter_kernel(const __grid_con
     ptx::let_successors_start();
     for_my_choice(job, [&](const Choice& c) {
         const int at = job.at<int>(job.plan.starts)[bucket_of(job, c)] + job.at<int>(job.plan.ranks)[c.index];
-        job.at<int>(job.plan.lists)[c.slab * job.plan.slab_entries + at] = entry_of(c);
+        job.at<int>(job.plan.lists)[c.slab * job.plan.slab_entries + at] = entry_of(c.token, c.rank);
     });
 }
 

@@ -19,7 +19,6 @@ namespace mmx::cuda::sm90 {
 namespace {
 
 constexpr int kPage = 128, kDim = 128, kHeads = 16;
-constexpr float kLog2e = 1.4426950408889634f;
 constexpr unsigned kFull = 0xFFFFFFFFu;
 
 /// Memory of one slab. Why from the host: kernel arguments cost no registers.
@@ -142,7 +141,7 @@ __device__ __forceinline__ void produce(const SparseJob& job, const Slab& slab, 
                                                        static_cast<int>(p.base.num_seqs));
                 if (place.seq < 0) continue;
                 item = make_item(p.base, static_cast<int>(place.seq), block, row - token * num_heads,
-                                 token << kEntryTokenShift | choice - row * topk, 1);
+                                 entry_of(token, choice - row * topk), 1);
                 found = true;
             }
         }
@@ -371,7 +370,7 @@ __device__ __forceinline__ void consume(const SparseAttentionParams& p, const Sl
         ptx::keep_registers(s);
         release(shared.q_empty[slot_now()]);
         ++turn;
-        const float scale_log2 = p.base.scale * kLog2e * (sizeof(C) == 1 ? note.k_scale : 1.0f);
+        const float scale_log2 = p.base.scale * ptx::kLog2e * (sizeof(C) == 1 ? note.k_scale : 1.0f);
         const Softmax softmax = weigh(s, scale_log2, note.last_key, t);
         multiply_values();
         if (note.flags & Note::kLeave) release(shared.kv_empty[note.flags & Note::kStage]);

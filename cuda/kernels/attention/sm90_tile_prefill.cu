@@ -11,7 +11,6 @@ namespace mmx::cuda::sm90 {
 
 namespace {
 
-constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kPlanThreads = 1024, kJoinThreads = 128;
 
 /// One thread block: a counting sort of the tiles by their number of pages, in kPlanThreads classes.
@@ -156,7 +155,7 @@ TileJob make_job(const PagedAttentionParams& p, const ListedTiles& list, int64_t
     return {.p = p,
             .group = group,
             .group_inverse = static_cast<int>(ceil_div(65536, group)),
-            .scale_log2 = p.scale * kLog2e,
+            .scale_log2 = p.scale * ptx::kLog2e,
             .tile_tokens = static_cast<int>(tile_tokens),
             .shared_heads = static_cast<int>(shared_heads),
             .num_teams = tile_tokens * group <= kDenseTileRows / 2 ? 1 : kConsumers,

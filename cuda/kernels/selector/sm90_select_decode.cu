@@ -37,8 +37,8 @@ struct Shared {
 };
 
 /// Sequences, tiles of their query tokens and pages as one list of units: within a sequence all pages of the
-/// first tile come first. Lengths are read past the L1 and kept within bounds, because a block
-/// also looks at them before its predecessors are done.
+/// first tile come first. Lengths are read past the L1 and kept within bounds, because a block also looks at
+/// them before its predecessors are done.
 struct Plan {
     const SelectBlocksParams& p;
     int tile_tokens;

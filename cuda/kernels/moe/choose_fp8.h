@@ -75,6 +75,7 @@ inline bool sm90_fp8_fits(int64_t num_experts, int64_t weight_rows, int64_t k) {
 inline bool sm90_fp8_fits(const Fp8MoeGateUpParams& p) {
     return sm90_fp8_fits(p.num_local_experts, p.inter, p.hidden);
 }
+
 /// Of few rows, as without the Hopper kernels, another kernel than that of the products quantises. Where
 /// tensor cores are the limit the workspace holds counts and a copy of x in plan order: gathering rows
 /// without the copy engine costs more than the copy.
@@ -85,6 +86,7 @@ inline int64_t fp8_gate_up_workspace_bytes(const Fp8MoeGateUpParams& p) {
         return num_rows * p.inter * static_cast<int64_t>(sizeof(float));
     return tile == Fp8Tile::kWide ? kFp8CountBytes + num_rows * p.hidden : 0;
 }
+
 inline bool sm90_fp8_fits(const Fp8MoeDownParams& p) {
     return sm90_fp8_fits(p.num_local_experts, p.hidden, p.inter) && p.out_dtype == DType::kBF16;
 }

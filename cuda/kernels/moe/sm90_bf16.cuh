@@ -6,6 +6,7 @@
 #include "cuda/common/ptx/mma.cuh"
 #include "cuda/common/ptx/multicast.cuh"
 #include "cuda/common/ptx/wgmma_n.cuh"
+#include "cuda/common/ring.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/kernels/moe/work_list.cuh"
 
@@ -61,14 +62,6 @@ struct Bf16Maps {
     CUtensorMap x;               // (k, row, 0), of down
 };
 
-template <class Tile>
-struct Ring {
-    int stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        if (++stage == Tile::kStages) stage = 0, parity ^= 1;
-    }
-};
-
 /// The weight boxes of one chunk that this block has to fetch.
 template <class Tile, class F>
 __device__ __forceinline__ void for_each_box(const MoeUnit& unit, int rank, F&& f) {
@@ -84,18 +77,18 @@ __device__ __forceinline__ void for_each_box(const MoeUnit& unit, int rank, F&& 
 template <class Tile, bool kGather>
 __device__ __forceinline__ void produce_boxes(const Bf16Job& job, const Bf16Maps<Tile::kParts>& maps,
                                               typename Tile::Shared& shared, int rank) {
-    Ring<Tile> ring;
+    Ring<Tile::kStages> ring(0);
     for (int item = static_cast<int>(blockIdx.x) / Tile::kCluster; item < shared.list.num_items();
          item += static_cast<int>(gridDim.x) / Tile::kCluster) {
         const MoeUnit unit = shared.list.unit(item, rank);
         const int row_boxes = kGather ? 0 : (unit.num_rows + Tile::kBoxRows - 1) / Tile::kBoxRows;
         const int bytes = Tile::kBoxes * kBoxBytes + row_boxes * Tile::kBoxRows * 128;
         for (int chunk = 0; chunk < job.num_chunks; ++chunk) {
-            uint64_t& full = shared.full[ring.stage];
-            ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+            uint64_t& full = shared.full[ring.at];
+            ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);
             ptx::barrier_arrive_expect(full, bytes);
             for_each_box<Tile>(unit, rank, [&](int box, int warp) {
-                char* to = shared.stages[ring.stage].weight + box * kBoxBytes;
+                char* to = shared.stages[ring.at].weight + box * kBoxBytes;
                 const CUtensorMap& map = maps.weight[box % Tile::kParts];
                 if (Tile::kCluster == 1 || !unit.is_weight_shared)
                     ptx::tma_load_5d(to, map, full, chunk * kChunk, 0, 0, warp, unit.expert);
@@ -105,7 +98,7 @@ __device__ __forceinline__ void produce_boxes(const Bf16Job& job, const Bf16Maps
             });
             // Boxes reach into the rows of the next expert: columns of the products that nobody stores.
             for (int box = 0; box < row_boxes; ++box)
-                ptx::tma_load_3d(shared.stages[ring.stage].x + box * Tile::kBoxRows * 128, maps.x, full,
+                ptx::tma_load_3d(shared.stages[ring.at].x + box * Tile::kBoxRows * 128, maps.x, full,
                                  chunk * kChunk, unit.first_row + box * Tile::kBoxRows, 0);
             ring.advance();
         }
@@ -119,7 +112,7 @@ __device__ __forceinline__ void gather_rows(const Bf16Job& job, typename Tile::S
     constexpr int kStep = kRowThreads / 8, kSteps = (Tile::kHeight + kStep - 1) / kStep;
     const int row = thread / 8, piece = thread % 8;
     const char* x = reinterpret_cast<const char*>(job.x) + piece * 16;
-    Ring<Tile> ring;
+    Ring<Tile::kStages> ring(0);
     for (int item = static_cast<int>(blockIdx.x) / Tile::kCluster; item < shared.list.num_items();
          item += static_cast<int>(gridDim.x) / Tile::kCluster) {
         const MoeUnit unit = shared.list.unit(item, rank);
@@ -130,8 +123,8 @@ __device__ __forceinline__ void gather_rows(const Bf16Job& job, typename Tile::S
             from[i] = static_cast<uint32_t>(job.sorted_rows[m] / job.topk * (job.x_stride / 8));
         }
         for (int chunk = 0; chunk < job.num_chunks; ++chunk) {
-            ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
-            const uint32_t to = ptx::smem_address(shared.stages[ring.stage].x) + row * 128;
+            ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);
+            const uint32_t to = ptx::smem_address(shared.stages[ring.at].x) + row * 128;
 #pragma unroll
             for (int i = 0; i < kSteps; ++i) {
                 if (i * kStep >= unit.num_rows) break;
@@ -140,15 +133,16 @@ __device__ __forceinline__ void gather_rows(const Bf16Job& job, typename Tile::S
                                    x + static_cast<uint64_t>(from[i]) * 16 + chunk * 128,
                                    i * kStep + row < unit.num_rows);
             }
-            ptx::barrier_arrive_after_copies(shared.full[ring.stage]);
+            ptx::barrier_arrive_after_copies(shared.full[ring.at]);
             ring.advance();
         }
     }
 }
 
 template <class Tile, bool kGather, int kColumns>
-__device__ __forceinline__ void multiply(typename Tile::Shared& shared, Ring<Tile>& ring, int num_chunks,
-                                         int group, float (&acc)[Tile::kParts][Tile::kHeight / 2]) {
+__device__ __forceinline__ void multiply(typename Tile::Shared& shared, Ring<Tile::kStages>& ring,
+                                         int num_chunks, int group,
+                                         float (&acc)[Tile::kParts][Tile::kHeight / 2]) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32;
     const auto release = [&](int stage) {
         if constexpr (Tile::kCluster == 1) {
@@ -159,11 +153,11 @@ __device__ __forceinline__ void multiply(typename Tile::Shared& shared, Ring<Til
     };
     int previous = 0;
     for (int chunk = 0; chunk < num_chunks; ++chunk) {
-        ptx::barrier_wait(shared.full[ring.stage], ring.parity);
+        ptx::barrier_wait(shared.full[ring.at], ring.parity);
         if constexpr (kGather) ptx::fence_async_proxy();
-        const uint64_t weight = ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.stage].weight) +
+        const uint64_t weight = ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.at].weight) +
                                                    group * Tile::kParts * kBoxBytes);
-        const uint64_t x = ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.stage].x));
+        const uint64_t x = ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.at].x));
         ptx::wgmma_begin();
 #pragma unroll
         for (int step = 0; step < 4; ++step)
@@ -174,7 +168,7 @@ __device__ __forceinline__ void multiply(typename Tile::Shared& shared, Ring<Til
         ptx::wgmma_commit();
         ptx::wgmma_wait<1>();
         if (chunk > 0) release(previous);
-        previous = ring.stage;
+        previous = ring.at;
         ring.advance();
     }
     ptx::wgmma_wait<0>();
@@ -185,8 +179,7 @@ __device__ __forceinline__ void multiply(typename Tile::Shared& shared, Ring<Til
 /// the rounding to bf16 that follows.
 __device__ __forceinline__ float fast_gated_act(float gate, float up, Activation activation, float alpha,
                                                 float limit) {
-    constexpr float kLog2e = 1.4426950408889634f;
-    float slope = kLog2e;
+    float slope = ptx::kLog2e;
     if (activation == Activation::kSwigluOai) {
         gate = gate > limit ? limit : gate;
         up = up > limit ? limit : up;
@@ -268,7 +261,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
             gather_rows<Tile>(job, shared, rank, static_cast<int>(threadIdx.x) - (128 - kRowThreads));
     } else {
         if constexpr (Tile::kParts == 2) ptx::take_registers<216>();
-        Ring<Tile> ring;
+        Ring<Tile::kStages> ring(0);
         for (int item = static_cast<int>(blockIdx.x) / Tile::kCluster; item < shared.list.num_items();
              item += static_cast<int>(gridDim.x) / Tile::kCluster) {
             const MoeUnit unit = shared.list.unit(item, rank);

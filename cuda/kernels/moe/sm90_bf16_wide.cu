@@ -1,7 +1,7 @@
 #include "cuda/kernels/moe/sm90_bf16_wide.h"
 
 #include "cuda/common/ptx/cluster.cuh"
-#include "cuda/common/ptx/global.cuh"
+#include "cuda/kernels/moe/row_copies.cuh"
 #include "cuda/kernels/moe/sm90_bf16.cuh"
 
 namespace mmx::cuda::sm90 {
@@ -33,24 +33,9 @@ struct Shared {
     int expert;                    // the one whose rows are asked for now; of gate and up
 };
 
-/// Rows of x on their way into plan order while the products run.
-struct RowCopies {
-    const bf16* from;  // rows of from_stride
-    bf16* to;          // [num_rows, k]
-    int32_t* counts;   // [num_experts] rows that have arrived
-    int64_t from_stride;
-};
-
 struct WideMaps {
     CUtensorMap weight;        // (k, g, row g or g + 8, warp, expert)
     CUtensorMap x[kNumBoxes];  // (k, row, 0)
-};
-
-struct WideRing {
-    int stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        if (++stage == kStages) stage = 0, parity ^= 1;
-    }
 };
 
 /// The items of a cluster, for each of its threads that goes through them: the first has its number, those
@@ -83,23 +68,9 @@ struct Items {
     }
 };
 
-/// By the warps that have nothing else to do. Every block copies its share of each expert's rows, but only so
-/// far ahead of what it multiplies that they are still in the L2 when they are asked for. Blocks take the
-/// experts in the same order, so those that are behind never wait for those that are ahead.
-__device__ __forceinline__ void copy_rows(const Bf16Job& job, const RowCopies& copies, Shared& shared) {
-    constexpr int kWarps = 3, kAhead = 1536;  // rows behind those of the expert multiplied now
-    const int lane_idx = static_cast<int>(threadIdx.x) % 32,
-              warp_idx = static_cast<int>(threadIdx.x) / 32 - 1;
-    const int num_rows = shared.list.first_row[job.num_experts], pieces = job.num_chunks * 8;
-    const volatile int& reached = shared.expert;
-    int expert = 0;
-    for (int m = static_cast<int>(blockIdx.x) * kWarps + warp_idx; m < num_rows;
-         m += static_cast<int>(gridDim.x) * kWarps) {
-        while (shared.list.first_row[expert + 1] <= m) ++expert;
-        while (shared.list.first_row[min(reached + 1, job.num_experts)] + kAhead < m) __nanosleep(500);
-        const uint4* from =
-            reinterpret_cast<const uint4*>(copies.from + job.sorted_rows[m] / job.topk * copies.from_stride);
-        uint4* to = reinterpret_cast<uint4*>(copies.to) + static_cast<int64_t>(m) * pieces;
+__device__ __forceinline__ void copy_rows(const Bf16Job& job, const RowCopies<bf16>& copies, Shared& shared) {
+    const int pieces = job.num_chunks * 8;
+    copy_rows(job, copies, shared, pieces, [&](const uint4* from, uint4* to, int lane_idx) {
         int i = lane_idx;
         for (; i + 96 < pieces; i += 128) {
             const uint4 a = from[i], b = from[i + 32], c = from[i + 64], d = from[i + 96];
@@ -109,17 +80,7 @@ __device__ __forceinline__ void copy_rows(const Bf16Job& job, const RowCopies& c
             to[i + 96] = d;
         }
         for (; i < pieces; i += 32) to[i] = from[i];
-        ptx::fence_async_proxy_global();
-        __syncwarp();
-        if (lane_idx == 0) ptx::add_release(copies.counts + expert, 1);
-    }
-}
-
-/// Until `count` of an expert's rows have arrived; what follows may ask the copy engine for them.
-__device__ __forceinline__ void wait_for_rows(const int32_t* arrived, int count) {
-    while (ptx::load_acquire(arrived) < count) {
-    }
-    ptx::fence_async_proxy_global();
+    });
 }
 
 /// Rows of the first product; the second one's are as many or 8 fewer.
@@ -127,9 +88,10 @@ __device__ __forceinline__ int first_half(int height) { return (height / 8 + 1) 
 
 /// One thread: the block's own weights, and its half of the rows of x for both blocks.
 template <bool kGateUp>
-__device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps, const RowCopies& copies,
-                                        int32_t* ticket, Shared& shared, int rank) {
-    WideRing ring;
+__device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps,
+                                        const RowCopies<bf16>& copies, int32_t* ticket, Shared& shared,
+                                        int rank) {
+    Ring<kStages> ring(0);
     int expert = -1;
     for (Items items; items.item < shared.list.num_items(); items.next(shared, ticket)) {
         const MoeUnit unit = shared.list.unit(items.item, 0);
@@ -146,19 +108,19 @@ __device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps
         const int begin = rank * first_half(unit.height);
         const int count = rank == 0 ? first_half(unit.height) : unit.height - begin;
         for (int chunk = 0; chunk < job.num_chunks; ++chunk) {
-            uint64_t& full = shared.full[ring.stage];
-            ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+            uint64_t& full = shared.full[ring.at];
+            ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);
             // Why then: stages come back from products of this item, in both blocks.
             if (chunk == kDrawnAt && ticket && rank == 0) items.tell_next(shared, drawn);
             ptx::barrier_arrive_expect(full, (kWeightRows + unit.height) * 128);
-            ptx::tma_load_5d(shared.stages[ring.stage].weight, maps.weight, full, chunk * kChunk, 0, 0, warp,
+            ptx::tma_load_5d(shared.stages[ring.at].weight, maps.weight, full, chunk * kChunk, 0, 0, warp,
                              unit.expert);
             int row = begin;
 #pragma unroll
             for (int i = kNumBoxes - 1; i >= 0; --i) {
                 const int rows = 8 << i;
                 if (!(count & rows)) continue;
-                ptx::tma_load_3d_multicast(shared.stages[ring.stage].x + row * 128, maps.x[i], full,
+                ptx::tma_load_3d_multicast(shared.stages[ring.at].x + row * 128, maps.x[i], full,
                                            (1 << kCluster) - 1, chunk * kChunk, unit.first_row + row, 0);
                 row += rows;
             }
@@ -170,7 +132,7 @@ __device__ __forceinline__ void produce(const Bf16Job& job, const WideMaps& maps
 
 /// kFirst and kSecond: rows of x of the two products.
 template <int kFirst, int kSecond>
-__device__ __forceinline__ void multiply(Shared& shared, WideRing& ring, int num_chunks, int group,
+__device__ __forceinline__ void multiply(Shared& shared, Ring<kStages>& ring, int num_chunks, int group,
                                          float (&acc)[2][kHalf / 2]) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32;
     const auto release = [&](int stage) {
@@ -178,10 +140,10 @@ __device__ __forceinline__ void multiply(Shared& shared, WideRing& ring, int num
     };
     int previous = 0;
     for (int chunk = 0; chunk < num_chunks; ++chunk) {
-        ptx::barrier_wait(shared.full[ring.stage], ring.parity);
+        ptx::barrier_wait(shared.full[ring.at], ring.parity);
         const uint64_t weight =
-            ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.stage].weight) + group * kBoxBytes);
-        const uint64_t x = ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.stage].x));
+            ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.at].weight) + group * kBoxBytes);
+        const uint64_t x = ptx::wgmma_operand(ptx::smem_address(shared.stages[ring.at].x));
         ptx::wgmma_begin();
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
@@ -194,7 +156,7 @@ __device__ __forceinline__ void multiply(Shared& shared, WideRing& ring, int num
         ptx::wgmma_commit();
         ptx::wgmma_wait<1>();
         if (chunk > 0) release(previous);
-        previous = ring.stage;
+        previous = ring.at;
         ring.advance();
     }
     ptx::wgmma_wait<0>();
@@ -252,7 +214,7 @@ __device__ __forceinline__ void store(const Bf16Job& job, const MoeUnit& unit, i
 template <bool kGateUp>
 __global__ void __launch_bounds__(kThreads, 1)
     moe_bf16_wide_kernel(const __grid_constant__ Bf16Job job, const __grid_constant__ WideMaps maps,
-                         const __grid_constant__ RowCopies copies, int32_t* ticket) {
+                         const __grid_constant__ RowCopies<bf16> copies, int32_t* ticket) {
     extern __shared__ char raw[];
     Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
     const int rank = ptx::cluster_rank();
@@ -278,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (kGateUp && threadIdx.x >= 32) copy_rows(job, copies, shared);
     } else {
         ptx::take_registers<224>();
-        WideRing ring;
+        Ring<kStages> ring(0);
         for (Items items; items.item < shared.list.num_items(); items.next(shared, ticket)) {
             const MoeUnit unit = shared.list.unit(items.item, 0);
             float acc[2][kHalf / 2];
@@ -304,7 +266,7 @@ __global__ void __launch_bounds__(kClearThreads) clear_kernel(int32_t* words) {
 
 template <bool kGateUp>
 void launch(const char* op, Bf16Job job, const void* weight, int64_t k, int64_t num_rows,
-            const RowCopies& copies, void* workspace, Stream stream) {
+            const RowCopies<bf16>& copies, void* workspace, Stream stream) {
     constexpr int64_t kThreadRows = kGateUp ? 1 : 2;  // neighbours, of gate or of up
     const int64_t expert_rows = kGateUp ? 2 * job.n : job.n;
     job.num_chunks = static_cast<int>(k / kChunk);
@@ -335,7 +297,7 @@ void launch(const char* op, Bf16Job job, const void* weight, int64_t k, int64_t 
 
 void moe_gate_up_wide(Bf16Job job, const void* weight, int64_t k, int64_t num_rows, void* workspace,
                       Stream stream) {
-    const RowCopies copies{
+    const RowCopies<bf16> copies{
         .from = job.x,
         .to = reinterpret_cast<bf16*>(static_cast<char*>(workspace) + kMoeCountBytes),
         .counts = reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + kMoeTicketBytes),

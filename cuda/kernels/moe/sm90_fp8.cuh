@@ -14,13 +14,13 @@
 /// (sm90_fp8_wide.cu).
 namespace mmx::cuda::sm90 {
 
-/// What the copy engine fetches: weights, or rows that lie in order; by one thread. Of few rows each
-/// has a thread of its own: to ask for a box takes longer than to fetch it.
-template <class C, bool kWeights, bool kRows>
+/// What the copy engine fetches: weights, or rows that lie in order; each by a thread of its own, because to
+/// ask for a box of few rows takes longer than to fetch it.
+template <class C, bool kWeights>
 __device__ __forceinline__ void fp8_fetch(const Fp8Job& job, const Fp8Maps& maps, Fp8Shared<C>& shared,
                                           int first_item, int item_step) {
-    if (kRows && !job.offsets) ptx::wait_for_predecessors();
-    Fp8Cursor at;
+    if (!kWeights && !job.offsets) ptx::wait_for_predecessors();
+    Ring<C::kStages> ring(0);
     for (int item = first_item; item < shared.list.num_items(); item += item_step) {
         const MoeUnit unit = shared.list.unit(item, 0);
         const int row_boxes = C::kGathers ? 0 : (unit.num_rows + C::kRowBox - 1) / C::kRowBox;
@@ -28,24 +28,23 @@ __device__ __forceinline__ void fp8_fetch(const Fp8Job& job, const Fp8Maps& maps
         const int row = unit.weight_tile * (C::kGateUp ? kFp8Block : C::kTileRows);
         const int box_step = C::kGateUp ? job.weight_rows / 2 : C::kBoxRows;
         for (int step = 0; step < job.num_steps; ++step) {
-            uint64_t& full = shared.full[at.stage];
+            uint64_t& full = shared.full[ring.at];
             const int k = step * kFp8Block;
-            ptx::barrier_wait(shared.empty[at.stage], at.phase ^ 1);
+            ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);
             if constexpr (kWeights) {
                 ptx::barrier_arrive_expect(full,
                                            C::kHalves * C::kBoxBytes + row_boxes * C::kRowBox * kFp8Block);
 #pragma unroll
                 for (int box = 0; box < C::kHalves; ++box)
-                    ptx::tma_load_3d(shared.weights[at.stage] + box * C::kBoxBytes, maps.weight, full, k,
+                    ptx::tma_load_3d(shared.weights[ring.at] + box * C::kBoxBytes, maps.weight, full, k,
                                      row + box * box_step, unit.expert);
-            }
-            if constexpr (kRows) {
+            } else {
                 // The last box may reach into the rows of the next expert: products that nobody stores.
                 for (int box = 0; box < row_boxes; ++box)
-                    ptx::tma_load_3d(shared.rows[at.stage] + box * C::kRowBox * kFp8Block, maps.rows, full, k,
+                    ptx::tma_load_3d(shared.rows[ring.at] + box * C::kRowBox * kFp8Block, maps.rows, full, k,
                                      unit.first_row + box * C::kRowBox, 0);
             }
-            at.template advance<C::kStages>();
+            ring.advance();
         }
     }
 }
@@ -62,7 +61,7 @@ __device__ __forceinline__ void fp8_feed(const Fp8Job& job, Fp8Shared<C>& shared
     const int chunk = thread % kChunks, first = thread / kChunks;
     constexpr int kLag = C::kStages - 2;  // steps that copies have to land
     if (!job.offsets) ptx::wait_for_predecessors();
-    Fp8Cursor at;
+    Ring<C::kStages> ring(0);
     for (int item = first_item; item < shared.list.num_items(); item += item_step) {
         const MoeUnit unit = shared.list.unit(item, 0);
         const auto row_of = [&](int i) { return job.x_row(unit.first_row + min(i, unit.num_rows - 1)); };
@@ -80,8 +79,8 @@ __device__ __forceinline__ void fp8_feed(const Fp8Job& job, Fp8Shared<C>& shared
             ptx::barrier_arrive(shared.full[stage]);
         };
         for (int step = 0; step < job.num_steps; ++step) {
-            ptx::barrier_wait(shared.empty[at.stage], at.phase ^ 1);
-            const uint32_t to = ptx::smem_address(shared.rows[at.stage]);
+            ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);
+            const uint32_t to = ptx::smem_address(shared.rows[ring.at]);
 #pragma unroll
             for (int i = 0; i < kPasses; ++i) {
                 const int row = first + i * kRowsPerPass;
@@ -94,25 +93,25 @@ __device__ __forceinline__ void fp8_feed(const Fp8Job& job, Fp8Shared<C>& shared
             for (int i = 0; i < kScalePasses; ++i) {
                 const int row = thread + i * C::kFeeders;
                 if (row < unit.height)
-                    ptx::copy_async_4(ptx::smem_address(shared.scale.rows[at.stage] + C::scale_place(row)),
+                    ptx::copy_async_4(ptx::smem_address(shared.scale.rows[ring.at] + C::scale_place(row)),
                                       x_scale[i] + step);
             }
             if (thread < C::kScaleSets)
-                ptx::copy_async_4(ptx::smem_address(shared.scale.weights[at.stage] + thread),
+                ptx::copy_async_4(ptx::smem_address(shared.scale.weights[ring.at] + thread),
                                   weight_scale + step);
             if constexpr (C::kGathers) {
                 ptx::commit_copies();
                 ptx::wait_for_copies<kLag>();
-                if (step >= kLag) publish((at.stage + C::kStages - kLag) % C::kStages);
+                if (step >= kLag) publish((ring.at + C::kStages - kLag) % C::kStages);
             } else {
-                ptx::barrier_arrive_after_copies(shared.full[at.stage]);
+                ptx::barrier_arrive_after_copies(shared.full[ring.at]);
             }
-            at.template advance<C::kStages>();
+            ring.advance();
         }
         if constexpr (C::kGathers) {
             ptx::wait_for_copies<0>();
             for (int i = min(kLag, job.num_steps); i > 0; --i)
-                publish((at.stage + C::kStages - i) % C::kStages);
+                publish((ring.at + C::kStages - i) % C::kStages);
         }
     }
     ptx::wait_for_copies<0>();
@@ -146,9 +145,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
     const int first_item = static_cast<int>(blockIdx.x), item_step = static_cast<int>(gridDim.x);
     if (tid < 128) {
         if constexpr (C::kGroups == 2) ptx::release_registers<C::kProducerRegisters>();
-        if (tid == 0) fp8_fetch<C, true, false>(job, maps, shared, first_item, item_step);
+        if (tid == 0) fp8_fetch<C, true>(job, maps, shared, first_item, item_step);
         if constexpr (!C::kGathers) {
-            if (tid == 96) fp8_fetch<C, false, true>(job, maps, shared, first_item, item_step);
+            if (tid == 96) fp8_fetch<C, false>(job, maps, shared, first_item, item_step);
         }
         if (tid >= 32 && tid < 32 + C::kFeeders) fp8_feed<C>(job, shared, first_item, item_step, tid - 32);
     } else {

@@ -37,7 +37,7 @@ __device__ __forceinline__ void fp8_promote(float (&acc)[kN / 2], const float (&
 
 template <class C, int kN>
 __device__ __forceinline__ void fp8_multiply_columns(float (&acc)[C::kHalves][kN / 2], Fp8Shared<C>& shared,
-                                                     Fp8Cursor& at, int num_steps, int group) {
+                                                     Ring<C::kStages>& ring, int num_steps, int group) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32;
     // Offset of the group's rows of half h in a stage of weights.
     const auto half_offset = [&](int h) {
@@ -60,9 +60,9 @@ __device__ __forceinline__ void fp8_multiply_columns(float (&acc)[C::kHalves][kN
         fp8_promote<kN>(acc[h], part, scales, weights[C::kGateUp ? h : group]);
     };
     for (int step = 0; step < num_steps; ++step) {
-        const int stage = at.stage;
+        const int stage = ring.at;
         float part[C::kHalves][kN / 2];
-        ptx::barrier_wait(shared.full[stage], at.phase);
+        ptx::barrier_wait(shared.full[stage], ring.parity);
 #pragma unroll
         for (int h = 0; h < C::kHalves; ++h) multiply(part[h], stage, h);
         [&]<int... kHalf>(std::integer_sequence<int, kHalf...>) {
@@ -75,7 +75,7 @@ __device__ __forceinline__ void fp8_multiply_columns(float (&acc)[C::kHalves][kN
                 ...);
         }(std::make_integer_sequence<int, C::kHalves>{});
         fp8_release<C>(shared, stage);
-        at.template advance<C::kStages>();
+        ring.advance();
     }
 }
 
@@ -123,12 +123,10 @@ __device__ __forceinline__ void fp8_store_column_gate_up(const Fp8Job& job, floa
     fp8_activate(job, h, acc[1]);
     fp8_column_amax<kN>(shared.scale.amax[group * 4 + warp_idx], h);
     ptx::named_barrier(1, kConsumers);
-    float most = 0;
     if (tid < kN) {
+        float most = 0;
 #pragma unroll
         for (int i = 0; i < 4 * C::kGroups; ++i) most = fmaxf(most, shared.scale.amax[i][tid]);
-    }
-    if (tid < kN) {
         most = fmaxf(most, kFp8LeastAmax);
         shared.scale.factor[tid] = kFp8Max / most;
         if (tid < unit.num_rows)
@@ -204,12 +202,12 @@ template <class C>
 __device__ __forceinline__ void fp8_consume_columns(const Fp8Job& job, Fp8Shared<C>& shared, int first_item,
                                                     int item_step) {
     const int group = static_cast<int>(threadIdx.x) / 128 - 1;
-    Fp8Cursor at;
+    Ring<C::kStages> ring(0);
     for (int item = first_item; item < shared.list.num_items(); item += item_step) {
         const MoeUnit unit = shared.list.unit(item, 0);
         ptx::dispatch_columns<C::kMaxHeight>(unit.height, [&]<int kN>() {
             float acc[C::kHalves][kN / 2] = {};
-            fp8_multiply_columns<C, kN>(acc, shared, at, job.num_steps, group);
+            fp8_multiply_columns<C, kN>(acc, shared, ring, job.num_steps, group);
             if constexpr (C::kGateUp)
                 fp8_store_column_gate_up<C, kN>(job, acc, shared, unit, group);
             else

@@ -272,7 +272,9 @@ __global__ void __launch_bounds__(kFp8FewThreads, 1)
 /// `inner`: [num_rows, inter], of gate and up only.
 template <bool kGateUp>
 void launch_fp8_few(const char* op, Fp8Job job, const void* weight, float* inner, Stream stream) {
-    constexpr int64_t kMaxBytes = 222 * 1024, kWarps = 4 * kFp8FewGroups;
+    constexpr int64_t kMaxBytes = 222 * 1024;  // with Fp8FewShared within the 227 KB of a block
+    static_assert(kMaxBytes + sizeof(Fp8FewShared) <= 227 * 1024);
+    constexpr int64_t kWarps = 4 * kFp8FewGroups;
     const int64_t k = int64_t{job.num_steps} * kFp8Block, n = job.weight_rows, steps = job.num_steps;
     const int64_t near = kGateUp ? 1 : 2;                      // rows g are so many rows apart
     const int64_t far = kGateUp ? n / 2 : 1;                   // row g + 8 is so far from row g

@@ -5,6 +5,7 @@
 #include "cuda/common/ptx/multicast.cuh"
 #include "cuda/common/ptx/store.cuh"
 #include "cuda/common/ptx/wgmma_n.cuh"
+#include "cuda/common/ring.cuh"
 #include "cuda/common/types.cuh"
 #include "cuda/kernels/moe/work_list.cuh"
 
@@ -93,15 +94,6 @@ struct Fp8Shared {
     Fp8ColumnScales<C> scale;
     uint64_t full[C::kStages], empty[C::kStages];
     typename C::List list;
-};
-
-/// The stage that comes next, and how often the ring has turned.
-struct Fp8Cursor {
-    int stage = 0, phase = 0;
-    template <int kStages>
-    __device__ __forceinline__ void advance() {
-        if (++stage == kStages) stage = 0, phase ^= 1;
-    }
 };
 
 /// Gives back a stage that this warp has read, to all who write it.

@@ -3,10 +3,10 @@
 #include <algorithm>
 
 #include "cuda/common/chain.h"
-#include "cuda/common/ptx/global.cuh"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/kernels/moe/choose_fp8.h"
+#include "cuda/kernels/moe/row_copies.cuh"
 #include "cuda/kernels/moe/sm90_fp8_tile.cuh"
 
 /// Tiles of 128 rows of x x 256 weight rows: with rows first a thread needs the scales of two rows, not of 32
@@ -28,14 +28,6 @@ constexpr int kToldUnits = 2 * kStages;
 /// Of kWidth weight rows of each block of weights.
 template <int kWidth>
 using Sums = float[kProducts][kWidth / 2];
-
-/// Rows of x on their way into plan order while the products run.
-struct RowCopies {
-    const uint8_t* from;  // rows of from_stride
-    uint8_t* to;          // [num_rows, k]
-    int32_t* counts;      // [num_experts] rows that have arrived
-    int64_t from_stride;
-};
 
 /// kCluster: two thread blocks share their weights where they differ in rows.
 template <bool kGateUp_, int kCluster_>
@@ -71,26 +63,12 @@ struct Part {
     }
 };
 
-/// By the warps that have nothing else to do. Every block copies its share of each expert's rows, but only a
-/// few experts ahead of what it multiplies: the rows are then still in the L2 when they are asked for. Blocks
-/// take the experts in the same order, so those that are behind never wait for those that are ahead.
 template <class C>
-__device__ __forceinline__ void copy_rows(const Fp8Job& job, const RowCopies& copies, Shared<C>& shared) {
-    constexpr int kWarps = 3, kAtOnce = 2;
-    constexpr int kAhead = 1536;  // rows behind those of the expert multiplied now
-    const int lane_idx = static_cast<int>(threadIdx.x) % 32,
-              warp_idx = static_cast<int>(threadIdx.x) / 32 - 1;
-    const int num_rows = shared.list.first_row[job.num_experts];
+__device__ __forceinline__ void copy_rows(const Fp8Job& job, const RowCopies<uint8_t>& copies,
+                                          Shared<C>& shared) {
+    constexpr int kAtOnce = 2;
     const int pieces = job.num_steps * (kFp8Block / 16);
-    const volatile int& reached = shared.expert;
-    int expert = 0;
-    for (int m = static_cast<int>(blockIdx.x) * kWarps + warp_idx; m < num_rows;
-         m += static_cast<int>(gridDim.x) * kWarps) {
-        while (shared.list.first_row[expert + 1] <= m) ++expert;
-        while (shared.list.first_row[min(reached + 1, job.num_experts)] + kAhead < m) __nanosleep(500);
-        const uint4* from =
-            reinterpret_cast<const uint4*>(copies.from + job.sorted_rows[m] / job.topk * copies.from_stride);
-        uint4* to = reinterpret_cast<uint4*>(copies.to) + static_cast<int64_t>(m) * pieces;
+    copy_rows(job, copies, shared, pieces, [&](const uint4* from, uint4* to, int lane_idx) {
 #pragma unroll 1
         for (int i = lane_idx; i < pieces; i += 32 * kAtOnce) {
             uint4 some[kAtOnce];
@@ -101,24 +79,14 @@ __device__ __forceinline__ void copy_rows(const Fp8Job& job, const RowCopies& co
             for (int j = 0; j < kAtOnce; ++j)
                 if (i + 32 * j < pieces) to[i + 32 * j] = some[j];
         }
-        ptx::fence_async_proxy_global();
-        __syncwarp();
-        if (lane_idx == 0) ptx::add_release(copies.counts + expert, 1);
-    }
-}
-
-/// Until `count` of an expert's rows have arrived; what follows may ask the copy engine for them.
-__device__ __forceinline__ void wait_for_rows(const int32_t* arrived, int count) {
-    while (ptx::load_acquire(arrived) < count) {
-    }
-    ptx::fence_async_proxy_global();
+    });
 }
 
 /// By one thread.
 template <class C>
-__device__ __forceinline__ void produce(const Fp8Job& job, const Fp8Maps& maps, const RowCopies& copies,
-                                        Shared<C>& shared, int rank) {
-    Fp8Cursor at;
+__device__ __forceinline__ void produce(const Fp8Job& job, const Fp8Maps& maps,
+                                        const RowCopies<uint8_t>& copies, Shared<C>& shared, int rank) {
+    Ring<kStages> ring(0);
     int expert = -1, count = 0;
     for (int item = static_cast<int>(blockIdx.x) / C::kCluster; item < shared.list.num_items();
          item += static_cast<int>(gridDim.x) / C::kCluster, ++count) {
@@ -135,10 +103,10 @@ __device__ __forceinline__ void produce(const Fp8Job& job, const Fp8Maps& maps, 
         const int row = unit.weight_tile * (C::kGateUp ? kN : kTileRows);
         const int box_step = C::kGateUp ? job.weight_rows / 2 : kN;
         for (int step = 0; step < job.num_steps; ++step) {
-            uint64_t& full = shared.full[at.stage];
-            uint8_t* to = shared.weights[at.stage];
+            uint64_t& full = shared.full[ring.at];
+            uint8_t* to = shared.weights[ring.at];
             const int k = step * kFp8Block;
-            ptx::barrier_wait(shared.empty[at.stage], at.phase ^ 1);
+            ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);
             ptx::barrier_arrive_expect(full, kProducts * kBoxBytes + row_boxes * kFp8Half * kFp8Block);
             if (C::kCluster > 1 && unit.is_weight_shared) {
                 ptx::tma_load_3d_multicast(to + rank * kBoxBytes, maps.weight, full, (1 << C::kCluster) - 1,
@@ -148,9 +116,9 @@ __device__ __forceinline__ void produce(const Fp8Job& job, const Fp8Maps& maps, 
                 ptx::tma_load_3d(to + kBoxBytes, maps.weight, full, k, row + box_step, unit.expert);
             }
             for (int box = 0; box < row_boxes; ++box)
-                ptx::tma_load_3d(shared.rows[at.stage] + box * kFp8Half * kFp8Block, maps.rows, full, k,
+                ptx::tma_load_3d(shared.rows[ring.at] + box * kFp8Half * kFp8Block, maps.rows, full, k,
                                  unit.first_row + box * kFp8Half, 0);
-            at.template advance<kStages>();
+            ring.advance();
         }
     }
     if (C::kGateUp) static_cast<volatile int&>(shared.expert) = job.num_experts;
@@ -208,14 +176,14 @@ __device__ __forceinline__ void find_rows(int (&rows)[2], const Fp8Job& job, con
 }
 
 template <class C, int kWidth>
-__device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<C>& shared, Fp8Cursor& at,
+__device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<C>& shared, Ring<kStages>& ring,
                                          const Fp8Job& job, Scales& scales, const Part& mine) {
     const int quad = static_cast<int>(threadIdx.x) % 32 / 4 * 4;
     const uint32_t rows = ptx::smem_address(shared.rows[0]) + mine.first_row * kFp8Block,
                    weights = ptx::smem_address(shared.weights[0]) + mine.first_column * kFp8Block;
-    ptx::UniformOperand a(rows + at.stage * sizeof(shared.rows[0])),
-        b(weights + at.stage * sizeof(shared.weights[0]));
-    ptx::barrier_wait(shared.full[at.stage], at.phase);
+    ptx::UniformOperand a(rows + ring.at * sizeof(shared.rows[0])),
+        b(weights + ring.at * sizeof(shared.weights[0]));
+    ptx::barrier_wait(shared.full[ring.at], ring.parity);
     for (int first = 0; first < job.num_steps; first += kScaleRun) {
         float now[4];
 #pragma unroll
@@ -224,7 +192,7 @@ __device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<C>& shared, 
         const int count = min(kScaleRun, job.num_steps - first);
 #pragma unroll 1
         for (int i = 0; i < count; ++i) {
-            const int stage = at.stage;
+            const int stage = ring.at;
 #pragma unroll
             for (int h = 0; h < kProducts; ++h) {
                 float part[kWidth / 2];
@@ -238,10 +206,10 @@ __device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<C>& shared, 
                 const float upper = __shfl_sync(0xFFFFFFFFu, now[0] * now[2 + h], quad | i);
                 const float lower = __shfl_sync(0xFFFFFFFFu, now[1] * now[2 + h], quad | i);
                 if (h == kProducts - 1) {
-                    at.template advance<kStages>();
-                    a = ptx::UniformOperand(rows + at.stage * sizeof(shared.rows[0]));
-                    b = ptx::UniformOperand(weights + at.stage * sizeof(shared.weights[0]));
-                    if (first + i + 1 < job.num_steps) ptx::barrier_wait(shared.full[at.stage], at.phase);
+                    ring.advance();
+                    a = ptx::UniformOperand(rows + ring.at * sizeof(shared.rows[0]));
+                    b = ptx::UniformOperand(weights + ring.at * sizeof(shared.weights[0]));
+                    if (first + i + 1 < job.num_steps) ptx::barrier_wait(shared.full[ring.at], ring.parity);
                 }
                 ptx::wgmma_wait<0>();
                 ptx::keep_registers(part);
@@ -352,11 +320,11 @@ __device__ __forceinline__ void consume(const Fp8Job& job, Shared<C>& shared) {
     const int warp_idx = static_cast<int>(threadIdx.x) / 32 - 4, group = warp_idx / 4;
     const int first_item = static_cast<int>(blockIdx.x) / C::kCluster,
               item_step = static_cast<int>(gridDim.x) / C::kCluster, num_items = shared.list.num_items();
-    Fp8Cursor at;
+    Ring<kStages> ring(0);
     Scales scales;
     int rows[2];
     const auto find = [&](int count) {
-        ptx::barrier_wait(shared.full[at.stage], at.phase);
+        ptx::barrier_wait(shared.full[ring.at], ring.parity);
         const MoeUnit& unit = shared.units[count % kToldUnits];
         find_rows<C::kGateUp>(rows, job, unit, Part(unit, group).warp_row());
     };
@@ -373,7 +341,7 @@ __device__ __forceinline__ void consume(const Fp8Job& job, Shared<C>& shared) {
         const bool has_next = item + item_step < num_items;
         const auto work = [&]<int kWidth>() {
             Sums<kWidth> sums = {};
-            multiply<C, kWidth>(sums, shared, at, job, scales, mine);
+            multiply<C, kWidth>(sums, shared, ring, job, scales, mine);
             if (has_next) find(count + 1);
             uint8_t* staged = shared.staged[warp_idx];
             if (!unit.is_valid) return;
@@ -394,7 +362,7 @@ __device__ __forceinline__ void consume(const Fp8Job& job, Shared<C>& shared) {
 template <class C>
 __global__ void __launch_bounds__(kThreads, 1)
     fp8_wide_kernel(const __grid_constant__ Fp8Job job, const __grid_constant__ Fp8Maps maps,
-                    const __grid_constant__ RowCopies copies) {
+                    const __grid_constant__ RowCopies<uint8_t> copies) {
     extern __shared__ uint8_t raw[];
     auto& shared = *reinterpret_cast<Shared<C>*>(raw + (1024 - ptx::smem_address(raw) % 1024) % 1024);
     const int tid = static_cast<int>(threadIdx.x);
@@ -440,7 +408,7 @@ __global__ void __launch_bounds__(kMoeMaxExperts) clear_kernel(int32_t* counts) 
 }
 
 template <class C>
-void launch(const char* op, Fp8Job job, const void* x, const void* weight, const RowCopies& copies,
+void launch(const char* op, Fp8Job job, const void* x, const void* weight, const RowCopies<uint8_t>& copies,
             Stream stream) {
     const int64_t k = int64_t{job.num_steps} * kFp8Block, rows = job.weight_rows;
     const Fp8Maps maps{make_tensor_map<3>(weight, {k, rows, job.num_experts}, {k, rows * k},
@@ -469,10 +437,10 @@ void fp8_wide(const char* op, Fp8Job job, const void* weight, Stream stream) {
 }
 
 void fp8_gate_up_wide(const char* op, Fp8Job job, const void* weight, void* workspace, Stream stream) {
-    const RowCopies copies{.from = job.x,
-                           .to = static_cast<uint8_t*>(workspace) + kFp8CountBytes,
-                           .counts = static_cast<int32_t*>(workspace),
-                           .from_stride = job.x_stride};
+    const RowCopies<uint8_t> copies{.from = job.x,
+                                    .to = static_cast<uint8_t*>(workspace) + kFp8CountBytes,
+                                    .counts = static_cast<int32_t*>(workspace),
+                                    .from_stride = job.x_stride};
     LaunchChain{op, dim3(1), kMoeMaxExperts, 0, stream}(clear_kernel, copies.counts);
     launch<Config<true, 1>>(op, job, copies.to, weight, copies, stream);
 }

@@ -42,7 +42,7 @@ void all_reduce_add_rms_norm(const AllReduceAddRmsNormParams& p, Stream stream) 
         AddRmsNormParams norm = p.norm;
         norm.x = norm.out;
         norm.x_stride = norm.out_stride;
-        if (p.codes != nullptr)
+        if (p.codes)
             add_rms_norm_quantize({.norm = norm, .codes = p.codes, .scale = p.scale}, stream);
         else
             add_rms_norm(norm, stream);

@@ -19,8 +19,7 @@ void all_reduce_add_rms_norm(const Tensor& out, const OptionalTensor& codes, con
     for (const Tensor& rows : {x, residual, out})
         m.require(rows.stride(0) % 8 == 0,
                   "rows of x, residual and out must begin at multiples of 8 elements");
-    m.require(codes.has_value() == scale.has_value(), "codes and scale must be given together");
-    if (codes) check_codes(m, *codes, *scale);
+    check_codes(m, codes, scale);
     const AllReduceAddRmsNormParams p{
         .norm = norm,
         .peers = to_peers(m, inboxes, epochs, rank, timeout, norm.num_tokens,

@@ -72,14 +72,16 @@ void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, co
     B::enqueue(m.device_index(), &B::add_rms_norm, p);
 }
 
-/// Codes and scale of rows [num_tokens, hidden].
-inline void check_codes(Matcher& m, const Tensor& codes, const Tensor& scale) {
+/// Codes and scale of rows [num_tokens, hidden], or neither.
+inline void check_codes(Matcher& m, const OptionalTensor& codes, const OptionalTensor& scale) {
+    m.require(codes.has_value() == scale.has_value(), "codes and scale must be given together");
+    if (!codes) return;
     const int64_t hidden = m["hidden"];
     m.require(hidden % kFp8Group == 0, "hidden must be a multiple of ", kFp8Group, ", got ", hidden);
-    m.shape("codes", codes, {"num_tokens", "hidden"}, 2)
-        .shape("scale", scale, {"num_tokens", hidden / kFp8Group}, 2);
-    m.same_dtype("codes", codes, DType::kE4M3);
-    m.same_dtype("scale", scale, DType::kF32);
+    m.shape("codes", *codes, {"num_tokens", "hidden"}, 2)
+        .shape("scale", *scale, {"num_tokens", hidden / kFp8Group}, 2);
+    m.same_dtype("codes", *codes, DType::kE4M3);
+    m.same_dtype("scale", *scale, DType::kF32);
 }
 
 template <class B>
@@ -102,8 +104,7 @@ void combine_add_rms_norm(const Tensor& out, const OptionalTensor& codes, const 
     Matcher m("combine_add_rms_norm");
     const MoeCombineParams combine = moe_combine_params(m, out, x, row_positions, topk_weights, shared);
     const AddRmsNormParams norm = add_rms_norm_params(m, out, residual, out, weight, eps, gemma);
-    m.require(codes.has_value() == scale.has_value(), "codes and scale must be given together");
-    if (codes) check_codes(m, *codes, *scale);
+    check_codes(m, codes, scale);
     const CombineAddRmsNormParams p{
         .combine = combine, .norm = norm, .codes = ptr(codes), .scale = ptr<float>(scale)};
     if (norm.num_tokens == 0 || norm.hidden == 0) return;

@@ -14,8 +14,9 @@ namespace mmx::cuda {
 inline constexpr int64_t kDecodeMaxTopk = 64;  // blocks of a (token, KV head) that a thread block lists
 inline constexpr int64_t kFixedSplits = 4;     // parts of a (token, KV head) under fixed_split, sparse
 inline constexpr int64_t kSparseKeptBytes = int64_t{16} << 20;
-// Dense decode: thread blocks of a launch, two a multiprocessor; tokens of a launch; (token, KV head)s whose
-// pages are cut into chunks of their own; draft tokens, of which more go through row tiles.
+// Dense decode: thread blocks of a launch, two a multiprocessor; tokens of a launch, whose list has what the
+// pages leave of shared memory; (token, KV head)s whose pages are cut into chunks of their own; draft tokens,
+// of which more go through row tiles.
 inline constexpr int64_t kPagedDecodeBlocks = 2 * 132, kPagedDecodeTokens = 224;
 inline constexpr int64_t kPagedMaxChunkedUnits = 132, kPagedMaxDraftTokens = 8192;
 

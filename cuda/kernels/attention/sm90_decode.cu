@@ -415,8 +415,10 @@ void launch_merge(const PagedAttentionParams& p, int first_token, int num_tokens
 template <class C, bool kCrosses>
 void launch_paged(const PagedAttentionParams& p, int first_token, int num_tokens, Stream stream) {
     constexpr int kSlots = 6 / static_cast<int>(sizeof(C));
+    constexpr size_t kSmemBytes = sizeof(PagedShared<C, kSlots, kCrosses>);
+    static_assert(2 * (kSmemBytes + 1024) <= 228 * 1024, "a multiprocessor holds two blocks");
     const LaunchChain launch{"paged_attention", dim3(static_cast<unsigned>(kBlocks)), kDecodeThreads,
-                             sizeof(PagedShared<C, kSlots, kCrosses>), stream};
+                             kSmemBytes, stream};
     launch(paged_decode_kernel<C, kSlots, kCrosses>, p, make_page_maps(p), first_token, num_tokens);
     if (paged_partial_bytes(p) == 0 && !p.codes) return;
     if (kCrosses) return launch_merge<8, 1, kCrosses>(p, first_token, num_tokens, stream);

@@ -48,6 +48,7 @@ __device__ __forceinline__ void receive_pairs(const uint64_t* from, const uint32
     }
 }
 
+/// The same of one pair, at `from`.
 __device__ __forceinline__ void receive_pair(const uint64_t* from, uint32_t epoch, int64_t timeout_ns,
                                              uint32_t& x, uint32_t& y) {
     const uint32_t place[] = {0};

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kRun = 8, kMaxThreads = 1024;
 
+/// Neighbouring values of a row, and the words as which they travel.
 template <class T>
 union Run {
     static constexpr int kWords = kRun * sizeof(T) / 4;

@@ -151,9 +151,7 @@ void fp8_quantize(const Fp8QuantizeParams& p, Stream stream) {
     });
 }
 
-int64_t fp8_moe_gate_up_workspace(const Fp8MoeGateUpParams& p) {
-    return fp8_gate_up_workspace_bytes(p);
-}
+int64_t fp8_moe_gate_up_workspace(const Fp8MoeGateUpParams& p) { return fp8_gate_up_workspace_bytes(p); }
 
 void fp8_moe_gate_up(const Fp8MoeGateUpParams& p, Stream stream) {
     if (is_sm90(p)) return sm90::fp8_moe_gate_up(p, stream);

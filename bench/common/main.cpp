@@ -32,7 +32,8 @@ void add_case(Options& options, const std::string& text) {
     const size_t equals = text.find('=');
     char* end = nullptr;
     const long long size = equals < text.size() ? std::strtoll(text.c_str() + equals + 1, &end, 10) : 0;
-    MMX_CHECK(end && end != text.c_str() + equals + 1 && *end == 0, "--case must be DIMENSION=N, got ", text);
+    MMX_CHECK(equals > 0 && end && end != text.c_str() + equals + 1 && *end == 0,
+              "--case must be DIMENSION=N, got ", text);
     options.only[text.substr(0, equals)].insert(size);
 }
 

@@ -79,7 +79,7 @@ FP8_GIVES_BACK = (
     "__syncwarp(); // all lanes have read their scales "
     "if (lane_idx == 0) ptx::barrier_arrive(shared.empty[stage]);",
 )
-FP8_FEEDS = ("sm90_fp8.cuh", "ptx::barrier_wait(shared.empty[at.stage], at.phase ^ 1);")
+FP8_FEEDS = ("sm90_fp8.cuh", "ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);")
 ROWS_RELEASE = (
     "sm90_tile_rows.cuh",
     "__syncwarp(); // all lanes have read if (lane_idx == 0) ptx::barrier_arrive(barrier);",
@@ -116,7 +116,7 @@ EXPLAINED = [
             "static_cast<volatile int&>(shared.expert) =",
         ),
         "polled",
-        (("sm90_bf16_wide.cu", "const volatile int& reached = shared.expert;"),),
+        (("row_copies.cuh", "const volatile int& reached = shared.expert;"),),
         "How far the block is: with a late answer the copying warps sleep once more; nothing else is read "
         "by it.",
     ),

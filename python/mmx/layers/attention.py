@@ -12,7 +12,7 @@ from mmx.layers.batch import ForwardBatch, LayerCache
 from mmx.layers.context import spread_attention
 from mmx.layers.linear import Codes
 from mmx.layers.norm import RmsNorm
-from mmx.model_config import FP8_BLOCK
+from mmx.ops.norm import empty_codes
 
 
 class Attention:
@@ -100,23 +100,15 @@ class Attention:
         q = self.split(qkv)[0]
         if self.decode.size > 1:
             return self._spread(q, cache, batch, None), None
-        codes: Codes | None = None
-        if wanted:
-            made = qkv.new_empty((qkv.shape[0], self.parts[0] * self.head_dim), dtype=torch.float8_e4m3fn)
-            codes = Codes(
-                made, made.new_empty((made.shape[0], made.shape[1] // FP8_BLOCK), dtype=torch.float32)
-            )
-        heads = ops.paged_attention(
-            q,
-            cache.k,
-            cache.v,
-            *(batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q),
-            self.scale,
-            fixed_split=self.fixed_split,
-            codes=codes and codes.codes,
-            codes_scale=codes and codes.scale,
-        )
-        return heads.flatten(1), codes
+        heads = q.new_empty(q.shape)
+        made = Codes(*empty_codes(heads.flatten(1))) if wanted else None
+        codes, codes_scale = made or (None, None)
+        where = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q)
+        ops.paged_attention(
+            q, cache.k, cache.v, *where, self.scale,
+            fixed_split=self.fixed_split, codes=codes, codes_scale=codes_scale, out=heads,
+        )  # fmt: skip
+        return heads.flatten(1), made
 
     def sparse(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:
         """The same restricted to the blocks that the indexer selects per token and KV head."""

@@ -4,6 +4,17 @@
 
 namespace mmx::cuda {
 
+/// What is stored of a sequence: its query tokens, from `begin` to `end`, and its length.
+struct SeqLens {
+    int begin, end, len;
+    bool operator==(const SeqLens&) const = default;
+};
+
+/// Past the L1, for blocks that also look at lengths before their predecessors are done.
+__device__ __forceinline__ SeqLens read_lens(const int32_t* cu_seqlens_q, const int32_t* seq_lens, int seq) {
+    return {__ldcg(cu_seqlens_q + seq), __ldcg(cu_seqlens_q + seq + 1), __ldcg(seq_lens + seq)};
+}
+
 /// `place_of` by one whole warp, for kernels that wait for it: the loads of a decode batch do not depend on
 /// each other, other batches need one more round.
 __device__ __forceinline__ TokenPlace warp_place_of(int token, const int32_t* cu_seqlens_q,

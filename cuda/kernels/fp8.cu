@@ -6,6 +6,7 @@
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/quantize.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/search.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 #include "cuda/kernels/moe/choose_fp8.h"
@@ -85,15 +86,6 @@ struct Product {
     float alpha, limit;
 };
 
-__device__ int64_t expert_of(const int32_t* offsets, int64_t num_experts, int64_t m) {
-    int64_t low = 0, high = num_experts;  // offsets[low] <= m < offsets[high]
-    while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        (offsets[middle] <= m ? low : high) = middle;
-    }
-    return low;
-}
-
 __device__ float dot(const Product& p, int64_t expert, int64_t x_row, int64_t weight_row) {
     const e4m3* x = p.x + x_row * p.k;
     const e4m3* weight = p.weight + (expert * p.weight_rows + weight_row) * p.k;
@@ -117,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) fp8_product_kernel(Product p) {
     const int64_t num_rows = p.offsets ? p.offsets[p.num_experts] : p.num_rows;
     if (n >= p.n) return;
     for (int64_t m = blockIdx.y; m < num_rows; m += gridDim.y) {
-        const int64_t expert = p.offsets ? expert_of(p.offsets, p.num_experts, m) : 0;
+        const int64_t expert = p.offsets ? place_in(p.offsets, p.num_experts, m) : 0;
         const int64_t x_row = p.sorted_rows ? p.sorted_rows[m] / p.topk : m;
         float result = dot(p, expert, x_row, n);
         if constexpr (kGateUp)

@@ -3,6 +3,7 @@
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/multicast.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/search.cuh"
 #include "cuda/kernels/attention/choose.h"
 #include "cuda/kernels/attention/sm90.h"
 #include "cuda/kernels/attention/sm90_decode.cuh"
@@ -22,17 +23,6 @@ struct TokenList {
     uint16_t seq[kTokens], cu_chunks[kTokens + 1];
 };
 
-/// What a thread read of its sequence.
-struct Lens {
-    int begin, end, len;
-    bool operator==(const Lens&) const = default;
-};
-
-/// Lengths are read past the L1, because a block also looks at them before its predecessors are done.
-__device__ __forceinline__ Lens lens_of(const PagedAttentionParams& p, int seq) {
-    return {__ldcg(p.cu_seqlens_q + seq), __ldcg(p.cu_seqlens_q + seq + 1), __ldcg(p.seq_lens + seq)};
-}
-
 /// By one warp: cu[t + 1] = the sum of count(0) to count(t).
 template <class T, class F>
 __device__ __forceinline__ void fill_prefix(T* cu, int size, F&& count) {
@@ -51,10 +41,10 @@ __device__ __forceinline__ void fill_prefix(T* cu, int size, F&& count) {
 /// By a whole block of kThreads threads. Whatever the lengths are, what is listed lies within the page table.
 /// Returns what the thread read last.
 template <int kThreads, bool kCrosses>
-__device__ __forceinline__ Lens list_tokens(TokenList& list, const PagedAttentionParams& p, int first_token,
-                                            int num_tokens) {
+__device__ __forceinline__ SeqLens list_tokens(TokenList& list, const PagedAttentionParams& p,
+                                               int first_token, int num_tokens) {
     const int tid = static_cast<int>(threadIdx.x), most = static_cast<int>(p.max_blocks_per_seq);
-    Lens lens{};
+    SeqLens lens{};
 #pragma unroll 1
     for (int t = tid; t < num_tokens; t += kThreads) {
         list.cu_pages[t + 1] = list.position[t] = 0;
@@ -63,7 +53,7 @@ __device__ __forceinline__ Lens list_tokens(TokenList& list, const PagedAttentio
     __syncthreads();
 #pragma unroll 1
     for (int s = tid; s < p.num_seqs; s += kThreads) {
-        lens = lens_of(p, s);
+        lens = read_lens(p.cu_seqlens_q, p.seq_lens, s);
         const int last = min(lens.end - first_token, num_tokens);
 #pragma unroll 1
         for (int t = max(lens.begin - first_token, 0); t < last; ++t) {
@@ -94,17 +84,6 @@ __device__ __forceinline__ Lens list_tokens(TokenList& list, const PagedAttentio
     }
     __syncthreads();
     return lens;
-}
-
-/// The last of `size` places whose value in the ascending list `cu` is at most `value`.
-template <class T>
-__device__ __forceinline__ int place_in(const T* cu, int size, int value) {
-    int low = 0, high = size;
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        (cu[middle] <= value ? low : high) = middle;
-    }
-    return low;
 }
 
 /// Pages of a token and KV head.
@@ -242,7 +221,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     const auto queries_at = [&](const Item& item) {
         return queries_of(p, first_token + item.token, min(item.kv_head, num_heads - 1));
     };
-    const Lens lens = list_tokens<kDecodeThreads, kCrosses>(shared.list, p, first_token, num_tokens);
+    const SeqLens lens = list_tokens<kDecodeThreads, kCrosses>(shared.list, p, first_token, num_tokens);
     Share share = share_of<kCrosses>(shared.list, num_tokens, num_heads, block);
     Item item = item_at(share.begin);
     // A lane's item of the 32 from `first` on: its head, and where the page table has its page.
@@ -271,7 +250,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
             return __shfl_sync(kFull, page_of_lane, (first + i) % 32);
         });
     };
-    const Lens again = lens_of(p, min(static_cast<int>(threadIdx.x), num_seqs - 1));
+    const SeqLens again =
+        read_lens(p.cu_seqlens_q, p.seq_lens, min(static_cast<int>(threadIdx.x), num_seqs - 1));
     bool stale = num_seqs > kDecodeThreads;
     float scale = 0;
     if (feeds) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/search.cuh"
 #include "cuda/kernels/moe/choose.h"
 
 /// The work of a grouped GEMM, listed by every thread block for itself from the offsets of the expert plan:
@@ -73,14 +74,10 @@ struct MoeWorkList {
 
     /// The tile of block `rank` of the cluster in item number `item`.
     __device__ __forceinline__ MoeUnit unit(int item, int rank) const {
-        int low = 0, high = num_experts;  // first_item[low] <= item < first_item[high]
-        while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            (first_item[middle] <= item ? low : high) = middle;
-        }
-        const int begin = first_row[low], end = first_row[low + 1];
+        const int expert = place_in(first_item, num_experts, item);
+        const int begin = first_row[expert], end = first_row[expert + 1];
         const RowTiles tiles = split_rows(end - begin, kMaxHeight, kHeightStep);
-        int index = item - first_item[low], row_tile, weight_tile;
+        int index = item - first_item[expert], row_tile, weight_tile;
         const int full = tiles.count / kCluster;
         const bool is_shared = kCluster > 1 && index < full * num_weight_tiles;
         if (kCluster == 1 || is_shared) {
@@ -92,7 +89,7 @@ struct MoeWorkList {
             row_tile = full * kCluster + index % (tiles.count % kCluster);
         }
         const int first = begin + row_tile * tiles.height, num_rows = min(tiles.height, end - first);
-        return {low,       min(weight_tile, num_weight_tiles - 1), first, num_rows, (num_rows + 7) / 8 * 8,
+        return {expert,    min(weight_tile, num_weight_tiles - 1), first, num_rows, (num_rows + 7) / 8 * 8,
                 is_shared, weight_tile < num_weight_tiles};
     }
 };

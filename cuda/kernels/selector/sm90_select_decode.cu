@@ -1,9 +1,11 @@
 #include "cpp/core/math.h"
+#include "cuda/common/batch.cuh"
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/mma.cuh"
 #include "cuda/common/ptx/tma.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/search.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/selector/choose.h"
@@ -43,20 +45,15 @@ struct Plan {
     const SelectBlocksParams& p;
     int tile_tokens;
 
-    /// A sequence as it is stored.
-    struct Stored {
-        int begin, end, seq_len;
-        bool operator==(const Stored&) const = default;
-    };
-    __device__ __forceinline__ Stored read(int seq) const {
-        return {__ldcg(p.cu_seqlens_q + seq), __ldcg(p.cu_seqlens_q + seq + 1), __ldcg(p.seq_lens + seq)};
+    __device__ __forceinline__ SeqLens read(int seq) const {
+        return read_lens(p.cu_seqlens_q, p.seq_lens, seq);
     }
     /// Pages of a sequence that must be scored, and its query tokens.
     struct Lens {
         int pages, first_token, q_len;
     };
-    __device__ __forceinline__ Lens lens_of(const Stored& stored) const {
-        const int last_block = min((stored.seq_len - 1) / kPage, static_cast<int>(p.max_blocks_per_seq) - 1);
+    __device__ __forceinline__ Lens lens_of(const SeqLens& stored) const {
+        const int last_block = min((stored.len - 1) / kPage, static_cast<int>(p.max_blocks_per_seq) - 1);
         return {last_block >= static_cast<int>(p.topk) ? last_block : 0, stored.begin,
                 min(max(stored.end - stored.begin, 0), static_cast<int>(p.num_tokens))};
     }
@@ -67,8 +64,7 @@ struct Plan {
 };
 
 /// Fills cu_units, by the whole block; returns the number of units. `last`: what the thread read.
-__device__ __forceinline__ int count_units(const Plan& plan, int* cu_units, int* warp_total,
-                                           Plan::Stored& last) {
+__device__ __forceinline__ int count_units(const Plan& plan, int* cu_units, int* warp_total, SeqLens& last) {
     const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
     const int num_seqs = static_cast<int>(plan.p.num_seqs);
     int total = 0;
@@ -93,16 +89,6 @@ __device__ __forceinline__ int count_units(const Plan& plan, int* cu_units, int*
         __syncthreads();
     }
     return total;
-}
-
-/// The sequence that a unit belongs to.
-__device__ __forceinline__ int seq_of(const int* cu_units, int num_seqs, int unit) {
-    int low = 0, high = num_seqs;  // cu_units[low] <= unit < cu_units[high]
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        (cu_units[middle] <= unit ? low : high) = middle;
-    }
-    return low;
 }
 
 /// By one warp: a query, 4 dimensions a lane, as row `column` of the B operand. For e4m3 pages rows become
@@ -211,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     const int num_seqs = static_cast<int>(p.num_seqs), num_heads = static_cast<int>(p.num_index_heads);
     const Plan plan{p, kTiles * 8 / num_heads};
-    Plan::Stored stored{};  // of the thread's sequence
+    SeqLens stored{};  // of the thread's sequence
     int total = 0, begin = 0, count = 0;
     // The unit that the workers are at.
     int seq = 0, tile = 0, page = 0;
@@ -234,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 2)
             seq = first.x;
             at = {first.y, first.z, first.w};
         } else if (count > 0) {
-            seq = seq_of(shared.cu_units, num_seqs, begin);
+            seq = place_in(shared.cu_units, num_seqs, begin);
             at = plan.lens_of(seq);
         }
         if (count == 0) return;
@@ -247,7 +233,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const int unit = min(begin + i, total - 1);
         int of = seq, pages = at.pages;
         if (unit >= shared.cu_units[seq + 1]) {
-            of = seq_of(shared.cu_units, num_seqs, unit);
+            of = place_in(shared.cu_units, num_seqs, unit);
             pages = plan.lens_of(of).pages;
         }
         return p.block_table + of * p.block_table_stride + (unit - shared.cu_units[of]) % pages;
@@ -299,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                  "r"(page_of_lane));
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    const Plan::Stored again = plan.read(min(tid, num_seqs - 1));
+    const SeqLens again = plan.read(min(tid, num_seqs - 1));
     bool stale = num_seqs > kThreads;
     if (feeds) {
         if (early > 0) {

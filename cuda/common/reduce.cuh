@@ -2,15 +2,17 @@
 
 namespace mmx::cuda {
 
+inline constexpr unsigned kFull = 0xFFFFFFFFu;  // all lanes of a warp
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(kFull, x, offset);
     return x;
 }
 
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
+    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kFull, x, offset));
     return x;
 }
 
@@ -20,7 +22,7 @@ __device__ __forceinline__ T warp_prefix_sum(T x) {
     const int lane_idx = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
-        const T lower = __shfl_up_sync(0xFFFFFFFFu, x, offset);
+        const T lower = __shfl_up_sync(kFull, x, offset);
         if (lane_idx >= offset) x += lower;
     }
     return x;

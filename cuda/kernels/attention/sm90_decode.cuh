@@ -3,6 +3,7 @@
 #include "cuda/common/batch.cuh"
 #include "cuda/common/ptx/tma.cuh"
 #include "cuda/common/quantize.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/kernels/attention/sm90_pages.cuh"
 
@@ -15,7 +16,6 @@ namespace mmx::cuda::sm90 {
 inline constexpr int kWarps = 8, kWorkers = kWarps * 32, kDecodeThreads = kWorkers + 32;
 inline constexpr int kWeightStride = kPage * 2 + 16;  // bytes; spreads the rows of a fragment over the banks
 inline constexpr int kQueryBytes = kRows * kQueryStride;
-inline constexpr unsigned kFull = 0xFFFFFFFFu;
 
 /// K and V of a page take a slot of the ring each.
 template <class C, int kSlots>

@@ -10,7 +10,6 @@ namespace mmx::cuda::sm90 {
 namespace {
 
 constexpr int kPage = 128;
-constexpr unsigned kFull = 0xFFFFFFFFu;
 
 // ---- neighbours that chose much the same blocks ---------------------------------------------
 

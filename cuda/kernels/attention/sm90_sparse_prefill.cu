@@ -6,6 +6,7 @@
 #include "cuda/common/ptx/shared.cuh"
 #include "cuda/common/ptx/tma.cuh"
 #include "cuda/common/ptx/wgmma_n.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/attention/sm90.h"
@@ -19,7 +20,6 @@ namespace mmx::cuda::sm90 {
 namespace {
 
 constexpr int kPage = 128, kDim = 128, kHeads = 16;
-constexpr unsigned kFull = 0xFFFFFFFFu;
 
 /// Memory of one slab. Why from the host: kernel arguments cost no registers.
 struct Slab {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cuda/common/ptx/tma.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/ring.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/common/widen.cuh"
@@ -16,7 +17,6 @@ inline constexpr int kHalfQBytes = kRows * 128;
 inline constexpr int kTileSlots = 4;  // a tile is known until it is stored, beside the first step of the next
 // Of e4m3 pages: slots of codes, warps that widen them. Four slots: fewer are emptied faster than they fill.
 inline constexpr int kCodeSlots = 4, kWideners = 3;
-inline constexpr unsigned kFull = 0xFFFFFFFFu;
 
 /// Pages of a tile: all of its context, those of a list, or its context in parts that are softened each for
 /// itself and joined from the last to the first, so that a row's bits do not depend on who does its parts.

@@ -19,7 +19,6 @@ namespace {
 constexpr int kWarps = 8, kWorkers = kWarps * 32, kThreads = kWorkers + 32;
 constexpr int kPage = 128, kDim = 128;
 constexpr int kQueryStride = kDim * 2 + 16;  // bytes; spreads the rows of a fragment over the banks
-constexpr unsigned kFull = 0xFFFFFFFFu;
 
 template <class C>
 constexpr int kPageBytes = kPage * kDim * static_cast<int>(sizeof(C));

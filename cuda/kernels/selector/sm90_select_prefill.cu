@@ -21,7 +21,6 @@ constexpr int kConsumers = 2, kThreads = (1 + kConsumers) * 128;
 constexpr int kHalfPageBytes = kPage * 128;  // 64 of the 128 dimensions
 constexpr int kHalfQBytes = kRows * 128;
 constexpr int kMaxTiles = kSelectMaxTiles;
-constexpr unsigned kFull = 0xFFFFFFFFu;
 
 // e4m3 pages pass through slots of codes, are widened to f16 by some warps, and leave room for fewer stages.
 template <class C>

@@ -2,6 +2,7 @@
 #include "cuda/common/batch.cuh"
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/kernels/selector/choose.h"
 #include "cuda/kernels/selector/order.cuh"
 #include "cuda/kernels/selector/sm90.h"
@@ -12,7 +13,6 @@ namespace {
 
 constexpr int kValues = 8;  // scores per lane
 constexpr int kPage = 128;
-constexpr unsigned kFull = 0xFFFFFFFFu;
 
 /// A sum over the kWarps warps that share a row. `slots` alternate, so that one barrier per sum is enough.
 template <int kWarps>

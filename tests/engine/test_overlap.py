@@ -183,6 +183,14 @@ def test_a_step_is_in_flight_while_the_next_is_planned(folder: Path) -> None:
     assert seen == [(0, 0, True), (2, 1, True), (1, 1, True), (1, 1, False)]
 
 
+def test_a_prompt_whose_last_token_is_a_step_of_decodes_is_explained(folder: Path, overlapped: str) -> None:
+    """That step may be a graph, which computes no logits of prompts."""
+    llm = make_llm(folder, overlapped, max_num_batched_tokens=16)
+    asked = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, prompt_logprobs=1)
+    (result,) = llm.generate([random_prompt(33, seed=1)], asked, use_tqdm=False)
+    assert result.prompt_logprobs is not None and len(result.prompt_logprobs) == 32
+
+
 def test_graph_sizes_are_all_used(folder: Path) -> None:
     """Growing and shrinking batches: rows and tables of one size are not those of another."""
     llm = make_llm(folder, "graphs", max_num_seqs=12)

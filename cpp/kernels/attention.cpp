@@ -292,15 +292,7 @@ struct Attention {
 void paged_attention(const PagedAttentionParams& p, Stream stream) {
     dispatch_pages(p.dtype, p.cache_dtype,
                    [&](auto t, auto c) { Attention<decltype(t), decltype(c)>{p, nullptr, 0}.run(); });
-    if (p.codes)
-        fp8_quantize({.out = p.codes,
-                      .scale = p.codes_scale,
-                      .x = p.out,
-                      .rows = p.num_tokens,
-                      .cols = p.num_heads * p.head_dim,
-                      .x_stride = p.out_token_stride,
-                      .dtype = p.dtype},
-                     stream);
+    if (p.codes) fp8_quantize(codes_params(p), stream);
 }
 
 void sparse_attention(const SparseAttentionParams& p, Stream) {

@@ -330,15 +330,7 @@ void paged_attention(const PagedAttentionParams& p, Stream stream) {
     } else {
         run("paged_attention", make_attention(p, nullptr, 0), stream);
     }
-    if (p.codes)
-        fp8_quantize({.out = p.codes,
-                      .scale = p.codes_scale,
-                      .x = p.out,
-                      .rows = p.num_tokens,
-                      .cols = p.num_heads * p.head_dim,
-                      .x_stride = p.out_token_stride,
-                      .dtype = p.dtype},
-                     stream);
+    if (p.codes) fp8_quantize(codes_params(p), stream);
 }
 
 int64_t sparse_attention_workspace(const SparseAttentionParams& p) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpp/core/dtype.h"
+#include "cpp/core/params/fp8.h"
 
 namespace mmx {
 
@@ -49,6 +50,17 @@ struct PagedAttentionParams {
     void* codes;         // [num_tokens, num_heads * head_dim] e4m3, or null
     float* codes_scale;  // [num_tokens, num_heads * head_dim / 128], or null
 };
+
+/// Of the fp8_quantize that makes `codes` of a result that is there.
+constexpr Fp8QuantizeParams codes_params(const PagedAttentionParams& p) {
+    return {.out = p.codes,
+            .scale = p.codes_scale,
+            .x = p.out,
+            .rows = p.num_tokens,
+            .cols = p.num_heads * p.head_dim,
+            .x_stride = p.out_token_stride,
+            .dtype = p.dtype};
+}
 
 /// The same restricted to the blocks chosen per (token, KV head).
 struct SparseAttentionParams {

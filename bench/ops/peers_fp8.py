@@ -3,17 +3,18 @@ and with the same routing.
 
 usage: peers_fp8.py RUN_PY PEERS_DIR [section ...]
 
-Sections: triton deepgemm skew dense small streams; all by default. RUN_PY is a script that offers ``med``
-(timer), ``routing`` (random expert ids), ``MOE`` (shapes), ``moe_triton`` and ``deepgemm`` (time the peers'
-kernels from PEERS_DIR) and reports through its function ``report``. Prints a line per case: ours (experts:
-activation and quantisation of its result included, of the input not, as in the peers), the time in which
-memory or tensor cores could have done it, and the peer's.
+Sections: triton deepgemm plain skew dense small streams; all by default. RUN_PY is a script that offers
+``med`` (timer), ``routing`` (random expert ids), ``MOE`` (shapes), ``moe_triton`` and ``deepgemm`` (time the
+peers' kernels from PEERS_DIR) and reports through its function ``report``. Prints a line per case: ours
+(experts: activation and quantisation of its result included, of the input not, as in the peers), the time in
+which memory or tensor cores could have done it, and the peer's.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,15 +63,23 @@ class Layer:
         parts = [weights(n, k) for _ in range(self.num_experts)]
         return torch.stack(parts), scales(self.num_experts, n // 128, k // 128)
 
-    def time(self, ids: torch.Tensor) -> float:
+    def time(self, ids: torch.Tensor, plain: bool = False) -> float:
+        """With ``plain`` gate and up are one product of rows in plan order, as the peers do it: without the
+        activation, quantisation of its result, and finding the rows."""
         num_tokens, num_rows = ids.shape[0], ids.numel()
         offsets, rows, _ = ops.moe_plan(ids.int(), 0, self.num_experts)
-        x, x_scale = codes(num_tokens, self.hidden), scales(num_tokens, self.hidden // 128)
+        num_inputs = num_rows if plain else num_tokens
+        x, x_scale = codes(num_inputs, self.hidden), scales(num_inputs, self.hidden // 128)
         h = torch.empty(num_rows, self.inter, device=CUDA, dtype=E4M3)
         h_scale = torch.empty(num_rows, self.inter // 128, device=CUDA)
         out = torch.empty(num_rows, self.hidden, device=CUDA, dtype=BF16)
-        tensors = (h, h_scale, x, x_scale, *self.gate_up, offsets, rows)
-        gate_up = call("fp8_moe_gate_up", tensors, int(Activation.SILU), 0.0, 0.0)
+        if plain:
+            h, h_scale = codes(num_rows, self.inter), scales(num_rows, self.inter // 128)
+            wide = torch.empty(num_rows, 2 * self.inter, device=CUDA, dtype=BF16)
+            gate_up = partial(torch.ops.mmx.fp8_moe_down, wide, x, x_scale, *self.gate_up, offsets)
+        else:
+            tensors = (h, h_scale, x, x_scale, *self.gate_up, offsets, rows)
+            gate_up = call("fp8_moe_gate_up", tensors, int(Activation.SILU), 0.0, 0.0)
 
         def both() -> None:
             gate_up()
@@ -113,6 +122,15 @@ def deepgemm() -> None:
     script.MOE = {"m25": shapes["m25"]}
     beside("m25_deepgemm_fp8", lambda: script.deepgemm(peers))
     script.MOE = shapes
+
+
+def plain() -> None:
+    """Ours without activation and quantisation, beside ours with them."""
+    layer = Layer()
+    for num_tokens in script.MOE_TOKENS:
+        ids = script.routing(num_tokens, layer.num_experts, layer.topk)
+        show(f"with activation, tokens {num_tokens}", layer.time(ids), layer.floor(ids))
+        show(f"without, tokens {num_tokens}", layer.time(ids, plain=True), layer.floor(ids))
 
 
 def skew() -> None:
@@ -183,7 +201,7 @@ def streams() -> None:
         show(f"fp8_quantize {rows} x 3072", us, 3 * x.numel() / script.BW)
 
 
-SECTIONS = [triton, deepgemm, skew, dense, small, streams]
+SECTIONS = [triton, deepgemm, plain, skew, dense, small, streams]
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:

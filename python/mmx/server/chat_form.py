@@ -12,7 +12,7 @@ from aiohttp import web
 
 from mmx.server.chat_job import ChatJob, chat_job
 from mmx.server.decode import decode_request
-from mmx.server.errors import ApiError
+from mmx.server.errors import ApiError, invalid, missing
 from mmx.server.prepare import Incoming, accept
 from mmx.server.schemas import ChatRequest
 from mmx.server.state import STATE, ServerState
@@ -77,6 +77,14 @@ class ChatForm:
         return incoming, chat, work
 
 
+def function_tool(
+    name: str, description: str | None, parameters: dict[str, Any] | None, strict: bool | None
+) -> dict[str, Any]:
+    """A tool as chat writes it, without the fields that are null."""
+    function = {"name": name, "description": description, "parameters": parameters, "strict": strict}
+    return {"type": "function", "function": {k: v for k, v in function.items() if v is not None}}
+
+
 def text_of(part: dict[str, Any], name: str, path: str, *, required: bool = True) -> str:
     """The string ``part[name]``; 400 if it is something else."""
     value = part.get(name)
@@ -85,5 +93,5 @@ def text_of(part: dict[str, Any], name: str, path: str, *, required: bool = True
     if value is None:
         if not required:
             return ""
-        raise ApiError("missing_required_parameter", f"{path}.{name} is required", f"{path}.{name}")
-    raise ApiError("invalid_type", f"{path}.{name} must be a string", f"{path}.{name}")
+        raise missing(f"{path}.{name}")
+    raise invalid(f"{path}.{name}", "must be a string", "invalid_type")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from mmx.server.constrain import chat_constraint
-from mmx.server.errors import ApiError, unsupported
+from mmx.server.errors import invalid, unsupported
 from mmx.server.generation import Job
 from mmx.server.output import prompt_tail
 from mmx.server.prepare import Incoming, build_job
@@ -67,7 +67,7 @@ async def render_chat(incoming: Incoming, chat: ChatRequest) -> tuple[Prompt, Th
 def _check(chat: ChatRequest) -> None:
     """Fields that only chat has."""
     if not chat.messages:
-        raise ApiError("empty_array", "messages must hold at least one message", "messages")
+        raise invalid("messages", "must hold at least one message", "empty_array")
     if chat.modalities is not None and chat.modalities != ["text"]:
         raise unsupported("modalities", 'only ["text"]')
     check_tools(chat.tools)

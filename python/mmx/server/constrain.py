@@ -12,7 +12,7 @@ from mmx.grammar.constraint import Start, make_constraint
 from mmx.parsers import answer_start
 from mmx.protocol import Constraint
 from mmx.server.documents import check_combination, requested_document
-from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.errors import ApiError, clip, invalid, unsupported
 from mmx.server.model_front import ModelFront
 from mmx.server.schemas import ChatRequest, Generate
 from mmx.server.thinking import ThinkingChoice
@@ -54,8 +54,7 @@ def chat_constraint(
     if choice.mode == "required" and called is None:
         raise unsupported("tool_choice", "the server reads no tool calls (--tool-call-parser none)")
     if document is not None and choice.mode == "required":
-        text = f"{document.path} excludes a required tool call"
-        raise ApiError("unsupported_combination", text, document.path)
+        raise invalid(document.path, "excludes a required tool call", "unsupported_combination")
     calls = None if called is None else _calls(front, chat, choice, called, document)
     triggered = calls is not None and document is None and choice.mode == "auto"
     enforced = document is not None or (calls is not None and not triggered)
@@ -123,8 +122,7 @@ def _allowed(request: Generate, vocab_size: int) -> list[int] | None:
     if ids is None:
         return None
     if not ids or any(not 0 <= i < vocab_size for i in ids):
-        text = f"allowed_token_ids must be token ids below {vocab_size}, at least one"
-        raise ApiError("invalid_value", text, "allowed_token_ids")
+        raise invalid("allowed_token_ids", f"must be token ids below {vocab_size}, at least one")
     return ids
 
 
@@ -132,8 +130,7 @@ def _bad_words(request: Generate, tokenizer: Tokenizer) -> list[list[int]]:
     """Each word as it is tokenised at the start of a text and behind a space."""
     words = request.bad_words or []
     if len(words) > MAX_BAD_WORDS or not all(words):
-        text = f"bad_words must be at most {MAX_BAD_WORDS} non-empty strings"
-        raise ApiError("invalid_value", text, "bad_words")
+        raise invalid("bad_words", f"must be at most {MAX_BAD_WORDS} non-empty strings")
     found = []
     for word in words:
         for text in (word, " " + word.lstrip()):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
-from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.errors import ApiError, clip, invalid, missing, unsupported
 from mmx.server.schemas import HARMLESS
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -96,18 +96,15 @@ def decode_request(body: dict[str, Any], kind: type[T], refused: Mapping[str, st
 def _explain(text: str) -> ApiError:
     found = _AT.match(text)
     assert found is not None
-    path = (found["path"] or "$").removeprefix("$").removeprefix(".")
+    path = (found["path"] or "$").removeprefix("$").removeprefix(".").removesuffix("[...]")
     what = found["what"]
-    if path.endswith("[...]"):
-        path = path.removesuffix("[...]")
-    missing = re.match(r"Object missing required field `(.+)`", what)
-    if missing:
-        name = f"{path}.{missing[1]}" if path else missing[1]
-        return ApiError("missing_required_parameter", f"{name} is required", name)
+    absent = re.match(r"Object missing required field `(.+)`", what)
+    if absent:
+        return missing(f"{path}.{absent[1]}" if path else absent[1])
     expected = re.match(r"Expected `(.+)`, got `(.+)`", what)
     if expected:
         wanted = expected[1].replace(" | null", "").replace(" | ", " or ")
-        return ApiError("invalid_type", f"{path} must be {_article(wanted)}, got {expected[2]}", path)
+        return invalid(path, f"must be {_article(wanted)}, got {expected[2]}", "invalid_type")
     return ApiError("invalid_value", f"{path or 'the request body'}: {clip(what)}", path or None)
 
 

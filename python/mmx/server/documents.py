@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mmx.grammar import Document
-from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.errors import ApiError, clip, invalid, missing, unsupported
 from mmx.server.schemas import Generate
 
 # Kinds with the fields of response_format that hold their value.
@@ -37,7 +37,7 @@ def requested_document(request: Generate) -> Document | None:
 def _from_format(given: dict[str, Any]) -> Document | None:
     kind = given.get("type", "text")
     if not isinstance(kind, str):
-        raise ApiError("invalid_type", "response_format.type must be a string", "response_format.type")
+        raise invalid("response_format.type", "must be a string", "invalid_type")
     if kind == "text":
         return None
     if kind == "json_object":
@@ -46,21 +46,18 @@ def _from_format(given: dict[str, Any]) -> Document | None:
         raise unsupported("response_format", "structural tags; use tools or a grammar")
     if kind not in _FORMATS:
         names = ", ".join(("text", "json_object", *_FORMATS))
-        raise ApiError(
-            "invalid_value", f"response_format.type must be one of {names}, got {clip(kind)!r}",
-            "response_format.type",
-        )  # fmt: skip
+        raise invalid("response_format.type", f"must be one of {names}, got {clip(kind)!r}")
     name = next((name for name in _FORMATS[kind] if given.get(name) is not None), None)
     if name is None:
         path = f"response_format.{_FORMATS[kind][0]}"
-        raise ApiError("missing_required_parameter", f"{path} is required", path)
+        raise missing(path)
     value, path = given[name], f"response_format.{name}"
     if name == "json_schema":
         if not isinstance(value, dict):
-            raise ApiError("invalid_type", f"{path} must be an object", path)
+            raise invalid(path, "must be an object", "invalid_type")
         value, path = value.get("schema"), f"{path}.schema"
         if value is None:
-            raise ApiError("missing_required_parameter", f"{path} is required", path)
+            raise missing(path)
     return _document(kind, value, path)
 
 
@@ -86,16 +83,16 @@ def _document(kind: str, value: Any, path: str) -> Document | None:
                 try:
                     value = json.loads(value)
                 except ValueError:
-                    raise ApiError("invalid_schema", f"{path} is not valid JSON", path) from None
+                    raise invalid(path, "is not valid JSON", "invalid_schema") from None
             if not isinstance(value, dict | bool):
-                raise ApiError("invalid_type", f"{path} must be a JSON schema", path)
+                raise invalid(path, "must be a JSON schema", "invalid_type")
         case "choice":
             is_list = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
             if not is_list or not value:
-                raise ApiError("invalid_type", f"{path} must be a list of non-empty strings", path)
+                raise invalid(path, "must be a list of non-empty strings", "invalid_type")
         case _:
             if not isinstance(value, str) or not value:
-                raise ApiError("invalid_type", f"{path} must be a non-empty string", path)
+                raise invalid(path, "must be a non-empty string", "invalid_type")
     return Document(kind, value, path)
 
 
@@ -104,6 +101,6 @@ def check_combination(request: Generate, enforced: bool) -> None:
     if not enforced:
         return
     if request.ignore_eos:
-        raise ApiError("unsupported_combination", "ignore_eos excludes a constrained answer", "ignore_eos")
+        raise invalid("ignore_eos", "excludes a constrained answer", "unsupported_combination")
     if request.min_tokens:
-        raise ApiError("unsupported_combination", "min_tokens excludes a constrained answer", "min_tokens")
+        raise invalid("min_tokens", "excludes a constrained answer", "unsupported_combination")

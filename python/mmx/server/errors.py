@@ -131,3 +131,13 @@ def clip(value: object, limit: int = 64) -> str:
 def unsupported(param: str, why: str) -> ApiError:
     """A documented field whose feature this server does not have."""
     return ApiError("unsupported_parameter", f"{param} is not supported: {why}", param)
+
+
+def invalid(param: str, problem: str, code: str = "invalid_value") -> ApiError:
+    """A field with a wrong value: a sentence of its name and the ``problem``."""
+    return ApiError(code, f"{param} {problem}", param)
+
+
+def missing(param: str) -> ApiError:
+    """A field that has to be there."""
+    return invalid(param, "is required", "missing_required_parameter")

@@ -13,7 +13,7 @@ import msgspec
 from mmx.config import SamplingParams
 from mmx.protocol import Constraint, Failed, Submit
 from mmx.server.choice import Choice, Delta
-from mmx.server.errors import ApiError
+from mmx.server.errors import ApiError, invalid
 from mmx.server.model_front import ModelFront
 from mmx.server.output import MakeReader
 from mmx.server.state import Engine, ServerState
@@ -78,9 +78,7 @@ class Generation:
     async def __aenter__(self) -> Generation:
         state, job = self.state, self.job
         if job.request_id in state.live:
-            raise ApiError(
-                "duplicate_request_id", "request_id is in use by a request that is still open", "request_id"
-            )
+            raise invalid("request_id", "is in use by a request that is still open", "duplicate_request_id")
         state.admit(len(self.choices))
         state.live[job.request_id] = [choice.request_id for choice in self.choices]
         return self

@@ -7,16 +7,16 @@ from typing import Any
 import msgspec
 
 from mmx.server.access import Signer
-from mmx.server.chat_form import ChatForm
-from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.chat_form import ChatForm, function_tool
+from mmx.server.errors import clip, invalid, missing, unsupported
 from mmx.server.messages_turns import Turn, add_turns, plain
+from mmx.server.schemas import NOT_BUILT
 
 MIN_THINKING_BUDGET = 1024
-_NOT_BUILT = "this server does not offer it"
 REFUSED_IN_MESSAGES = {
-    "container": _NOT_BUILT,
-    "context_management": _NOT_BUILT,
-    "mcp_servers": _NOT_BUILT,
+    "container": NOT_BUILT,
+    "context_management": NOT_BUILT,
+    "mcp_servers": NOT_BUILT,
 }
 # The client's words for fields of the chat request.
 _NAMES = {
@@ -111,37 +111,25 @@ def to_chat(request: MessagesRequest, signer: Signer) -> ChatForm:
 
 def _tool(tool: ClientTool, path: str) -> dict[str, Any]:
     if tool.type not in (None, "custom"):
-        raise ApiError(
-            "unsupported_tool_type",
-            f"{path}.type must be custom: the server runs no tools, got {clip(tool.type)!r}",
+        raise invalid(
             f"{path}.type",
+            f"must be custom: the server runs no tools, got {clip(tool.type)!r}",
+            "unsupported_tool_type",
         )
     if tool.input_schema is None:
-        raise ApiError(
-            "missing_required_parameter", f"{path}.input_schema is required", f"{path}.input_schema"
-        )
-    function = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.input_schema,
-        "strict": tool.strict,
-    }
-    return {"type": "function", "function": {k: v for k, v in function.items() if v is not None}}
+        raise missing(f"{path}.input_schema")
+    return function_tool(tool.name, tool.description, tool.input_schema, tool.strict)
 
 
 def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
     fields: dict[str, Any] = {"parallel_tool_calls": False} if choice.disable_parallel_tool_use else {}
     if choice.type == "tool":
         if choice.name is None:
-            raise ApiError("missing_required_parameter", "tool_choice.name is required", "tool_choice.name")
+            raise missing("tool_choice.name")
         return {**fields, "tool_choice": {"type": "function", "function": {"name": choice.name}}}
     words = {"auto": "auto", "any": "required", "none": "none"}
     if choice.type not in words:
-        raise ApiError(
-            "invalid_value",
-            f"tool_choice.type must be auto, any, tool or none, got {clip(choice.type)!r}",
-            "tool_choice.type",
-        )
+        raise invalid("tool_choice.type", f"must be auto, any, tool or none, got {clip(choice.type)!r}")
     return {**fields, "tool_choice": words[choice.type]}
 
 
@@ -150,12 +138,8 @@ def _thinking(thinking: ThinkingConfig, max_tokens: int | None) -> dict[str, Any
     if budget is not None:
         limit = max_tokens if max_tokens is not None else budget + 1
         if not MIN_THINKING_BUDGET <= budget < limit:
-            raise ApiError(
-                "invalid_value",
-                f"thinking.budget_tokens must be at least {MIN_THINKING_BUDGET} and less than max_tokens, "
-                f"got {clip(budget)}",
-                "thinking.budget_tokens",
-            )
+            limits = f"at least {MIN_THINKING_BUDGET} and less than max_tokens"
+            raise invalid("thinking.budget_tokens", f"must be {limits}, got {clip(budget)}")
     if thinking.display not in (None, "summarized"):
         raise unsupported("thinking.display", "thinking is returned in full")
     return {"type": thinking.type, "budget_tokens": budget}

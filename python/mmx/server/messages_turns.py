@@ -8,7 +8,7 @@ import msgspec
 
 from mmx.server.access import Signer
 from mmx.server.chat_form import ChatForm, text_of
-from mmx.server.errors import ApiError, clip
+from mmx.server.errors import ApiError, clip, invalid
 
 _ERROR_MARK = "Error: "
 
@@ -29,9 +29,7 @@ def add_turns(form: ChatForm, turns: list[Turn], signer: Signer) -> None:
     for i, turn in enumerate(turns):
         path, role = f"messages[{i}]", turn.role
         if role not in ("user", "assistant", "system"):
-            raise ApiError(
-                "invalid_value", f"{path}.role must be user or assistant, got {clip(role)!r}", f"{path}.role"
-            )
+            raise invalid(f"{path}.role", f"must be user or assistant, got {clip(role)!r}")
         if role == "system" and any(earlier[0] != "system" for earlier in merged):
             role = "user"
             form.warnings.append(f"{path}: a system message inside the conversation is read as the user's")
@@ -50,11 +48,7 @@ def add_turns(form: ChatForm, turns: list[Turn], signer: Signer) -> None:
     if merged and merged[-1][0] == "assistant":
         last = form.messages[-1]
         if not last["content"] or last.get("tool_calls"):
-            raise ApiError(
-                "invalid_value",
-                "messages must end with the user, or with text of the assistant to go on from",
-                "messages",
-            )
+            raise invalid("messages", "must end with the user, or with text of the assistant to go on from")
         form.body["continue_final_message"] = True
 
 
@@ -74,7 +68,7 @@ def _joined(blocks: list[_Block]) -> str:
     for block in blocks:
         part = _part(block)
         if part["type"] != "text":
-            raise ApiError("media_not_supported", f"{block.path} must be a text block", block.path)
+            raise invalid(block.path, "must be a text block", "media_not_supported")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -90,16 +84,14 @@ def _part(block: _Block) -> dict[str, Any]:
         case "document":
             source = value.get("source")
             if not isinstance(source, dict) or source.get("type") != "text":
-                raise ApiError("media_not_supported", f"{path}.source must have type text", f"{path}.source")
+                raise invalid(f"{path}.source", "must have type text", "media_not_supported")
             return {"type": "text", "text": text_of(source, "data", f"{path}.source")}
     raise _unknown_block(block, "text, image, document or tool_result")
 
 
 def _unknown_block(block: _Block, expected: str) -> ApiError:
     kind = clip(block.value.get("type"))
-    return ApiError(
-        "invalid_value", f"{block.path}.type must be {expected}, got {kind!r}", f"{block.path}.type"
-    )
+    return invalid(f"{block.path}.type", f"must be {expected}, got {kind!r}")
 
 
 def _add_user(form: ChatForm, path: str, blocks: list[_Block]) -> None:
@@ -121,9 +113,9 @@ def _add_result(form: ChatForm, block: _Block) -> None:
     path, value = block
     given = value.get("content")
     if given is not None and not isinstance(given, str | list):
-        raise ApiError("invalid_type", f"{path}.content must be a string or a list", f"{path}.content")
+        raise invalid(f"{path}.content", "must be a string or a list", "invalid_type")
     if isinstance(given, list) and not all(isinstance(inner, dict) for inner in given):
-        raise ApiError("invalid_type", f"{path}.content must hold objects", f"{path}.content")
+        raise invalid(f"{path}.content", "must hold objects", "invalid_type")
     parts = [_part(inner) for inner in _blocks(given or "", f"{path}.content")]
     if value.get("is_error") is True:
         # Templates know no failed results, so the model is told in words.
@@ -148,7 +140,7 @@ def _add_assistant(form: ChatForm, path: str, blocks: list[_Block], signer: Sign
                 continue
             case "tool_use":
                 if not isinstance(value.get("input"), dict):
-                    raise ApiError("invalid_type", f"{at}.input must be an object", f"{at}.input")
+                    raise invalid(f"{at}.input", "must be an object", "invalid_type")
                 function = {"name": text_of(value, "name", at), "arguments": value["input"]}
                 calls.append({"id": text_of(value, "id", at), "type": "function", "function": function})
             case _:

@@ -12,7 +12,7 @@ from aiohttp import web
 from mmx.protocol import Constraint
 from mmx.server.body import read_body
 from mmx.server.decode import decode_object, decode_request
-from mmx.server.errors import ApiError, clip
+from mmx.server.errors import clip, invalid
 from mmx.server.generation import Job
 from mmx.server.output import MakeReader
 from mmx.server.prompts import Prompt, check_ids, in_pool, truncate
@@ -77,11 +77,11 @@ def accept(state: ServerState, body: dict[str, Any], parsed: Generate, unknown: 
     REQUEST_ID.set(request_id)
     incoming = Incoming(state, request_id, name, body)
     if unknown and state.config.answer.unknown_fields == "error":
-        raise ApiError("unknown_parameter", f"{unknown[0]} is not a field of this request", unknown[0])
+        raise invalid(unknown[0], "is not a field of this request", "unknown_parameter")
     if unknown and state.config.answer.unknown_fields == "warn":
         incoming.warnings += [f"unknown field {name} was ignored" for name in sorted(unknown)]
     if parsed.stream_options is not None and not parsed.stream:
-        raise ApiError("invalid_value", "stream_options needs stream to be true", "stream_options")
+        raise invalid("stream_options", "needs stream to be true")
     return incoming
 
 
@@ -96,7 +96,7 @@ def _given_id(parsed: Generate) -> str | None:
 
 def _check_label(value: str, name: str) -> None:
     if not 1 <= len(value) <= 128 or not value.isprintable() or not value.isascii():
-        raise ApiError("invalid_value", f"{name} must have 1 to 128 printable ASCII characters", name)
+        raise invalid(name, "must have 1 to 128 printable ASCII characters")
 
 
 def _deadline(request: web.Request, parsed: Generate, state: ServerState) -> float | None:
@@ -107,13 +107,11 @@ def _deadline(request: web.Request, parsed: Generate, state: ServerState) -> flo
         try:
             value = float(header)
         except ValueError:
-            raise ApiError(
-                "invalid_value", f"x-request-timeout must be seconds, got {clip(header)!r}", name
-            ) from None
+            raise invalid(name, f"must be seconds, got {clip(header)!r}") from None
     if value is None:
         return state.config.http.request_timeout
     if not 0 < value < 1e9:
-        raise ApiError("invalid_value", f"{name} must be more than 0 seconds", name)
+        raise invalid(name, "must be more than 0 seconds")
     return value
 
 
@@ -135,9 +133,7 @@ def build_job(
     room = min(ready.max_model_len, kv_tokens) - (asked or 1)
     interval = parsed.stream_interval
     if interval is not None and not 1 <= interval <= 1000:
-        raise ApiError(
-            "invalid_value", f"stream_interval must be 1 to 1000, got {clip(interval)}", "stream_interval"
-        )
+        raise invalid("stream_interval", f"must be 1 to 1000, got {clip(interval)}")
     salt = parsed.cache_salt or parsed.extra_key or ""
     if salt or parsed.cache_salt == "" or parsed.extra_key == "":
         _check_label(salt, "cache_salt" if parsed.cache_salt is not None else "extra_key")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 
-from mmx.server.errors import ApiError, clip
+from mmx.server.errors import ApiError, clip, invalid
 from mmx.server.model_front import ModelFront
 from mmx.server.schemas import ChatRequest, CompletionRequest, Tool
 from mmx.server.state import ServerState
@@ -50,9 +50,7 @@ async def chat_prompt(
 def render_options(request: ChatRequest | Any, template_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of ``ChatTemplate.render`` that come from request fields."""
     if request.chat_template is not None:
-        raise ApiError(
-            "chat_template_not_allowed", "chat_template is not accepted from requests", "chat_template"
-        )
+        raise invalid("chat_template", "is not accepted from requests", "chat_template_not_allowed")
     last = request.messages[-1] if request.messages else None
     continues = bool(request.continue_final_message) or bool(last is not None and last.prefix)
     given = request.add_generation_prompt
@@ -65,11 +63,8 @@ def render_options(request: ChatRequest | Any, template_kwargs: dict[str, Any]) 
 
 def _check_continuation(options: dict[str, Any]) -> None:
     if options["continue_final_message"] and options["add_generation_prompt"]:
-        raise ApiError(
-            "unsupported_combination",
-            "continue_final_message and add_generation_prompt exclude each other",
-            "continue_final_message",
-        )
+        text = "continue_final_message and add_generation_prompt exclude each other"
+        raise ApiError("unsupported_combination", text, "continue_final_message")
 
 
 def _render(
@@ -127,11 +122,9 @@ def check_tools(tools: list[Tool] | None) -> None:
         if tool.type != "function":
             raise ApiError("unsupported_tool_type", "tools must have type function", f"tools[{i}].type")
         if not 1 <= len(name) <= 64 or not all(c.isascii() and (c.isalnum() or c in "_.-:/") for c in name):
-            raise ApiError(
-                "invalid_value", f"{path} must be 1 to 64 of a-z A-Z 0-9 _ . - : /, got {clip(name)!r}", path
-            )
+            raise invalid(path, f"must be 1 to 64 of a-z A-Z 0-9 _ . - : /, got {clip(name)!r}")
         if name in seen:
-            raise ApiError("invalid_value", f"{path} {clip(name)!r} is given twice", path)
+            raise invalid(path, f"{clip(name)!r} is given twice")
         seen.add(name)
 
 
@@ -150,11 +143,9 @@ async def completion_prompts(
     else:
         prompts = given
     if not prompts:
-        raise ApiError("empty_array", "prompt must not be empty", "prompt")
+        raise invalid("prompt", "must not be empty", "empty_array")
     if len(prompts) > MAX_PROMPTS:
-        raise ApiError(
-            "invalid_value", f"prompt takes at most {MAX_PROMPTS} prompts, got {len(prompts)}", "prompt"
-        )
+        raise invalid("prompt", f"takes at most {MAX_PROMPTS} prompts, got {len(prompts)}")
     add = True if request.add_special_tokens is None else request.add_special_tokens
     found = [_checked(prompt, i, len(prompts)) for i, prompt in enumerate(prompts)]
     texts = [text for text in found if isinstance(text, str)]
@@ -165,7 +156,7 @@ async def completion_prompts(
     result = [Prompt(next(encoded), p) if isinstance(p, str) else Prompt(p, None) for p in found]
     for prompt in result:
         if not prompt.token_ids:
-            raise ApiError("invalid_value", "prompt must hold at least one token", "prompt")
+            raise invalid("prompt", "must hold at least one token")
     return result
 
 
@@ -179,30 +170,25 @@ def _checked(prompt: Any, index: int, count: int) -> str | list[int]:
         return prompt
     if isinstance(prompt, list) and all(type(item) is int for item in prompt):
         return prompt
-    raise ApiError("invalid_type", f"{path} must be a string or a list of token ids", path)
+    raise invalid(path, "must be a string or a list of token ids", "invalid_type")
 
 
 def check_ids(ids: list[int], vocab_size: int, param: str) -> None:
     """400 unless every id is one of the vocabulary."""
     if not ids:
-        raise ApiError("empty_array", f"{param} must not be empty", param)
+        raise invalid(param, "must not be empty", "empty_array")
     wrong = next((i for i in (min(ids), max(ids)) if not 0 <= i < vocab_size), None)
     if wrong is not None:
-        raise ApiError(
-            "invalid_value", f"{param} must hold token ids below {vocab_size}, got {clip(wrong)}", param
-        )
+        raise invalid(param, f"must hold token ids below {vocab_size}, got {clip(wrong)}")
 
 
 def truncate(ids: list[int], keep: int | None, side: str | None, room: int) -> list[int]:
     """The prompt cut to ``truncate_prompt_tokens`` tokens (-1: to what fits), by default at its start."""
     if side is not None and side not in ("left", "right"):
-        raise ApiError(
-            "invalid_value", f"truncation_side must be left or right, got {clip(side)!r}", "truncation_side"
-        )
+        raise invalid("truncation_side", f"must be left or right, got {clip(side)!r}")
     if keep is None:
         return ids
     if keep != -1 and keep < 1:
-        raise ApiError("invalid_value", f"truncate_prompt_tokens must be -1 or at least 1, got {clip(keep)}",
-                       "truncate_prompt_tokens")  # fmt: skip
+        raise invalid("truncate_prompt_tokens", f"must be -1 or at least 1, got {clip(keep)}")
     count = max(room, 1) if keep == -1 else keep
     return ids[:count] if side == "right" else ids[-count:]

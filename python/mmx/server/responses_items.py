@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from mmx.server.chat_form import ChatForm, text_of
-from mmx.server.errors import ApiError, clip
+from mmx.server.errors import ApiError, clip, invalid
 from mmx.server.responses_store import ResponseStore
 
 _SEAL = "mmx."
@@ -38,7 +38,7 @@ def add_items(form: ChatForm, items: list[dict[str, Any]], path: str, store: Res
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
         if kind == "item_reference":
             if store is None:
-                raise ApiError("not_found", f"{at} refers to an unknown item", at)
+                raise invalid(at, "refers to an unknown item", "not_found")
             item = store.item(text_of(item, "id", at), at)
             kind = item["type"]
         if kind in ("reasoning", "function_call") or (kind == "message" and item.get("role") == "assistant"):
@@ -88,11 +88,7 @@ def _thought(item: dict[str, Any], at: str, warnings: list[str]) -> str:
 def _add_message(form: ChatForm, item: dict[str, Any], at: str) -> None:
     role = text_of(item, "role", at)
     if role not in ("user", "system", "developer"):
-        raise ApiError(
-            "invalid_value",
-            f"{at}.role must be user, assistant, system or developer, got {clip(role)!r}",
-            f"{at}.role",
-        )
+        raise invalid(f"{at}.role", f"must be user, assistant, system or developer, got {clip(role)!r}")
     content = _parts(item.get("content"), f"{at}.content")
     if role != "user" and any(message["role"] != "system" for message in form.messages):
         form.warnings.append(f"{at}: a {role} message inside the conversation is read as the user's")
@@ -106,7 +102,7 @@ def _text(content: Any, path: str) -> str:
         return parts
     for j, part in enumerate(parts):
         if part["type"] != "text":
-            raise ApiError("invalid_value", f"{path}[{j}] must be text", f"{path}[{j}]")
+            raise invalid(f"{path}[{j}]", "must be text")
     return "".join(part["text"] for part in parts)
 
 
@@ -114,7 +110,7 @@ def _parts(content: Any, path: str) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise ApiError("invalid_type", f"{path} must be a string or a list of parts", path)
+        raise invalid(path, "must be a string or a list of parts", "invalid_type")
     return [_part(part, f"{path}[{j}]") for j, part in enumerate(content)]
 
 
@@ -128,8 +124,6 @@ def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
         return {"type": "image_url", "image_url": part.get("image_url")}
     if kind in ("input_file", "input_audio"):
         raise ApiError("media_not_supported", f"{path}: {kind} parts are not accepted here", path)
-    raise ApiError(
-        "invalid_value",
-        f"{path}.type must be input_text, input_image, output_text or refusal, got {clip(kind)!r}",
-        f"{path}.type",
+    raise invalid(
+        f"{path}.type", f"must be input_text, input_image, output_text or refusal, got {clip(kind)!r}"
     )

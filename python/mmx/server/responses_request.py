@@ -6,20 +6,19 @@ from typing import Any
 
 import msgspec
 
-from mmx.server.chat_form import ChatForm
-from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.chat_form import ChatForm, function_tool
+from mmx.server.errors import clip, invalid, missing, unsupported
 from mmx.server.responses_items import add_items
 from mmx.server.responses_store import ResponseStore, Stored
-from mmx.server.schemas import ReasoningOptions, Sampling, Thinking
+from mmx.server.schemas import NOT_BUILT, ReasoningOptions, Sampling, Thinking
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
-_NOT_BUILT = "this server does not offer it"
 REFUSED_IN_RESPONSES = {
     "conversation": "use previous_response_id",
     "max_tool_calls": "the server runs no tools",
-    "prompt": _NOT_BUILT,
-    "context_management": _NOT_BUILT,
+    "prompt": NOT_BUILT,
+    "context_management": NOT_BUILT,
 }
 # The client's words for fields of the chat request.
 _NAMES = {
@@ -99,34 +98,28 @@ def _check(request: ResponsesRequest, store: ResponseStore) -> None:
         if name not in (LOGPROBS, ENCRYPTED):
             raise unsupported("include", f"only {LOGPROBS} and {ENCRYPTED}")
     if request.top_logprobs and LOGPROBS not in include:
-        raise ApiError("invalid_value", f"top_logprobs needs {LOGPROBS} in include", "top_logprobs")
+        raise invalid("top_logprobs", f"needs {LOGPROBS} in include")
     if request.truncation not in (None, "disabled"):
         raise unsupported("truncation", "only disabled; a conversation that is too long is refused")
     if request.store and not store.enabled:
         raise unsupported("store", "this server keeps no responses")
     if request.background:
         if request.store is False or not store.enabled:
-            raise ApiError("unsupported_combination", "background needs store to be true", "background")
+            raise invalid("background", "needs store to be true", "unsupported_combination")
         if request.stream:
-            raise ApiError("unsupported_combination", "background excludes stream", "background")
+            raise invalid("background", "excludes stream", "unsupported_combination")
 
 
 def _tool(tool: FlatTool, path: str) -> dict[str, Any]:
     if tool.type != "function":
-        raise ApiError(
-            "unsupported_tool_type",
-            f"{path}.type must be function: the server runs no tools, got {clip(tool.type)!r}",
+        raise invalid(
             f"{path}.type",
+            f"must be function: the server runs no tools, got {clip(tool.type)!r}",
+            "unsupported_tool_type",
         )
     if tool.name is None:
-        raise ApiError("missing_required_parameter", f"{path}.name is required", f"{path}.name")
-    function = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-        "strict": tool.strict,
-    }
-    return {"type": "function", "function": {k: v for k, v in function.items() if v is not None}}
+        raise missing(f"{path}.name")
+    return function_tool(tool.name, tool.description, tool.parameters, tool.strict)
 
 
 def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
@@ -143,9 +136,7 @@ def _format(given: dict[str, Any]) -> dict[str, Any]:
 
 def _add_previous(form: ChatForm, previous: Stored) -> None:
     if previous.is_open:
-        raise ApiError(
-            "invalid_value", "previous_response_id is a response in progress", "previous_response_id"
-        )
+        raise invalid("previous_response_id", "is a response in progress")
     for message in previous.messages:
         form.add("previous_response_id", message)
     finished = [

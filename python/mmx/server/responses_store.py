@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from mmx.server.errors import ApiError, clip
+from mmx.server.errors import ApiError, clip, invalid
 
 MAX_AGE_SECONDS = 3600.0
 OPEN = ("queued", "in_progress")
@@ -72,7 +72,7 @@ class ResponseStore:
                 if item["id"] == item_id:
                     found: dict[str, Any] = item
                     return found
-        raise ApiError("not_found", f"{param} refers to an unknown item {clip(item_id)!r}", param)
+        raise invalid(param, f"refers to an unknown item {clip(item_id)!r}", "not_found")
 
     def delete(self, response_id: str) -> Stored:
         """Forget one; 404 if it is unknown."""

@@ -10,7 +10,7 @@ from aiohttp import web
 import mmx
 from mmx.server.body import read_body
 from mmx.server.decode import decode_object
-from mmx.server.errors import ApiError, clip
+from mmx.server.errors import ApiError, clip, invalid
 from mmx.server.generation import canary
 from mmx.server.metrics import OPENMETRICS_TYPE, TEXT_TYPE
 from mmx.server.openapi import openapi_document
@@ -169,7 +169,7 @@ async def abort_request(request: web.Request) -> web.StreamResponse:
     else:
         request_id = body.get("request_id", body.get("rid"))
         if not isinstance(request_id, str):
-            raise ApiError("missing_required_parameter", "request_id must be given as a string", "request_id")
+            raise invalid("request_id", "must be given as a string", "missing_required_parameter")
         ids = [request_id]
     return web.json_response({"aborted": [request_id for request_id in ids if _abort(state, request_id)]})
 

@@ -8,7 +8,7 @@ from mmx.server.chat_form import ChatForm
 from mmx.server.chat_job import render_chat
 from mmx.server.choice import Choice, Delta
 from mmx.server.decode import decode_request
-from mmx.server.errors import ApiError
+from mmx.server.errors import missing
 from mmx.server.generation import Generation
 from mmx.server.items import Items
 from mmx.server.messages_answer import MessagesWriter, content_blocks, message, stop_fields
@@ -23,7 +23,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     """Generate one message."""
     form, unknown = await _receive(request)
     if form.body["max_tokens"] is None:
-        raise ApiError("missing_required_parameter", "max_tokens is required", "max_tokens")
+        raise missing("max_tokens")
     incoming, chat, work = await form.job(request, unknown)
     async with Generation(incoming.state, work.job) as generation:
         extension = incoming.extension(work.job.params[0], work.thinking.mode)

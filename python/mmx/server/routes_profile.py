@@ -12,7 +12,7 @@ from aiohttp import web
 from mmx.protocol import Profile
 from mmx.server.body import read_body
 from mmx.server.decode import decode_object, decode_request
-from mmx.server.errors import ApiError, unsupported
+from mmx.server.errors import ApiError, invalid, unsupported
 from mmx.server.state import STATE, ServerState
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -38,10 +38,10 @@ async def start_profile(request: web.Request) -> web.StreamResponse:
     if unknown:
         raise unsupported(unknown[0], "it is not a field of this request")
     if asked.num_steps is not None and asked.num_steps < 1:
-        raise ApiError("invalid_value", f"num_steps must be at least 1, got {asked.num_steps}", "num_steps")
+        raise invalid("num_steps", f"must be at least 1, got {asked.num_steps}")
     prefix = time.strftime("%Y%m%d-%H%M%S") if asked.prefix is None else asked.prefix
     if not _PREFIX.fullmatch(prefix):
-        raise ApiError("invalid_value", "prefix must be 1 to 64 of A-Z a-z 0-9 _ . -", "prefix")
+        raise invalid("prefix", "must be 1 to 64 of A-Z a-z 0-9 _ . -")
     with_stack = state.config.log.profiler_with_stack if asked.with_stack is None else asked.with_stack
     path = str(folder / f"{prefix}-rank0.json.gz")
     engine, _, _ = state.serving()

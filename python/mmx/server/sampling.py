@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmx.config import SamplingParams
-from mmx.server.errors import ApiError, clip, unsupported
+from mmx.server.errors import ApiError, clip, invalid, unsupported
 from mmx.server.schemas import ChatRequest, CompletionRequest, Generate
 
 MAX_STOP_STRINGS = 16
@@ -47,9 +47,7 @@ def _stop(request: Generate) -> tuple[str, ...]:
     stop = request.stop
     strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     if len(strings) > MAX_STOP_STRINGS:
-        raise ApiError(
-            "invalid_value", f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(strings)}", "stop"
-        )
+        raise invalid("stop", f"takes at most {MAX_STOP_STRINGS} strings, got {len(strings)}")
     return strings
 
 
@@ -57,11 +55,7 @@ def _logit_bias(request: Generate, vocab_size: int) -> dict[int, float]:
     bias = {}
     for key, value in (request.logit_bias or {}).items():
         if not key.isascii() or not key.isdigit() or int(key) >= vocab_size:
-            raise ApiError(
-                "invalid_value",
-                f"logit_bias keys must be token ids below {vocab_size}, got {clip(key)!r}",
-                "logit_bias",
-            )
+            raise invalid("logit_bias", f"keys must be token ids below {vocab_size}, got {clip(key)!r}")
         bias[int(key)] = value
     return bias
 
@@ -69,9 +63,7 @@ def _logit_bias(request: Generate, vocab_size: int) -> dict[int, float]:
 def _stop_token_ids(request: Generate, vocab_size: int) -> tuple[int, ...]:
     ids = tuple(request.stop_token_ids or ())
     if any(not 0 <= i < vocab_size for i in ids):
-        raise ApiError(
-            "invalid_value", f"stop_token_ids must be token ids below {vocab_size}", "stop_token_ids"
-        )
+        raise invalid("stop_token_ids", f"must be token ids below {vocab_size}")
     return ids
 
 
@@ -79,27 +71,25 @@ def _logprobs(request: Generate, limit: int) -> int | None:
     if isinstance(request, ChatRequest):
         top = request.top_logprobs
         if top and not request.logprobs:
-            raise ApiError("invalid_value", "top_logprobs needs logprobs to be true", "top_logprobs")
+            raise invalid("top_logprobs", "needs logprobs to be true")
         if top is not None and not 0 <= top <= limit:
-            raise ApiError("invalid_value", f"top_logprobs must be 0 to {limit}, got {top}", "top_logprobs")
+            raise invalid("top_logprobs", f"must be 0 to {limit}, got {top}")
         return (top or 0) if request.logprobs else None
     assert isinstance(request, CompletionRequest)
     if request.logprobs is not None and not 0 <= request.logprobs <= limit:
-        raise ApiError("invalid_value", f"logprobs must be 0 to {limit}, got {request.logprobs}", "logprobs")
+        raise invalid("logprobs", f"must be 0 to {limit}, got {request.logprobs}")
     return request.logprobs
 
 
 def _prompt_logprobs(request: Generate, limit: int) -> int | None:
     count = request.prompt_logprobs
     if count is not None and not 0 <= count <= limit:
-        text = f"prompt_logprobs must be 0 to {limit}, got {clip(count)}"
-        raise ApiError("invalid_value", text, "prompt_logprobs")
+        raise invalid("prompt_logprobs", f"must be 0 to {limit}, got {clip(count)}")
     if count is not None and request.stream:
-        text = "prompt_logprobs needs an answer without stream"
-        raise ApiError("unsupported_combination", text, "prompt_logprobs")
+        raise invalid("prompt_logprobs", "needs an answer without stream", "unsupported_combination")
     if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
         if request.stream:
-            raise ApiError("unsupported_combination", "echo with logprobs excludes stream", "echo")
+            raise invalid("echo", "with logprobs excludes stream", "unsupported_combination")
         return max(count or 0, request.logprobs)
     return count
 
@@ -124,7 +114,7 @@ def sampling_params(
     except ValueError as exc:
         raise ApiError("invalid_value", clip(str(exc), 200), str(exc).split(" ", 1)[0]) from None
     if params.n > 1 and params.greedy:
-        raise ApiError("unsupported_combination", "n above 1 needs a temperature above 0", "n")
+        raise invalid("n", "above 1 needs a temperature above 0", "unsupported_combination")
     return params
 
 
@@ -134,7 +124,7 @@ def requested_max_tokens(request: Generate) -> tuple[str, int | None]:
     if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
         name, value = "max_completion_tokens", request.max_completion_tokens
     if value is not None and value < 1:
-        raise ApiError("invalid_value", f"{name} must be at least 1, got {clip(value)}", name)
+        raise invalid(name, f"must be at least 1, got {clip(value)}")
     return name, value
 
 

@@ -206,23 +206,23 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Documented fields whose feature is not part of this server, with the reason a client is told.
-_NOT_BUILT = "this server does not offer it"
+NOT_BUILT = "this server does not offer it"
 REFUSED: dict[str, str] = {
-    "stream_reasoning": _NOT_BUILT,
+    "stream_reasoning": NOT_BUILT,
     "mm_processor_kwargs": "the model reads text only",
     "media_io_kwargs": "the model reads text only",
-    "kv_transfer_params": _NOT_BUILT,
-    "disaggregated_params": _NOT_BUILT,
-    "return_token_times": _NOT_BUILT,
+    "kv_transfer_params": NOT_BUILT,
+    "disaggregated_params": NOT_BUILT,
+    "return_token_times": NOT_BUILT,
 }
 REFUSED_IN_CHAT: dict[str, str] = {
     **REFUSED,
     "echo": "chat answers do not repeat the prompt",
     "functions": "use tools",
     "function_call": "use tool_choice",
-    "prediction": _NOT_BUILT,
+    "prediction": NOT_BUILT,
     "audio": "the model reads and writes text only",
-    "web_search_options": _NOT_BUILT,
+    "web_search_options": NOT_BUILT,
     "add_special_tokens": "the chat template writes all special tokens",
 }
 REFUSED_IN_COMPLETIONS: dict[str, str] = {

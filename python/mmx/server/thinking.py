@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mmx.server.errors import ApiError, clip
+from mmx.server.errors import clip, invalid
 from mmx.server.schemas import ChatRequest, Thinking, TokenizeRequest
 
 MODES = ("disabled", "adaptive", "enabled")
@@ -32,27 +32,23 @@ class ThinkingChoice(NamedTuple):
 
 def _mode(value: Any, path: str) -> str:
     if value not in MODES:
-        raise ApiError(
-            "invalid_value", f"{path} must be one of {', '.join(MODES)}, got {clip(value)!r}", path
-        )
+        raise invalid(path, f"must be one of {', '.join(MODES)}, got {clip(value)!r}")
     return str(value)
 
 
 def _switch(value: Any, path: str) -> str:
     if not isinstance(value, bool):
-        raise ApiError("invalid_type", f"{path} must be a boolean", path)
+        raise invalid(path, "must be a boolean", "invalid_type")
     return "enabled" if value else "disabled"
 
 
 def _effort(value: str | float, path: str) -> str:
     if isinstance(value, str):
         if value not in _EFFORTS:
-            raise ApiError(
-                "invalid_value", f"{path} must be one of {', '.join(_EFFORTS)}, got {clip(value)!r}", path
-            )
+            raise invalid(path, f"must be one of {', '.join(_EFFORTS)}, got {clip(value)!r}")
         return _EFFORTS[value]
     if not 0 <= value <= 1:
-        raise ApiError("invalid_value", f"{path} must be a word or 0 to 1, got {value}", path)
+        raise invalid(path, f"must be a word or 0 to 1, got {value}")
     return "disabled" if value == 0 else "adaptive" if value <= 0.5 else "enabled"
 
 
@@ -128,10 +124,9 @@ def _budget(request: ChatRequest | TokenizeRequest, kwargs: dict[str, Any]) -> i
     given = {path: value for path, value in found.items() if value is not None}
     for path, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ApiError("invalid_value", f"{path} must be at least 1, got {clip(value)}", path)
+            raise invalid(path, f"must be at least 1, got {clip(value)}")
     limit = request.max_completion_tokens or request.max_tokens if isinstance(request, ChatRequest) else None
     for path, value in given.items():
         if limit is not None and value >= limit:
-            text = f"{path} must be less than the {limit} tokens of the answer, got {clip(value)}"
-            raise ApiError("invalid_value", text, path)
+            raise invalid(path, f"must be less than the {limit} tokens of the answer, got {clip(value)}")
     return min(given.values(), default=None)

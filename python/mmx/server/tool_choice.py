@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from mmx.grammar import MAX_CALLS, Calls, CallTool
 from mmx.grammar.build import Family
-from mmx.server.errors import ApiError, clip
+from mmx.server.errors import ApiError, clip, invalid
 from mmx.server.schemas import ChatRequest, Tool
 
 Mode = Literal["none", "auto", "required"]
@@ -30,8 +30,7 @@ def choose_tools(chat: ChatRequest) -> ToolChoice:
         mode: Mode = "none" if choice == "none" else "auto"
         return ToolChoice(mode, everything, most)
     if not isinstance(choice, dict) and choice != "required":
-        text = "tool_choice must be auto, none, required or a function"
-        raise ApiError("invalid_value", text, "tool_choice")
+        raise invalid("tool_choice", "must be auto, none, required or a function")
     if not tools:
         raise ApiError("missing_required_parameter", "tool_choice needs tools", "tools")
     if choice == "required":
@@ -58,7 +57,7 @@ def _name_of(choice: Any) -> str:
     function = choice.get("function", choice) if isinstance(choice, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or choice.get("type", "function") != "function":
-        raise ApiError("invalid_value", "tool_choice must name a function", "tool_choice")
+        raise invalid("tool_choice", "must name a function")
     return name
 
 
@@ -66,8 +65,7 @@ def _position(name: str, tools: list[Tool]) -> int:
     for i, tool in enumerate(tools):
         if tool.function.name == name:
             return i
-    text = f"tool_choice names {clip(name)!r}, which is not in tools"
-    raise ApiError("unknown_tool", text, "tool_choice")
+    raise invalid("tool_choice", f"names {clip(name)!r}, which is not in tools", "unknown_tool")
 
 
 def enforced_calls(

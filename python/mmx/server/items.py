@@ -60,6 +60,12 @@ class Items:
                 yield from self._open(delta.kind, None)
             yield self._more(delta.text, delta.entries if delta.kind == "content" else [])
 
+    async def collect(self, choice: Choice, deltas: list[Delta]) -> None:
+        """Take the deltas of an answer whose steps nobody follows."""
+        for delta in deltas:
+            for _ in self.feed(choice, delta):
+                pass
+
     def finish(self) -> Iterator[Step]:
         """Close what is open."""
         if self._is_open:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from aiohttp import web
 
-from mmx.server.answer import Collected, CompletionWriter
-from mmx.server.choice import Choice, Delta
+from mmx.server.answer import CompletionWriter
 from mmx.server.constrain import completion_constraint
 from mmx.server.generation import Generation
 from mmx.server.logprobs import LogprobFormat
-from mmx.server.prepare import Incoming, build_job, new_id, receive
+from mmx.server.prepare import Incoming, build_job, receive
 from mmx.server.prompts import completion_prompts, in_pool
 from mmx.server.schemas import REFUSED_IN_COMPLETIONS, CompletionRequest
-from mmx.server.serve import answer_json, answer_stream, final_usage, stream_tail
+from mmx.server.serve import (
+    answer_head,
+    answer_json,
+    answer_stream,
+    collect,
+    final_usage,
+    logprob_format,
+    stream_tail,
+)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -27,10 +33,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     make = completion_constraint(front, parsed, state.serving()[1].vocab_size)
     constraint = await in_pool(state, make)
     job = build_job(request, incoming, parsed, prompts, "prompt", lambda: None, constraint)
-    logprobs = None
-    if parsed.logprobs is not None:
-        as_ids = parsed.return_tokens_as_token_ids or state.config.answer.tokens_as_ids
-        logprobs = LogprobFormat(front.tokenizer, as_ids)
+    logprobs = logprob_format(incoming, parsed)
     n = job.params[0].n
     echo = [""] * (len(prompts) * n)
     if parsed.echo:
@@ -40,7 +43,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         if parsed.stream:
             extra: dict[str, object] = {"mmx": {"warnings": incoming.warnings}} if incoming.warnings else {}
             writer = CompletionWriter(
-                _head(incoming),
+                answer_head(incoming, "text_completion", "cmpl-"),
                 len(generation.choices),
                 echo=echo,
                 logprobs=logprobs,
@@ -52,16 +55,6 @@ async def completions(request: web.Request) -> web.StreamResponse:
         return await _whole(incoming, parsed, generation, logprobs, echo)
 
 
-def _head(incoming: Incoming) -> dict[str, object]:
-    return {
-        "id": new_id("cmpl-"),
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": incoming.model,
-        "system_fingerprint": incoming.state.fingerprint,
-    }
-
-
 async def _whole(
     incoming: Incoming,
     parsed: CompletionRequest,
@@ -69,13 +62,7 @@ async def _whole(
     logprobs: LogprobFormat | None,
     echo: list[str],
 ) -> web.StreamResponse:
-    collected = [Collected() for _ in generation.choices]
-
-    async def collect(choice: Choice, deltas: list[Delta]) -> None:
-        for delta in deltas:
-            collected[choice.index].add(delta)
-
-    await generation.run(collect)
+    collected = await collect(generation)
     choices: list[dict[str, Any]] = []
     prompts = [prompt for prompt in generation.job.prompts for _ in range(generation.job.params[0].n)]
     plain = LogprobFormat(incoming.state.serving()[2].tokenizer, False)
@@ -100,4 +87,5 @@ async def _whole(
             }
         )
     extension = incoming.extension(generation.job.params[0], None)
-    return answer_json(generation, {**_head(incoming), "choices": choices, "mmx": extension})
+    head = answer_head(incoming, "text_completion", "cmpl-")
+    return answer_json(generation, {**head, "choices": choices, "mmx": extension})

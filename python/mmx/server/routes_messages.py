@@ -6,7 +6,6 @@ from aiohttp import web
 
 from mmx.server.chat_form import ChatForm
 from mmx.server.chat_job import render_chat
-from mmx.server.choice import Choice, Delta
 from mmx.server.decode import decode_request
 from mmx.server.errors import missing
 from mmx.server.generation import Generation
@@ -53,13 +52,7 @@ async def _whole(
     incoming: Incoming, generation: Generation, extension: dict[str, object]
 ) -> web.StreamResponse:
     items = Items()
-
-    async def collect(choice: Choice, deltas: list[Delta]) -> None:
-        for delta in deltas:
-            for _ in items.feed(choice, delta):
-                pass
-
-    await generation.run(collect)
+    await generation.run(items.collect)
     (choice,) = generation.choices
     blocks = content_blocks(items, choice, incoming.state.signer)
     body = message(incoming.model, generation, blocks, stop_fields(choice))

@@ -11,7 +11,6 @@ from typing import Any
 from aiohttp import web
 
 from mmx.server.chat_job import ChatJob
-from mmx.server.choice import Choice, Delta
 from mmx.server.decode import decode_request
 from mmx.server.errors import ApiError, clip, unsupported
 from mmx.server.generation import Generation
@@ -100,13 +99,8 @@ def _close(builder: ResponseBuilder) -> None:
 
 
 async def _run(generation: Generation, builder: ResponseBuilder) -> dict[str, Any]:
-    async def collect(choice: Choice, deltas: list[Delta]) -> None:
-        for delta in deltas:
-            for _ in builder.items.feed(choice, delta):
-                pass
-
     try:
-        await generation.run(collect)
+        await generation.run(builder.items.collect)
     except ApiError as error:
         builder.finish(error)
         raise

@@ -9,15 +9,48 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
-from mmx.server.answer import Writer
+from mmx.server.answer import Collected, Writer
 from mmx.server.choice import Choice, Delta
 from mmx.server.errors import ApiError
 from mmx.server.generation import Generation
-from mmx.server.schemas import Generate
+from mmx.server.logprobs import LogprobFormat
+from mmx.server.prepare import Incoming, new_id
+from mmx.server.schemas import ChatRequest, CompletionRequest, Generate
 from mmx.server.sse import EventStream, Tail
 from mmx.server.state import REQUEST_ID, ServerState
 
 log = logging.getLogger("mmx.server")
+
+
+def answer_head(incoming: Incoming, kind: str, prefix: str) -> dict[str, object]:
+    """The members that every answer and every chunk begins with; its id begins with ``prefix``."""
+    return {
+        "id": new_id(prefix),
+        "object": kind,
+        "created": int(time.time()),
+        "model": incoming.model,
+        "system_fingerprint": incoming.state.fingerprint,
+    }
+
+
+def logprob_format(incoming: Incoming, parsed: ChatRequest | CompletionRequest) -> LogprobFormat | None:
+    """How the logprobs of generated tokens are shown; None if they were not asked for."""
+    if parsed.logprobs is None or parsed.logprobs is False:
+        return None
+    as_ids = parsed.return_tokens_as_token_ids or incoming.state.config.answer.tokens_as_ids
+    return LogprobFormat(incoming.state.serving()[2].tokenizer, as_ids)
+
+
+async def collect(generation: Generation) -> list[Collected]:
+    """Generate to the end: the sums of each choice's deltas."""
+    collected = [Collected() for _ in generation.choices]
+
+    async def add(choice: Choice, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            collected[choice.index].add(delta)
+
+    await generation.run(add)
+    return collected
 
 
 def answer_json(generation: Generation, body: dict[str, object]) -> web.Response:

@@ -114,6 +114,35 @@ async def test_call_cut_by_length_is_reported_apart() -> None:
         assert cut["arguments"].startswith('{"city": "Os')
 
 
+@pytest.mark.parametrize("stop", ["Os", "days"])
+async def test_call_cut_by_a_stop_string_is_reported_apart(stop: str) -> None:
+    """A caller that ran it would run it without the arguments that were still to come."""
+    async with serving(ScriptedEngine(CALL)) as server:
+        status, body = await server.chat(tools=TOOLS, stop=[stop])
+        (choice,) = body["choices"]
+        assert (status, choice["finish_reason"], choice["stop_reason"]) == (200, "stop", stop)
+        assert "tool_calls" not in choice["message"]
+        assert body["mmx"]["incomplete_tool_call"]["name"] == "get_weather"
+        message, _ = await streamed(server, tools=TOOLS, stop=[stop])
+        assert message["finish"] == "stop"
+        fields = {"tools": [{"type": "function", **TOOLS[0]["function"]}], "stop": [stop]}
+        _, response = await server.post("/v1/responses", {"input": "hi", **fields})
+        assert [item["status"] for item in response["output"]] == ["incomplete"]
+        tools = [{"name": "get_weather", "input_schema": TOOLS[0]["function"]["parameters"]}]
+        fields = {"tools": tools, "stop_sequences": [stop], "max_tokens": 100}
+        _, answer = await server.post("/v1/messages", {"model": MODEL, "messages": USER, **fields})
+        assert (answer["content"], answer["stop_reason"]) == ([], "stop_sequence")
+
+
+async def test_stop_string_behind_a_call_leaves_it_whole() -> None:
+    async with serving(ScriptedEngine(CALL)) as server:
+        _, body = await server.chat(tools=TOOLS, stop=["</tool_call>"])
+        (choice,) = body["choices"]
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("tool_calls", "</tool_call>")
+        (call,) = choice["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == {"city": 'Os"lo', "days": 3}
+
+
 async def test_stop_string_inside_a_thought() -> None:
     async with serving(ScriptedEngine("<mm:think>one two three</mm:think>four")) as server:
         _, body = await server.chat(stop=["two"])

@@ -10,7 +10,7 @@ from mmx.config import SamplingParams
 from mmx.parsers import CallArgs, CallStart, Content, Event, Reasoning
 from mmx.protocol import TokenLogprobs, TokenOut
 from mmx.server.metric_set import Metrics
-from mmx.server.output import Reader
+from mmx.server.output import Call, Reader
 from mmx.tokenizer.detokenizer import IncrementalDetokenizer, Segment, StopStrings
 
 Kind = Literal["content", "reasoning", "tool_calls", ""]
@@ -100,6 +100,16 @@ class Choice:
         """A stop string ended the sequence, so the engine has to be told."""
         return self._stops is not None and self._stops.matched is not None
 
+    def shown_calls(self) -> list[Call]:
+        """Calls that belong into the answer: what a limit or a stop of the client cut off does not."""
+        by_itself = self.finish_reason in ("stop", "tool_calls") and self.stop_reason is None
+        return [c for c in self.reader.calls if c.complete or by_itself] if self.reader is not None else []
+
+    def cut_call(self) -> Call | None:
+        """The call that was cut off, if there is one."""
+        calls = self.reader.calls if self.reader is not None else []
+        return calls[-1] if calls and calls[-1] not in self.shown_calls() else None
+
     def feed(self, out: TokenOut) -> list[Delta]:
         """Take what one step produced. At most one delta, except at the end."""
         ids = out.token_ids
@@ -150,7 +160,7 @@ class Choice:
             self.finish_reason, self.stop_reason = "stop", self._stops.matched
         elif finish is not None:
             self.finish_reason = finish
-        if self.finish_reason == "stop" and self.reader is not None and self.reader.calls:
+        if self.finish_reason == "stop" and self.shown_calls():
             self.finish_reason = "tool_calls"
 
     def _read_plain(self, ids: list[int], last: bool) -> None:

@@ -61,7 +61,7 @@ def message(model: str, generation: Generation, content: list[Any], ending: dict
 
 def content_blocks(items: Items, choice: Choice, signer: Signer) -> list[dict[str, Any]]:
     """The finished blocks; a call that was cut off is left out, as it has no valid input."""
-    shown = choice.reader.shown_calls(choice.finish_reason) if choice.reader is not None else []
+    shown = choice.shown_calls()
     blocks: list[dict[str, Any]] = []
     for item in items.all:
         if item.kind == "reasoning":

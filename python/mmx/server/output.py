@@ -110,15 +110,6 @@ class Reader:
     def reasoning_tokens(self) -> int:
         return self._machine.reasoning_tokens
 
-    def shown_calls(self, finish_reason: str | None) -> list[Call]:
-        """Calls that belong into the answer: what was cut off by a limit does not."""
-        return [c for c in self.calls if c.complete or finish_reason in ("stop", "tool_calls")]
-
-    def cut_call(self, finish_reason: str | None) -> Call | None:
-        """The call that was cut off, if there is one."""
-        shown = self.shown_calls(finish_reason)
-        return self.calls[-1] if self.calls and self.calls[-1] not in shown else None
-
     def feed(self, segments: list[Segment], finished: bool) -> list[Event]:
         """Events for new text, ends of calls left out."""
         found: list[Event] = []

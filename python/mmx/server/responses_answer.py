@@ -84,9 +84,9 @@ class ResponseBuilder:
         return {**head, "type": "function_call", **call}
 
     def _item_status(self, item: Item) -> str:
-        ended_well = _STATUS.get(self._choice.finish_reason or "") == "completed"
         if item.call is not None:
-            return "completed" if item.call.complete or ended_well else "incomplete"
+            return "completed" if item.call in self._choice.shown_calls() else "incomplete"
+        ended_well = _STATUS.get(self._choice.finish_reason or "") == "completed"
         return "completed" if ended_well or item is not self.items.all[-1] else "incomplete"
 
     def finish(self, error: ApiError | None = None) -> dict[str, Any]:

@@ -91,11 +91,9 @@ async def _whole(
     extension = incoming.extension(generation.job.params[0], thinking.mode)
     choices: list[dict[str, Any]] = []
     for choice, parts in zip(generation.choices, collected, strict=True):
-        reader = choice.reader
-        calls = reader.shown_calls(choice.finish_reason) if reader is not None else []
-        message = parts.message(state.config.answer.role, keys, chat.reasoning_split is True, calls)
-        cut = reader.cut_call(choice.finish_reason) if reader is not None else None
-        if cut is not None:
+        details = chat.reasoning_split is True
+        message = parts.message(state.config.answer.role, keys, details, choice.shown_calls())
+        if (cut := choice.cut_call()) is not None:
             extension["incomplete_tool_call"] = {"name": cut.name, "arguments": cut.sent}
         choices.append(
             {

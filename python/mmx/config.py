@@ -69,6 +69,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def greedy(self) -> bool:
         return self.temperature < 1e-5
 
+    def of_sequence(self, index: int) -> SamplingParams:
+        """Those of the ``index``-th of ``n`` sequences; its seed is a signed 64-bit integer again."""
+        seed = None if self.seed is None else (self.seed + index + 2**63) % 2**64 - 2**63
+        return msgspec.structs.replace(self, n=1, seed=seed)
+
 
 class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one model is spread over devices; all ranks must be given the same values.

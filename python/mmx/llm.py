@@ -269,7 +269,7 @@ class _Sequence:
     ) -> None:
         self.prompt_idx = prompt_idx
         self.result = result
-        self.params = msgspec.structs.replace(params, n=1, seed=_shifted_seed(params.seed, index))
+        self.params = params.of_sequence(index)
         logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
         self.output = CompletionOutput(index=index, token_ids=[], logprobs=logprobs)
         result.outputs.append(self.output)
@@ -301,11 +301,6 @@ class _Sequence:
             output.finish_reason, output.stop_reason = "stop", self._stop.matched
         elif out.finish_reason is not None:
             output.text += self._stop.finish()
-
-
-def _shifted_seed(seed: int | None, index: int) -> int | None:
-    """The seed of the index-th sequence of a request, a signed 64-bit integer again."""
-    return None if seed is None else (seed + index + 2**63) % 2**64 - 2**63
 
 
 def _one_per_prompt(

@@ -9,7 +9,7 @@ from mmx.errors import ConfigError
 
 
 def demo_model_path() -> Path:
-    """The folder of the model that is installed with the package."""
+    """The folder of the model that is installed with the package, in M3's raw form."""
     return Path(str(resources.files("mmx"))) / "demo" / "model"
 
 

@@ -8,12 +8,12 @@ import torch
 
 from demo.oracle import transformers_model
 from mmx import LLM, SamplingParams
-from mmx.demo import model_path
 from mmx.demo.train.data import tools
 from mmx.demo.train.data.dialogue import ADAPTIVE, DISABLED, ENABLED, Turn
 from mmx.demo.train.data.mix import ordinary_turn
 from mmx.demo.train.export import load_shape, load_weights
 from mmx.demo.train.model import Model
+from mmx.model_path import demo_model_path
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=48)
 
@@ -21,8 +21,8 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=48)
 def test_greedy_tokens_equal_transformers() -> None:
     rng = random.Random(11)
     llm = LLM(device="cpu", dtype="float32")
-    model = Model(load_shape(model_path())).eval()
-    load_weights(model, model_path() / "model.safetensors")
+    model = Model(load_shape(demo_model_path())).eval()
+    load_weights(model, demo_model_path() / "model.safetensors")
     oracle = transformers_model(model)
     num_calls = num_thoughts = 0
     for i in range(50):

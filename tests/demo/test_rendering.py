@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import tokenizers
 
-from mmx.demo import model_path
 from mmx.demo.train.data import arithmetic, facts, tools
 from mmx.demo.train.data.dialogue import (
     ADAPTIVE,
@@ -23,6 +22,7 @@ from mmx.demo.train.data.dialogue import (
 )
 from mmx.demo.train.data.mix import make_batch
 from mmx.demo.train.tokenizer import ADDED
+from mmx.model_path import demo_model_path
 from mmx.tokenizer import ChatTemplate, Tokenizer
 
 
@@ -64,7 +64,7 @@ def _conversations() -> list[Conversation]:
 
 @pytest.mark.parametrize("conversation", _conversations(), ids=["nested", ADAPTIVE, ENABLED, DISABLED])
 def test_equals_the_chat_template(conversation: Conversation) -> None:
-    folder = model_path()
+    folder = demo_model_path()
     tokenizer = Tokenizer(folder)
     template = ChatTemplate.from_checkpoint(
         folder, markers=tokenizer.control_ids, variables=tokenizer.special_token_texts
@@ -85,7 +85,7 @@ def test_equals_the_chat_template(conversation: Conversation) -> None:
 
 
 def test_batches_depend_on_seed_and_index_alone() -> None:
-    encoder = Encoder(tokenizers.Tokenizer.from_file(str(model_path() / "tokenizer.json")))
+    encoder = Encoder(tokenizers.Tokenizer.from_file(str(demo_model_path() / "tokenizer.json")))
     ids, mask = make_batch(0, 5, encoder, 2048, 1024, 0.5)
     again, _ = make_batch(0, 5, encoder, 2048, 1024, 0.5)
     other, _ = make_batch(0, 6, encoder, 2048, 1024, 0.5)
@@ -97,7 +97,7 @@ def test_batches_depend_on_seed_and_index_alone() -> None:
 
 
 def test_control_tokens_are_single_ids_after_the_bpe() -> None:
-    tokenizer = tokenizers.Tokenizer.from_file(str(model_path() / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(demo_model_path() / "tokenizer.json"))
     ids = [tokenizer.token_to_id(text) for text, _ in ADDED]
     assert ids == list(range(4032, 4032 + 61))
     for text, special in ADDED:

@@ -10,23 +10,23 @@ import torch
 from tokenizers import Tokenizer
 
 from demo.oracle import transformers_model
-from mmx.demo import model_path
 from mmx.demo.evaluate import Item, accuracy, make_item, needle_items
 from mmx.demo.train.data import arithmetic, facts, strings, tools
 from mmx.demo.train.data.dialogue import ADAPTIVE, DISABLED, ENABLED, Encoder, Reply, Turn
 from mmx.demo.train.export import load_shape, load_weights
 from mmx.demo.train.model import RANDOM, TRAINED, Model
+from mmx.model_path import demo_model_path
 
 
 @cache
 def _encoder() -> Encoder:
-    return Encoder(Tokenizer.from_file(str(model_path() / "tokenizer.json")))
+    return Encoder(Tokenizer.from_file(str(demo_model_path() / "tokenizer.json")))
 
 
 @cache
 def _model() -> Model:
-    model = Model(load_shape(model_path())).eval()
-    load_weights(model, model_path() / "model.safetensors")
+    model = Model(load_shape(demo_model_path())).eval()
+    load_weights(model, demo_model_path() / "model.safetensors")
     return model
 
 
@@ -35,7 +35,7 @@ def _score(items: list[Item], selector: str = TRAINED) -> float:
 
 
 def test_size() -> None:
-    assert (model_path() / "model.safetensors").stat().st_size <= 14_000_000
+    assert (demo_model_path() / "model.safetensors").stat().st_size <= 14_000_000
     assert 4_000_000 <= sum(p.numel() for p in _model().parameters()) <= 7_000_000
 
 

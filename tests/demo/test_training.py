@@ -10,17 +10,17 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from mmx.demo import model_path
 from mmx.demo.train.data.words import held_out
 from mmx.demo.train.export import load_shape, load_weights
 from mmx.demo.train.loop import Batches, Trainer
 from mmx.demo.train.model import TRAINED, Model, Shape, index_loss
 from mmx.demo.train.optim import orthogonalize
 from mmx.demo.train.schedule import PHASES, TOTAL, WARMUP, step_plan
+from mmx.model_path import demo_model_path
 
 
 def _trainer() -> Trainer:
-    tokenizer = Tokenizer.from_file(str(model_path() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(demo_model_path() / "tokenizer.json"))
     return Trainer(tokenizer, "cpu", seed=1, num_tokens=256)
 
 
@@ -42,7 +42,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path) -> None:
     state, out = tmp_path / "state", tmp_path / "out"
     state.mkdir()
-    (state / "tokenizer.json").write_bytes((model_path() / "tokenizer.json").read_bytes())
+    (state / "tokenizer.json").write_bytes((demo_model_path() / "tokenizer.json").read_bytes())
     command = [sys.executable, "-m", "mmx.demo.train", "--device", "cpu", "--steps", "2", "--tokens", "256"]
     command += ["--state", str(state), "--out", str(out)]
     half = subprocess.run([*command, "--leg-seconds", "0"], capture_output=True, text=True, check=True)
@@ -51,7 +51,9 @@ def test_command_line(tmp_path: Path) -> None:
     subprocess.run(command, capture_output=True, text=True, check=True)
     model = Model(load_shape(out))
     load_weights(model, out / "model.safetensors")
-    assert (out / "chat_template.jinja").read_text() == (model_path() / "chat_template.jinja").read_text()
+    assert (out / "chat_template.jinja").read_text() == (
+        demo_model_path() / "chat_template.jinja"
+    ).read_text()
     assert len(list(out.iterdir())) == 6
 
 

@@ -20,7 +20,6 @@ import torch
 from tokenizers import Tokenizer
 
 from mmx import SamplingParams
-from mmx.demo import model_path
 from mmx.demo.train.data import arithmetic, chat, facts, needles, phrasing, strings, tools
 from mmx.demo.train.data.countries import COUNTRIES
 from mmx.demo.train.data.dialogue import ADAPTIVE, DISABLED, ENABLED, Conversation, Encoder, Turn
@@ -28,6 +27,7 @@ from mmx.demo.train.data.words import held_out
 from mmx.demo.train.export import load_shape, load_weights
 from mmx.demo.train.model import DENSE, RANDOM, TRAINED, Model
 from mmx.llm import LLM
+from mmx.model_path import demo_model_path
 
 NEEDLE_LENGTHS = (2048, 4096, 8192, 16384)
 
@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mmx.demo.evaluate", description=__doc__)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default_device)
-    parser.add_argument("--model", type=Path, default=model_path(), help="checkpoint folder")
+    parser.add_argument("--model", type=Path, default=demo_model_path(), help="checkpoint folder")
     parser.add_argument("--items", type=int, default=200, help="items of each short task")
     parser.add_argument("--needles", type=int, default=100, help="needle items of each length")
     parser.add_argument("--lengths", type=int, nargs="*", default=list(NEEDLE_LENGTHS), help="needle lengths")

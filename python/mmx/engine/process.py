@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,8 @@ def parse_arguments(prog: str, argv: Sequence[str] | None, *, fd: bool = False) 
     parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     if fd:
         parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--config", type=_config, required=True)
+    read_config = partial(msgspec.json.decode, type=EngineConfig)
+    parser.add_argument("--config", type=read_config, required=True)
     parser.add_argument("--runner", default=DEFAULT_RUNNER)
     return parser.parse_args(argv)
 
@@ -43,10 +45,6 @@ def child_environment() -> dict[str, str]:
     inherited = env.environment()
     parent = str(Path(mmx.__file__).resolve().parent.parent)
     return {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, [parent, inherited.get("PYTHONPATH")]))}
-
-
-def _config(text: str) -> EngineConfig:
-    return msgspec.json.decode(text, type=EngineConfig)
 
 
 def spare_what_is_there() -> None:

@@ -8,8 +8,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from mmx.config import SamplingParams
 from mmx.protocol import Constraint, Failed, Submit
 from mmx.server.choice import Choice, Delta
@@ -57,12 +55,11 @@ class Generation:
         self._prompts: list[list[int]] = []
         for prompt, params in zip(job.prompts, job.params, strict=True):
             for sample in range(params.n):
-                seed = params.seed if params.seed is None else _wrap(params.seed + sample)
                 reader = job.make_reader()
                 choice = Choice(
                     len(self.choices),
                     f"{job.request_id}-{len(self.choices)}",
-                    msgspec.structs.replace(params, n=1, seed=seed),
+                    params.of_sequence(sample),
                     front.detokenizer(
                         skip_special_tokens=job.skip_special_tokens, for_reader=reader is not None
                     ),
@@ -209,11 +206,6 @@ class Generation:
             "tokens_per_second": round(tokens / max(last - self.arrival, 1e-9), 2),
             "cached_tokens": sum(c.num_cached_tokens for c in self.choices),
         }
-
-
-def _wrap(seed: int) -> int:
-    """Signed 64-bit arithmetic, so that the largest seed has successors too."""
-    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _failure(failed: Failed, state: ServerState) -> ApiError:

@@ -48,7 +48,7 @@ def normalize_messages(
         for i, message in enumerate(messages)
     ]
     _order_tool_results(normal, family, warnings)
-    return normal if family is None else _merge_system(normal, family)
+    return normal if family is None else _merge_system(normal)
 
 
 def normalize_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
@@ -196,16 +196,11 @@ def _order_tool_results(messages: list[Message], family: Family | None, warnings
     """Puts each run of tool messages into the order of the calls it answers."""
     i = 0
     while i < len(messages):
-        if messages[i]["role"] == "tool":
-            raise ChatTemplateError(
-                f"messages[{i}]", "a tool message must follow the assistant message that called"
-            )
-        start = i + 1
-        stop = start
+        start = stop = i if messages[i]["role"] == "tool" else i + 1
         while stop < len(messages) and messages[stop]["role"] == "tool":
             stop += 1
         calls = messages[i].get("tool_calls") or []
-        if stop > start and not calls:
+        if stop > start and (start == i or not calls):
             raise ChatTemplateError(
                 f"messages[{start}]", "a tool message must follow the assistant message that called"
             )
@@ -245,7 +240,7 @@ def _match_results(calls: list[dict[str, Any]], results: list[Message], start: i
     return answers
 
 
-def _merge_system(messages: list[Message], family: Family) -> list[Message]:
+def _merge_system(messages: list[Message]) -> list[Message]:
     head = 1 if messages[0]["role"] == "root" else 0
     stop = head
     while stop < len(messages) and messages[stop]["role"] == "system":

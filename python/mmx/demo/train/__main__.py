@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from mmx.demo import model_path
 from mmx.demo.train.data.mix import corpus
 from mmx.demo.train.export import save_checkpoint
 from mmx.demo.train.loop import Trainer
 from mmx.demo.train.model import Shape
 from mmx.demo.train.schedule import TOTAL
 from mmx.demo.train.tokenizer import train_tokenizer
+from mmx.model_path import demo_model_path
 
 
 def parse() -> argparse.Namespace:
@@ -29,7 +29,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--state", type=Path, default=Path(".demo_state"), help="folder of the resumable state"
     )
-    parser.add_argument("--out", type=Path, default=model_path(), help="folder of the finished checkpoint")
+    parser.add_argument(
+        "--out", type=Path, default=demo_model_path(), help="folder of the finished checkpoint"
+    )
     parser.add_argument("--steps", type=int, default=TOTAL, help="stop after this many steps in all")
     parser.add_argument("--leg-seconds", type=float, default=float("inf"), help="stop this leg after so long")
     parser.add_argument("--tokens", type=int, default=65536, help="tokens of one step")
@@ -59,7 +61,7 @@ def main() -> None:
     if trainer.step < args.steps:
         print(f"leg over at step {trainer.step} of {args.steps}; run the same command again to go on")
         return
-    template = (model_path() / "chat_template.jinja").read_text(encoding="utf-8")
+    template = (demo_model_path() / "chat_template.jinja").read_text(encoding="utf-8")
     save_checkpoint(trainer.model, tokenizer, template, args.out)
     print(f"wrote {args.out}")
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from aiohttp import web
 
-from mmx.server.answer import ChatWriter, Collected
+from mmx.server.answer import ChatWriter
 from mmx.server.chat_job import chat_job
-from mmx.server.choice import Choice, Delta
 from mmx.server.generation import Generation
 from mmx.server.logprobs import LogprobFormat
-from mmx.server.prepare import Incoming, new_id, receive
+from mmx.server.prepare import Incoming, receive
 from mmx.server.prompts import Prompt
 from mmx.server.schemas import REFUSED_IN_CHAT, ChatRequest
-from mmx.server.serve import answer_json, answer_stream, final_usage, stream_tail
+from mmx.server.serve import (
+    answer_head,
+    answer_json,
+    answer_stream,
+    collect,
+    final_usage,
+    logprob_format,
+    stream_tail,
+)
 from mmx.server.thinking import ThinkingChoice
 
 
@@ -36,23 +42,6 @@ def _reasoning_keys(incoming: Incoming, chat: ChatRequest) -> tuple[str, ...]:
     return ("reasoning", "reasoning_content") if wanted == "both" else (wanted,)
 
 
-def _logprob_format(incoming: Incoming, chat: ChatRequest) -> LogprobFormat | None:
-    if not chat.logprobs:
-        return None
-    as_ids = chat.return_tokens_as_token_ids or incoming.state.config.answer.tokens_as_ids
-    return LogprobFormat(incoming.state.serving()[2].tokenizer, as_ids)
-
-
-def _head(incoming: Incoming, kind: str) -> dict[str, object]:
-    return {
-        "id": new_id("chatcmpl-"),
-        "object": kind,
-        "created": int(time.time()),
-        "model": incoming.model,
-        "system_fingerprint": incoming.state.fingerprint,
-    }
-
-
 async def _stream(
     request: web.Request, incoming: Incoming, chat: ChatRequest, generation: Generation, prompt: Prompt
 ) -> web.StreamResponse:
@@ -63,12 +52,12 @@ async def _stream(
     if chat.return_token_ids:
         extra["prompt_token_ids"] = generation.job.prompts[0]
     writer = ChatWriter(
-        _head(incoming, "chat.completion.chunk"),
+        answer_head(incoming, "chat.completion.chunk", "chatcmpl-"),
         len(generation.choices),
         role=state.config.answer.role,
         reasoning_keys=_reasoning_keys(incoming, chat),
         details=chat.reasoning_split is True,
-        logprobs=_logprob_format(incoming, chat),
+        logprobs=logprob_format(incoming, chat),
         keep_ids=bool(chat.return_token_ids),
         tail=stream_tail(generation, chat, extra),
         usage=final_usage(generation, chat),
@@ -80,14 +69,8 @@ async def _whole(
     incoming: Incoming, chat: ChatRequest, generation: Generation, thinking: ThinkingChoice, prompt: Prompt
 ) -> web.StreamResponse:
     state = incoming.state
-    collected = [Collected() for _ in generation.choices]
-
-    async def collect(choice: Choice, deltas: list[Delta]) -> None:
-        for delta in deltas:
-            collected[choice.index].add(delta)
-
-    await generation.run(collect)
-    keys, logprobs = _reasoning_keys(incoming, chat), _logprob_format(incoming, chat)
+    collected = await collect(generation)
+    keys, logprobs = _reasoning_keys(incoming, chat), logprob_format(incoming, chat)
     extension = incoming.extension(generation.job.params[0], thinking.mode)
     choices: list[dict[str, Any]] = []
     for choice, parts in zip(generation.choices, collected, strict=True):
@@ -105,7 +88,8 @@ async def _whole(
                 "token_ids": parts.token_ids if chat.return_token_ids else None,
             }
         )
-    body: dict[str, Any] = {**_head(incoming, "chat.completion"), "choices": choices, "mmx": extension}
+    head = answer_head(incoming, "chat.completion", "chatcmpl-")
+    body: dict[str, Any] = {**head, "choices": choices, "mmx": extension}
     if chat.return_token_ids:
         body["prompt_token_ids"] = generation.job.prompts[0]
     if chat.return_prompt_text:

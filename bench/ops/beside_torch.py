@@ -5,7 +5,9 @@ usage: beside_torch.py RUN_PY MMX_BENCH [op ...]
 RUN_PY is a script that offers ``med`` (timer), ``paged`` and ``overlapping_blocks``. Every large case of the
 selector, attention, router and expert ops (tests/cases) is timed as README's tables are: up to 128 tokens by
 graphs of repeated calls, more tokens one call at a time with nothing in the L2, for which the bench runs with
---cold. Prints a line per case; exits with 1 if one differs by more than 5 %.
+--cold. A case that differs by more than 5 % is timed twice more by both in turn, since a chip at its power
+limit is now warmer, now cooler, and medians of three are compared. Prints a line per case; exits with 1 if
+one still differs by more.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 import torch
 from peers_attention import CUDA, FP8, call, load_script, one_each, randn, random_blocks
@@ -153,30 +156,44 @@ def num_tokens(c: Dims) -> int:
     return c.get("num_tokens") or c.get("m") or c["num_seqs"] * c["q_len"]
 
 
-def bench_lines(op: str, cold: bool) -> Iterator[dict[str, object]]:
-    """What mmx_bench says of the cases that are timed cold, or warm."""
+def bench_lines(op: str, cold: bool, only: dict[str, tuple[int, ...]]) -> Iterator[dict[str, object]]:
+    """What mmx_bench says of the cases with these sizes."""
     command = [program, "--backend", "cuda", "--large", "--json", "--op", op, "--cases", str(CASES)]
-    sizes = {"q_len": (1, 2048, 8192), "num_tokens": (1, 8, 32, 64, 128, 512, 2048, 8192)}
-    for dim, values in sizes.items():
-        wanted = [v for v in values if (v > (1 if dim == "q_len" else MAX_GRAPH_TOKENS)) == cold]
-        command += [word for v in wanted for word in ("--case", f"{dim}={v}")]
+    command += [word for dim, sizes in only.items() for size in sizes for word in ("--case", f"{dim}={size}")]
     out = subprocess.run([*command, *["--cold"] * cold], check=True, stdout=subprocess.PIPE, text=True).stdout
     return map(json.loads, out.splitlines())
 
 
-def compare(op: str, line: dict[str, object], cold: bool) -> bool:
+def sizes_timed(cold: bool) -> dict[str, tuple[int, ...]]:
+    sizes = {"q_len": (1, 2048, 8192), "num_tokens": (1, 8, 32, 64, 128, 512, 2048, 8192)}
+    most = {"q_len": 1, "num_tokens": MAX_GRAPH_TOKENS}
+    return {dim: tuple(v for v in values if (v > most[dim]) == cold) for dim, values in sizes.items()}
+
+
+def dims_of(line: dict[str, object]) -> Dims:
     rates = "gbs", "tflops"
-    dims = {name: value for name, value in line.items() if type(value) is int and name not in rates}
+    return {name: value for name, value in line.items() if type(value) is int and name not in rates}
+
+
+def compare(op: str, line: dict[str, object], cold: bool) -> bool:
+    dims, dtype = dims_of(line), line["dtype"]
     if (num_tokens(dims) > MAX_GRAPH_TOKENS) != cold:
         return True
-    run = RUNS[op](dims, FP8 if line["dtype"] == "float8_e4m3fn" else torch.bfloat16)
+    run = RUNS[op](dims, FP8 if dtype == "float8_e4m3fn" else torch.bfloat16)
     run()
     torch.cuda.synchronize()  # Why: the timer uses its own stream, which does not wait for the inputs.
-    ours, theirs = float(str(line["us"])), script.med(run, not cold, rep=60 if cold else 10)
+    bench, through_torch = [float(str(line["us"]))], [script.med(run, not cold, rep=60 if cold else 10)]
+    while abs(median(bench) / median(through_torch) - 1) > MAX_DIFFERENCE and len(bench) < 3:
+        again = bench_lines(op, cold, {dim: (size,) for dim, size in dims.items()})
+        same = [other for other in again if other["dtype"] == dtype and dims_of(other) == dims]
+        bench.append(float(str(same[0]["us"])))
+        through_torch.append(script.med(run, not cold, rep=60 if cold else 10))
+    ours, theirs = median(bench), median(through_torch)
     agree = abs(ours / theirs - 1) <= MAX_DIFFERENCE
     sizes = " ".join(f"{name}={value}" for name, value in dims.items())
-    print(f"{op:17s} {line['dtype']!s:14s} {ours:9.2f} {theirs:9.2f} us {ours / theirs:6.3f}", end=" ")
-    print(f"{'' if agree else '! '}{'cold' if cold else 'warm'} {sizes}", flush=True)
+    print(f"{op:17s} {dtype!s:14s} {ours:9.2f} {theirs:9.2f} us {ours / theirs:6.3f}", end=" ")
+    rounds = f" of {len(bench)}" if len(bench) > 1 else ""
+    print(f"{'' if agree else '! '}{'cold' if cold else 'warm'}{rounds} {sizes}", flush=True)
     return agree
 
 
@@ -184,7 +201,7 @@ def main() -> int:
     differ = 0
     for op in sys.argv[3:] or RUNS:
         for cold in (False, True):
-            differ += sum(not compare(op, line, cold) for line in bench_lines(op, cold))
+            differ += sum(not compare(op, line, cold) for line in bench_lines(op, cold, sizes_timed(cold)))
             torch.cuda.empty_cache()
     print(f"{differ} differ by more than {100 * MAX_DIFFERENCE:.0f} %")
     return differ > 0

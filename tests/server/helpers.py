@@ -50,6 +50,11 @@ def _logprobs(top: int | None, ids: list[int]) -> list[TokenLogprobs] | None:
     return [TokenLogprobs(-0.5, 1, [i, *range(top - 1)][:top], [-0.5 - k for k in range(top)]) for i in ids]
 
 
+def _is_canary(message: Submit) -> bool:
+    """The server's own generation, which looks whether the engine works."""
+    return message.request_id.startswith("canary")
+
+
 class ScriptedEngine:
     """Implements the engine the server sees. ``script`` maps a request to its tokens; one token a step,
     ``step_seconds`` apart. ``finish_reason`` is stop if the last token is the end token, else length."""
@@ -99,13 +104,13 @@ class ScriptedEngine:
         stream = RequestStream(message.request_id)
         assert message.request_id not in self._streams
         self._streams[message.request_id] = stream
-        if message.request_id != "canary":
+        if not _is_canary(message):
             self.submitted.append(message)
         self._tasks[message.request_id] = asyncio.ensure_future(self._play(message, stream))
         return stream
 
     async def _play(self, message: Submit, stream: RequestStream) -> None:
-        tokens = [5, 6] if message.request_id == "canary" else self.script(message)
+        tokens = [5, 6] if _is_canary(message) else self.script(message)
         if isinstance(tokens, Failed):
             self._streams.pop(message.request_id, None)
             stream.put(tokens)
@@ -115,7 +120,7 @@ class ScriptedEngine:
         explained = _logprobs(message.params.prompt_logprobs, message.prompt_token_ids[1:])
         group = self.tokens_per_step
         for start in range(0, len(tokens), group):
-            if self.step_seconds and message.request_id != "canary":
+            if self.step_seconds and not _is_canary(message):
                 await asyncio.sleep(self.step_seconds)
             ids = tokens[start : start + group]
             finish = None

@@ -7,11 +7,13 @@ import json
 import logging
 
 import aiohttp
+import msgspec
 import pytest
 
 from mmx.server import sse
+from mmx.server.generation import canary
 from mmx.server.lifecycle import SUPERVISOR
-from server.helpers import ScriptedEngine, Server, check_error, serving
+from server.helpers import ScriptedEngine, Server, check_error, serving, stats
 
 CHAT = "/v1/chat/completions"
 STREAM = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -201,6 +203,28 @@ async def test_failed_start_ends_with_the_code_of_the_fault() -> None:
     async with serving(Engine(), wait=False) as server:
         assert await asyncio.wait_for(server.app[SUPERVISOR].finished, 5) == 4
         assert (await server.get("/health"))[0] == 503
+
+
+async def test_canaries_fly_side_by_side_and_leave_nothing() -> None:
+    """Two balancers that ask at once, and one that gives up, must not disturb each other."""
+    async with serving() as server:
+        engine, front = server.engine, server.state.front
+        assert front is not None
+        await asyncio.gather(canary(engine, front), canary(engine, front))
+        given_up = asyncio.create_task(canary(engine, front))
+        await asyncio.sleep(0)
+        assert engine.num_open == 1
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        assert engine.num_open == 0
+
+
+async def test_load_counts_the_pages_of_all_groups() -> None:
+    async with serving() as server:
+        pages = {"num_blocks": 3 * 64, "num_free_blocks": 3 * 64}
+        server.engine.stats = msgspec.structs.replace(stats(), **pages)
+        _, body = await server.get("/load")
+        assert body["kv_free_tokens"] == body["kv_total_tokens"] == 3 * 64 * 64
 
 
 async def test_health_generate_and_load() -> None:

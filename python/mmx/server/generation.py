@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -222,11 +223,16 @@ async def canary(engine: Engine, front: ModelFront) -> None:
     """Generate two tokens; raises RuntimeError unless the engine can."""
     params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
     prompt = front.tokenizer.encode("Hello") or [0]
-    stream = engine.submit(Submit(request_id="canary", prompt_token_ids=prompt, params=params))
+    # Several may look after the engine at once.
+    request_id = f"canary-{uuid.uuid4().hex}"
+    stream = engine.submit(Submit(request_id=request_id, prompt_token_ids=prompt, params=params))
     finish: str | None = None
-    while finish is None:
-        items = await asyncio.wait_for(stream.take(), CANARY_SECONDS)
-        for item in items:
-            if isinstance(item, Failed):
-                raise RuntimeError(f"the first generation failed: {item.message}")
-            finish = item.finish_reason
+    try:
+        while finish is None:
+            items = await asyncio.wait_for(stream.take(), CANARY_SECONDS)
+            for item in items:
+                if isinstance(item, Failed):
+                    raise RuntimeError(f"the first generation failed: {item.message}")
+                finish = item.finish_reason
+    finally:
+        engine.abort([request_id])

@@ -67,13 +67,15 @@ async def load(request: web.Request) -> web.StreamResponse:
     stats = engine.stats
     running = stats.num_running if stats is not None else 0
     waiting = max(engine.num_open - running, 0)
-    free = stats.num_free_blocks if stats is not None else limits.num_blocks
+    # Each group of ranks has a pool of its own; the engine's figures are sums over them.
+    total = stats.num_blocks if stats is not None else limits.num_blocks * state.config.parallel.num_groups
+    free = stats.num_free_blocks if stats is not None else total
     body: dict[str, Any] = {
         "running": running,
         "waiting": waiting,
         "waiting_tokens": stats.num_waiting_tokens if stats is not None else 0,
         "kv_free_tokens": free * limits.block_size,
-        "kv_total_tokens": limits.num_blocks * limits.block_size,
+        "kv_total_tokens": total * limits.block_size,
         "estimated_wait_ms": 1000 * state.retry_after() if waiting else 0,
         "server_load": engine.num_open,
     }

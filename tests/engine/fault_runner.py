@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from mmx.batch import SampledToken, ScheduledBatch
+from mmx.batch import ScheduledBatch
 from mmx.config import EngineConfig
-from mmx.engine.null_runner import NullOptions, NullRunner
+from mmx.engine.null_runner import Done, NullOptions, NullRunner
 from mmx.errors import DeviceLostError, MemoryPlanError, WeightsError
+from mmx.grammar.constraints import Masks
 
 TRIGGER = 13
 
@@ -21,7 +22,7 @@ class FaultRunner(NullRunner):
         super().__init__(NullOptions(step_seconds=0.001), ())
         self.fault = fault
 
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
+    def launch(self, batch: ScheduledBatch, masks: Masks) -> Done:
         hit = any(seq.start == 0 and seq.token_ids[0] == TRIGGER for seq in batch.seqs)
         if hit and self.fault == "raise":
             raise RuntimeError("a kernel refused its input")
@@ -29,7 +30,7 @@ class FaultRunner(NullRunner):
             raise DeviceLostError("the device does not answer")
         if hit and self.fault == "die":
             os._exit(9)
-        return super().execute(batch)
+        return super().launch(batch, masks)
 
 
 def build_runner(config: EngineConfig, progress: Callable[[str, float], None]) -> FaultRunner:

@@ -138,21 +138,21 @@ def test_bad_arguments_are_named_and_leave_nothing_behind(llm: LLM) -> None:
 
 
 def test_an_interrupted_call_leaves_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: NullRunner, batch: object) -> None:
+    def interrupt(self: NullRunner, batch: object, masks: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(NullRunner, "execute", interrupt)
+        patch.setattr(NullRunner, "launch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             llm.generate([[1], [2]], GREEDY)
     assert [r.finish_reason for r in llm.generate([[1], [2]], GREEDY)] == ["length", "length"]
 
 
 def test_a_fault_of_the_engine_is_no_fault_of_the_caller(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: NullRunner, batch: object) -> None:
+    def fail(self: NullRunner, batch: object, masks: object) -> None:
         raise ArithmeticError("bad kernel")
 
-    monkeypatch.setattr(NullRunner, "execute", fail)
+    monkeypatch.setattr(NullRunner, "launch", fail)
     with pytest.raises(RuntimeError, match=r"prompts\[0\]: .*the engine failed"):
         llm.generate([[1]], GREEDY)
 

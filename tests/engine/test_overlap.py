@@ -14,7 +14,7 @@ from engine.prompts import random_prompt
 from mmx import LLM, SamplingParams
 from mmx.config import EngineConfig
 from mmx.engine.channel import LocalChannel
-from mmx.engine.engine import AsyncRunner, Engine
+from mmx.engine.engine import Engine
 from mmx.model_config import load_model_config
 from mmx.protocol import Abort, StepOutput, Submit
 from mmx.runner import ModelRunner, build_runner
@@ -170,7 +170,6 @@ def test_an_abort_at_any_step_leaks_no_page_and_no_token(
 def test_a_step_is_in_flight_while_the_next_is_planned(folder: Path) -> None:
     llm = make_llm(folder, "eager")
     engine = llm._engine
-    assert isinstance(engine.runner, AsyncRunner)
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     llm._channel.inbox.append(Submit(request_id="a", prompt_token_ids=[1, 2], params=params))
     seen = []

@@ -16,11 +16,13 @@ import torch
 import torch.distributed as dist
 
 from engine.test_overlap import play_graphs
-from mmx.batch import SampledToken, ScheduledBatch
+from mmx.batch import ScheduledBatch
 from mmx.config import EngineConfig, ParallelConfig, SamplingParams
 from mmx.distributed import CallLog, Ranks, connect
 from mmx.engine.channel import LocalChannel
 from mmx.engine.engine import Engine
+from mmx.engine.null_runner import Done
+from mmx.grammar.constraints import Masks
 from mmx.layers import ForwardBatch
 from mmx.layout import make_layout
 from mmx.model_config import load_model_config
@@ -41,6 +43,8 @@ MAX_BATCHED_TOKENS = 48
 class SharedRunner:
     """The runner of rank 0: hands every step to the ranks of the layout and orders what they sample."""
 
+    asynchronous = False
+
     def __init__(self, runner: ModelRunner, world: dist.ProcessGroup | None) -> None:
         self.runner = runner
         self._world = world
@@ -49,7 +53,7 @@ class SharedRunner:
         self.eos_token_ids, self.family = runner.eos_token_ids, runner.family
         self.device, self.dtype = runner.device, runner.dtype
 
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
+    def launch(self, batch: ScheduledBatch, masks: Masks) -> Done:
         dist.broadcast_object_list([msgspec.msgpack.encode(batch)], 0, group=self._world)
         gathered: list[Any] = [None] * self.runner.ranks.layout.world_size
         dist.gather_object(self.runner.execute(batch), gathered, 0, group=self._world)
@@ -58,7 +62,7 @@ class SharedRunner:
             leader = max(r for r in first if r <= rank)
             assert [t.token_id for t in tokens] == [t.token_id for t in gathered[leader]], "ranks disagree"
         results = {token.request_id: token for rank in first for token in gathered[rank]}
-        return [results[seq.request_id] for seq in batch.seqs if seq.samples]
+        return Done([results[seq.request_id] for seq in batch.seqs if seq.samples])
 
 
 def generate(config: EngineConfig, runner: Any) -> dict[str, list[int]]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
-from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
+from mmx.batch import SampledToken, ScheduledBatch
 from mmx.config import EngineConfig
 from mmx.engine.channel import Channel
 from mmx.engine.profile import Profiler
 from mmx.errors import DeviceLostError
-from mmx.grammar.constraints import Constraints, Mask
+from mmx.grammar.constraints import Constraints, Masks
 from mmx.protocol import (
     Abort,
     Failed,
@@ -37,8 +36,19 @@ log = logging.getLogger("mmx.engine")
 HOLD_SECONDS = 0.01  # between looks at the channel while nothing but grammars is worked on
 
 
+class Flight(Protocol):
+    """A launched step."""
+
+    def result(self) -> list[SampledToken]:
+        """Wait for the step; one result per sampling sequence, in batch order. Logits that are not finite are
+        reported in ``SampledToken.error``."""
+
+
 class Runner(Protocol):
-    """A model with its weights, page pool and sampler on one device (or one rank's share of it)."""
+    """A model with its weights, page pool and sampler on one device (or one rank's share of it).
+
+    ``asynchronous``: it pays to launch a step before the one before it is done.
+    """
 
     num_blocks: int
     block_size: int
@@ -49,43 +59,15 @@ class Runner(Protocol):
     family: str
     device: str
     dtype: str
-
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
-        """Compute the step; one result per sampling sequence, in batch order.
-
-        Logits that are not finite are reported in ``SampledToken.error``. Any exception fails the
-        requests of the batch; ``mmx.errors.DeviceLostError`` ends the engine.
-        """
-
-
-class Flight(Protocol):
-    """A launched step."""
-
-    def result(self) -> list[SampledToken]:
-        """Wait for the step; one result per sampling sequence, in batch order."""
-
-
-@runtime_checkable
-class AsyncRunner(Protocol):
-    """A runner that can be given a step before the one before it is done. ``asynchronous``: that pays."""
-
     asynchronous: bool
 
-    def launch(
-        self, batch: ScheduledBatch, masks: Callable[[Sequence[ScheduledSeq]], Sequence[Mask]]
-    ) -> Flight:
+    def launch(self, batch: ScheduledBatch, masks: Masks) -> Flight:
         """Start a step; ``PENDING`` is what the step before it samples for the same request. ``masks`` waits
-        for token masks, so it is asked last. A launch that raises has changed nothing that the step computes
-        from."""
+        for token masks, so it is asked last.
 
-
-class _Done(NamedTuple):
-    """The flight of a runner that is not asynchronous."""
-
-    sampled: list[SampledToken]
-
-    def result(self) -> list[SampledToken]:
-        return self.sampled
+        A launch that raises has changed nothing that the step computes from. Any exception, of the flight
+        too, fails requests of the batch; ``mmx.errors.DeviceLostError`` ends the engine.
+        """
 
 
 class _Step(NamedTuple):
@@ -125,8 +107,7 @@ class Engine:
         room = min(runner.max_model_len, runner.num_blocks * runner.block_size)
         self._constraints = Constraints(config.model, room)
         self._profiler = Profiler(runner)
-        self._launcher = runner if isinstance(runner, AsyncRunner) else None
-        self.overlaps = config.async_scheduling and self._launcher is not None and self._launcher.asynchronous
+        self.overlaps = config.async_scheduling and runner.asynchronous
         self._step: _Step | None = None
         self._landed = 0.0
 
@@ -220,12 +201,8 @@ class Engine:
     def _launch(self, batch: ScheduledBatch) -> tuple[_Step | None, _Fault | None]:
         """The step, or why there is none."""
         launched = time.monotonic()
-        flight: Flight
         try:
-            if self._launcher is not None:
-                flight = self._launcher.launch(batch, self._constraints.masks)
-            else:
-                flight = _Done(self.runner.execute(self._constraints.attach(batch)))
+            flight = self.runner.launch(batch, self._constraints.masks)
         except DeviceLostError:
             raise
         except Exception as error:

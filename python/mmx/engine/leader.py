@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
+from mmx.batch import SampledToken, ScheduledBatch
 from mmx.config import EngineConfig
 from mmx.distributed import CallLog
 from mmx.engine.agreement import difference, facts
@@ -33,7 +33,7 @@ from mmx.engine.control import (
 )
 from mmx.engine.spawn import end_ranks, spawn_rank
 from mmx.errors import ConfigError, DeviceLostError, LaunchError
-from mmx.grammar.constraints import Mask, with_masks
+from mmx.grammar.constraints import Masks, with_masks
 from mmx.layout import Layout
 from mmx.protocol import encode_frame
 
@@ -45,9 +45,6 @@ HELLO_SECONDS = 5.0
 # How long an exception of a collective waits for the news which rank was lost.
 REASON_SECONDS = SILENCE_SECONDS + 2 * BEAT_SECONDS
 STOP_SECONDS = 3.0
-
-
-Masks = Callable[[Sequence[ScheduledSeq]], Sequence[Mask]]
 
 
 class Lost(Exception):  # noqa: N818
@@ -313,15 +310,10 @@ class RankedRunner:
         self._leader = leader
         self._first_ranks = layout.first_ranks()[1:]
 
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
-        """One step on all ranks. Raises DeviceLostError if a rank is lost in it."""
-        return self._launch(batch).result()
-
     def launch(self, batch: ScheduledBatch, masks: Masks) -> _Flight:
-        """``execute`` without waiting. Token masks travel with the step, so they are waited for first."""
-        return self._launch(with_masks(batch, masks))
-
-    def _launch(self, batch: ScheduledBatch) -> _Flight:
+        """One step on all ranks. Token masks travel with it, so they are waited for first. Raises
+        DeviceLostError if a rank is lost in it."""
+        batch = with_masks(batch, masks)
         self._leader.begin(batch)
         try:
             return _Flight(batch, self.runner.launch(batch), self._leader, self._first_ranks)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -19,6 +19,7 @@ import msgspec
 from mmx.batch import SampledToken, ScheduledBatch, ScheduledSeq
 from mmx.config import EngineConfig
 from mmx.errors import ConfigError
+from mmx.grammar.constraints import Masks, with_masks
 from mmx.model_config import load_eos_token_ids
 from mmx.protocol import TokenLogprobs
 
@@ -35,6 +36,15 @@ class NullOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_model_len: int = 131072
 
 
+class Done(NamedTuple):
+    """A step that was computed when it was launched."""
+
+    sampled: list[SampledToken]
+
+    def result(self) -> list[SampledToken]:
+        return self.sampled
+
+
 class NullRunner:
     """Token t+1 is a fixed function of token t, its position and the request's seed; never an end
     token. Every logprob is that of a uniform distribution."""
@@ -42,6 +52,7 @@ class NullRunner:
     family = "null"
     device = "cpu"
     dtype = "float32"
+    asynchronous = False
     max_model_len_reason = "null runner"
 
     def __init__(self, options: NullOptions, eos_token_ids: tuple[int, ...]) -> None:
@@ -52,10 +63,11 @@ class NullRunner:
         self.eos_token_ids = eos_token_ids
         self._step_seconds = options.step_seconds
 
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken]:
+    def launch(self, batch: ScheduledBatch, masks: Masks) -> Done:
+        seqs = with_masks(batch, masks).seqs
         if self._step_seconds:
             time.sleep(self._step_seconds)
-        return [self._sample(seq) for seq in batch.seqs if seq.samples]
+        return Done([self._sample(seq) for seq in seqs if seq.samples])
 
     def _sample(self, seq: ScheduledSeq) -> SampledToken:
         position = seq.start + len(seq.token_ids)

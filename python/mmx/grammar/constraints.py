@@ -28,6 +28,8 @@ MAX_GRAMMARS = 64
 MAX_THREADS = 8
 
 Mask = Row | None
+Masks = Callable[[Sequence[ScheduledSeq]], Sequence[Mask]]
+"""Masks of these sequences' next tokens; it may wait for them."""
 
 
 class _Tracked:
@@ -156,10 +158,6 @@ class Constraints:
                 found.append(np.zeros_like(tracked.row))
         return found
 
-    def attach(self, batch: ScheduledBatch) -> ScheduledBatch:
-        """The batch with its masks, for a runner elsewhere."""
-        return with_masks(batch, self.masks)
-
     def explain(self, sampled: list[SampledToken]) -> list[SampledToken]:
         """The results, with the reason where a mask left no token."""
         if not self._tracked:
@@ -201,9 +199,7 @@ class Constraints:
         self._held.clear()
 
 
-def with_masks(
-    batch: ScheduledBatch, masks: Callable[[Sequence[ScheduledSeq]], Sequence[Mask]]
-) -> ScheduledBatch:
+def with_masks(batch: ScheduledBatch, masks: Masks) -> ScheduledBatch:
     """The batch with the masks of its sequences."""
     if not any(seq.masked and seq.samples for seq in batch.seqs):
         return batch

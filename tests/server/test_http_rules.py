@@ -194,15 +194,16 @@ async def test_raw_garbage_on_the_port() -> None:
             assert response.status == 200
 
 
-async def test_streams_over_http_1_0_end_with_the_connection() -> None:
+@pytest.mark.parametrize("asked", [b"", b"Connection: keep-alive\r\n"])
+async def test_streams_over_http_1_0_end_with_the_connection(asked: bytes) -> None:
     async with serving() as server:
         body = json.dumps({"messages": USER, "stream": True}).encode()
         reader, writer = await _connect(server)
         writer.write(
             b"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            b"%bContent-Length: %d\r\n\r\n%b" % (asked, len(body), body)
         )
-        answer = await reader.read()
+        answer = await asyncio.wait_for(reader.read(), 5)
         head, _, events = answer.partition(b"\r\n\r\n")
         assert b" 200 " in head.split(b"\r\n")[0]
         assert b"chunked" not in head

@@ -49,6 +49,9 @@ class EventStream:
         """Send the headers."""
         if self._request.version >= HttpVersion11:
             self._response.enable_chunked_encoding()
+        else:
+            # Nothing but the end of the connection tells this client that the stream is over.
+            self._response.force_close()
         await self._response.prepare(self._request)
         self._last_write = self._loop.time()
         self._timer = self._loop.call_later(self._keep_alive, self._tick)

@@ -122,12 +122,8 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def describe_world(self) -> str:
         """The product that makes the number of ranks, for messages."""
-        parts = {
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "data_parallel_size": self.data_parallel_size,
-            "prefill_context_parallel_size": self.prefill_context_parallel_size,
-        }
-        factors = [f"{name} {size}" for name, size in parts.items() if size > 1]
+        names = ("tensor_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
+        factors = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) > 1]
         return " x ".join(factors or ["tensor_parallel_size 1"])
 
 

@@ -67,19 +67,19 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_experts: int
     topk_experts: int
     inter: int
-    shared_inter: int
-    dense_inter: int
-    routed_scale: float
+    shared_inter: int = 0
+    dense_inter: int = 0
+    routed_scale: float = 1.0
     routing_bias: bool
-    swiglu_alpha: float
-    swiglu_limit: float
+    swiglu_alpha: float = 0.0
+    swiglu_limit: float = 0.0
     moe_layers: tuple[bool, ...]
     sparse_layers: tuple[bool, ...]
     block_size: int
-    topk_blocks: int
-    init_blocks: int
-    local_blocks: int
-    num_index_heads: int
+    topk_blocks: int = 0
+    init_blocks: int = 0
+    local_blocks: int = 0
+    num_index_heads: int = 0
     fp8_blocks: bool
     mxfp8: bool = False
     w8a8: bool = False
@@ -146,18 +146,9 @@ def _m2(text: _Section) -> ModelConfig:
     return ModelConfig(
         family="m2",
         **_common(text),
-        shared_inter=0,
-        dense_inter=0,
-        routed_scale=1.0,
-        swiglu_alpha=0.0,
-        swiglu_limit=0.0,
         moe_layers=(True,) * num_layers,
         sparse_layers=(False,) * num_layers,
         block_size=M2_BLOCK_SIZE,
-        topk_blocks=0,
-        init_blocks=0,
-        local_blocks=0,
-        num_index_heads=0,
     )
 
 

@@ -12,7 +12,7 @@ from mmx.layers.batch import ForwardBatch, LayerCache
 from mmx.layers.context import spread_attention
 from mmx.layers.linear import Codes
 from mmx.layers.norm import RmsNorm
-from mmx.ops.norm import empty_codes
+from mmx.ops.fp8 import empty_codes
 
 
 class Attention:
@@ -101,7 +101,7 @@ class Attention:
         if self.decode.size > 1:
             return self._spread(q, cache, batch, None), None
         heads = q.new_empty(q.shape)
-        made = Codes(*empty_codes(heads.flatten(1))) if wanted else None
+        made = Codes(*empty_codes(heads.flatten(1).shape, q.device)) if wanted else None
         codes, codes_scale = made or (None, None)
         where = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.max_seqlen_q)
         ops.paged_attention(

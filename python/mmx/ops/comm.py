@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mmx.ops.norm import empty_codes
+from mmx.ops.fp8 import empty_codes
 
 
 def all_reduce_add_rms_norm(
@@ -43,7 +43,7 @@ def all_reduce_add_rms_norm(
         the norm and, if ``quantize``, its codes and scale as from ``add_rms_norm_quantize``.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    codes = empty_codes(out) if quantize else ()
+    codes = empty_codes(out.shape, out.device) if quantize else ()
     torch.ops.mmx.all_reduce_add_rms_norm(
         out, *(codes or (None, None)), residual, x, weight, eps, gemma, list(inboxes), epochs, rank, timeout
     )

@@ -6,12 +6,18 @@ does not depend on the other rows of a call, bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from mmx.ops._lib import call
 from mmx.ops.activation import Activation
 
-FP8_GROUP = 128
+
+def empty_codes(shape: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for what ``fp8_quantize`` makes of rows of that ``shape``."""
+    scale = torch.empty((shape[0], -(-shape[1] // 128)), dtype=torch.float32, device=device)
+    return torch.empty(shape, dtype=torch.float8_e4m3fn, device=device), scale
 
 
 def fp8_quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,8 +30,7 @@ def fp8_quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         [rows, cols] e4m3; [rows, ceil(cols / 128)] f32.
     """
-    out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty((x.shape[0], _groups(x.shape[1])), dtype=torch.float32, device=x.device)
+    out, scale = empty_codes(x.shape, x.device)
     torch.ops.mmx.fp8_quantize(out, scale, x)
     return out, scale
 
@@ -79,9 +84,7 @@ def fp8_moe_gate_up(
         [num_tokens * topk, inter] e4m3 in plan order (undefined beyond the last offset); its scale
         [num_tokens * topk, ceil(inter / 128)] f32.
     """
-    num_rows, inter = sorted_rows.shape[0], weight.shape[1] // 2
-    out = torch.empty((num_rows, inter), dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty((num_rows, _groups(inter)), dtype=torch.float32, device=x.device)
+    out, scale = empty_codes((sorted_rows.shape[0], weight.shape[1] // 2), x.device)
     tensors = (out, scale, x, x_scale, weight, weight_scale, expert_offsets, sorted_rows)
     call("fp8_moe_gate_up", tensors, int(activation), alpha, limit)
     return out, scale
@@ -126,7 +129,3 @@ def mxfp8_dequant(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> t
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     torch.ops.mmx.mxfp8_dequant(out, x, scale)
     return out
-
-
-def _groups(cols: int) -> int:
-    return -(-cols // FP8_GROUP)

@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    dtype: torch.dtype | None = None,
-    *,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """``x @ weight.T`` with fp32 accumulation, independent of the number of rows in the call.
 
     Fast where it streams weights (CUDA, bf16, up to 16 rows); a library's GEMM is faster on many rows.
@@ -24,7 +18,6 @@ def linear(
     Returns:
         [m, n].
     """
-    if out is None:
-        out = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype or x.dtype, device=x.device)
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype or x.dtype, device=x.device)
     torch.ops.mmx.linear(out, x, weight)
     return out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from mmx.ops.fp8 import empty_codes
+
 
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, gemma: bool, *, out: torch.Tensor | None = None
@@ -60,7 +62,7 @@ def add_rms_norm_quantize(
         the norm like ``x``; its codes [num_tokens, hidden] e4m3; their scale [num_tokens, hidden / 128] f32.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    codes, scale = empty_codes(out)
+    codes, scale = empty_codes(out.shape, out.device)
     torch.ops.mmx.add_rms_norm_quantize(out, codes, scale, residual, x, weight, eps, gemma)
     return out, codes, scale
 
@@ -83,13 +85,7 @@ def combine_add_rms_norm(
         from ``add_rms_norm_quantize``.
     """
     out = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
-    codes = empty_codes(out) if quantize else ()
+    codes = empty_codes(out.shape, out.device) if quantize else ()
     rows = (x, row_positions, topk_weights, shared)
     torch.ops.mmx.combine_add_rms_norm(out, *(codes or (None, None)), residual, *rows, weight, eps, gemma)
     return out, *codes
-
-
-def empty_codes(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Room for what ``fp8_quantize`` makes of ``rows`` [num_tokens, width]."""
-    codes = torch.empty(rows.shape, dtype=torch.float8_e4m3fn, device=rows.device)
-    return codes, torch.empty((rows.shape[0], rows.shape[1] // 128), dtype=torch.float32, device=rows.device)

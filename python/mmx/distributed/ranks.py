@@ -171,12 +171,7 @@ def connect(layout: Layout, made: Handles) -> Handles:
     groups = {
         group(rank)
         for rank in world
-        for group in (
-            layout.tensor_group,
-            layout.spread_group,
-            layout.context_group,
-            layout.decode_group,
-        )
+        for group in (layout.tensor_group, layout.spread_group, layout.context_group, layout.decode_group)
     }
     for ranks in sorted({*groups, world}):
         if len(ranks) > 1 and ranks not in made:

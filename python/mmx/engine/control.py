@@ -103,3 +103,9 @@ class Line:
         if not data:
             return None
         return [_decoder.decode(payload) for payload in self._frames.feed(data)]
+
+    def first(self) -> list[AnyWord]:
+        """``receive`` until there is a message; empty if the connection ends before."""
+        while (words := self.receive()) == []:
+            pass
+        return words or []

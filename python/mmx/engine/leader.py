@@ -140,11 +140,9 @@ class Leader:
         sock.settimeout(HELLO_SECONDS)
         line = Line(sock)
         try:
-            words = line.receive()
-            while words == []:
-                words = line.receive()
+            words = line.first()
         except (TimeoutError, msgspec.DecodeError):
-            words = None
+            words = []
         if not words or not isinstance(words[0], Hello):
             log.warning("something at %s connected that is no rank", address[0])
             sock.close()

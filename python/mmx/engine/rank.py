@@ -160,15 +160,12 @@ class Follower:
         """Say who this is; the port of the collectives' store once everybody is here."""
         hello = Hello(rank=self.rank, host=socket.gethostname(), pid=os.getpid(), facts=facts(self.config))
         self._line.send(hello)
-        words = self._line.receive()
-        while words == []:
-            words = self._line.receive()
-        match words[0] if words else None:
-            case Welcome(port=port):
-                for word in (words or [])[1:]:
+        match self._line.first():
+            case [Welcome(port=port), *words]:
+                for word in words:
                     self._take(word)
                 return port
-            case Refused() as refused:
+            case [Refused() as refused, *_]:
                 raise RefusedError(refused)
         raise LaunchError("rank 0 ended before all ranks were there")
 

@@ -8,18 +8,7 @@ from collections.abc import Sequence
 from mmx.grammar.errors import SchemaError
 from mmx.grammar.lark import Grammar, literal, without
 from mmx.grammar.limits import number
-from mmx.grammar.nodes import (
-    MAX_ITEMS,
-    Anything,
-    Array,
-    Choice,
-    Member,
-    Node,
-    Number,
-    Object,
-    Text,
-    Union,
-)
+from mmx.grammar.nodes import MAX_ITEMS, Anything, Array, Choice, Member, Node, Number, Object, Text, Union
 
 # No lone surrogates: they are no text.
 _CHAR = (

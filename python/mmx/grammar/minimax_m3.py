@@ -16,17 +16,7 @@ from typing import Any, NamedTuple
 from mmx.grammar.errors import SchemaError
 from mmx.grammar.json_text import JsonText
 from mmx.grammar.lark import Grammar, literal, token, without
-from mmx.grammar.nodes import (
-    MAX_ITEMS,
-    Anything,
-    Array,
-    Choice,
-    Node,
-    Number,
-    Object,
-    Text,
-    Union,
-)
+from mmx.grammar.nodes import MAX_ITEMS, Anything, Array, Choice, Node, Number, Object, Text, Union
 from mmx.grammar.schema import anything
 from mmx.grammar.values import means, other_readings
 from mmx.parsers.schema import Schema, is_simple_pattern

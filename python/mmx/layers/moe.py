@@ -62,11 +62,7 @@ class Experts(nn.Module):
         return self._rows(x, topk_weights, plan).sum()
 
     def route(
-        self,
-        x: torch.Tensor,
-        router: Router,
-        shared: torch.Tensor | None = None,
-        codes: Codes | None = None,
+        self, x: torch.Tensor, router: Router, shared: torch.Tensor | None = None, codes: Codes | None = None
     ) -> ExpertRows:
         """The same sum, to be made, with the choice of ``router``, which is planned as it is made, plus
         ``shared`` or, without it, what the shared expert here gives. ``codes`` of ``x``, if there are any."""

@@ -12,11 +12,7 @@ from mmx.ops.activation import Activation
 
 
 def moe_router(
-    x: torch.Tensor,
-    gate_weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    topk: int,
-    routed_scale: float,
+    x: torch.Tensor, gate_weight: torch.Tensor, bias: torch.Tensor | None, topk: int, routed_scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Chooses experts: ``s = sigmoid(x @ gate_weight.T)`` in fp32, the ``topk`` largest ``s + bias`` (ties:
     lower id), weights ``routed_scale * s / sum(s of the chosen)``.

@@ -157,11 +157,7 @@ class Scheduler:
                 self._end(req)
                 text = "the deadline of the request passed before it was finished"
                 failed = Failed(
-                    request_id=request_id,
-                    message=text,
-                    code="deadline_exceeded",
-                    status=504,
-                    param="timeout",
+                    request_id=request_id, message=text, code="deadline_exceeded", status=504, param="timeout"
                 )
                 expired.append(failed)
         return expired

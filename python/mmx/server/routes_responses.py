@@ -17,12 +17,7 @@ from mmx.server.generation import Generation
 from mmx.server.logprobs import LogprobFormat
 from mmx.server.prepare import Incoming, new_id, read_object
 from mmx.server.responses_answer import ResponseBuilder, ResponsesWriter
-from mmx.server.responses_request import (
-    ENCRYPTED,
-    REFUSED_IN_RESPONSES,
-    ResponsesRequest,
-    to_chat,
-)
+from mmx.server.responses_request import ENCRYPTED, REFUSED_IN_RESPONSES, ResponsesRequest, to_chat
 from mmx.server.responses_store import Stored
 from mmx.server.serve import answer_stream, json_response
 from mmx.server.state import REQUEST_ID, STATE

@@ -127,17 +127,10 @@ def _read_mxfp8(
     checkpoint: Checkpoint, found: dict[str, str], name: str, piece: Piece, dtype: torch.dtype
 ) -> torch.Tensor:
     """Values of e4m3 codes with a power of two (e8m0) per 32 columns of a row."""
-    for tensor, kind, shape in (
-        (name, torch.float8_e4m3fn, piece.shape),
-        (name + MXFP8_SUFFIX, torch.uint8, (piece.shape[0], -(-piece.shape[1] // 32))),
-    ):
-        entry = checkpoint.entry(found[tensor])
-        if (entry.dtype, entry.shape) != (kind, shape):
-            raise WeightsError(
-                f"tensor {tensor} in {entry.file} must be {kind} of shape {list(shape)}, "
-                f"got {entry.dtype} of {list(entry.shape)}"
-            )
-    codes, scale = checkpoint.read(found[name]), checkpoint.read(found[name + MXFP8_SUFFIX])
+    scales = name + MXFP8_SUFFIX
+    checkpoint.require(found[name], name, [torch.float8_e4m3fn], [piece.shape])
+    checkpoint.require(found[scales], scales, [torch.uint8], [(piece.shape[0], -(-piece.shape[1] // 32))])
+    codes, scale = checkpoint.read(found[name]), checkpoint.read(found[scales])
     return _cut(ops.mxfp8_dequant(codes, scale, dtype), piece)
 
 

@@ -66,9 +66,8 @@ def pieces(config: ModelConfig, share: Share | None = None) -> dict[str, Piece]:
         if config.moe_layers[layer]:
             _moe(table, source + "block_sparse_moe.", target + "mlp.", config, share)
         else:
-            _mlp(
-                table, source + "mlp.", target + "mlp.", config.hidden, config.dense_inter, share.dense_inter
-            )
+            widths = (config.hidden, config.dense_inter, share.dense_inter)
+            _mlp(table, source + "mlp.", target + "mlp.", *widths)
     return table
 
 
@@ -143,11 +142,5 @@ def _moe(table: dict[str, Piece], source: str, target: str, config: ModelConfig,
             f"{target}experts.down", (hidden, inter), 0, place, True, cols=share.inter
         )
     if config.shared_inter and not share.merges_shared:
-        _mlp(
-            table,
-            source + "shared_experts.",
-            target + "shared.",
-            hidden,
-            config.shared_inter,
-            share.shared_inter,
-        )
+        widths = (hidden, config.shared_inter, share.shared_inter)
+        _mlp(table, source + "shared_experts.", target + "shared.", *widths)

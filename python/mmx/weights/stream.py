@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import KeysView
+from collections.abc import KeysView, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,17 @@ class Checkpoint:
         """The tensor on the CPU, as a view of the mapped file."""
         tensor: torch.Tensor = self._files[self._entries[name].file].get_tensor(name)
         return tensor
+
+    def require(
+        self, name: str, shown: str, dtypes: Sequence[torch.dtype], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        """WeightsError, which calls the tensor ``shown``, unless it has one of the types and shapes."""
+        entry = self._entries[name]
+        if entry.dtype not in dtypes or entry.shape not in shapes:
+            raise WeightsError(
+                f"tensor {shown} in {entry.file} must be {' or '.join(map(str, dtypes))} of shape "
+                f"{list(shapes[0])}, got {entry.dtype} of {list(entry.shape)}"
+            )
 
     def whereabouts(self, name: str) -> str:
         """For the message about a missing tensor: the file that holds it although the index does not say."""

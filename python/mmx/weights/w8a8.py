@@ -66,12 +66,7 @@ def read_int8(
 
     def read(part: str, dtypes: tuple[torch.dtype, ...], *shapes: tuple[int, ...]) -> torch.Tensor:
         tensor = name.removesuffix("weight") + part
-        entry = checkpoint.entry(found[tensor])
-        if entry.dtype not in dtypes or entry.shape not in shapes:
-            raise WeightsError(
-                f"tensor {tensor} in {entry.file} must be {' or '.join(map(str, dtypes))} of shape "
-                f"{list(shapes[0])}, got {entry.dtype} of {list(entry.shape)}"
-            )
+        checkpoint.require(found[tensor], tensor, dtypes, shapes)
         values = checkpoint.read(found[tensor])
         return values.reshape(-1) if part != "weight" else values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -100,6 +101,11 @@ class ScriptedEngine:
         )
         return self.ready
 
+    async def started(self) -> None:
+        """Wait for the first request."""
+        while not self.submitted:
+            await asyncio.sleep(0.005)
+
     def submit(self, message: Submit) -> RequestStream:
         stream = RequestStream(message.request_id)
         assert message.request_id not in self._streams
@@ -194,6 +200,34 @@ class Server:
     async def get(self, path: str) -> tuple[int, dict[str, Any]]:
         async with self.http.get(path) as response:
             return response.status, await response.json()
+
+    async def events(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The events of a stream as they are on the wire; the line of the type must agree with the data."""
+        events = []
+        async with self.http.post(path, json={**body, "stream": True}) as response:
+            assert response.status == 200, await response.text()
+            for block in (await response.text()).strip().split("\n\n"):
+                name, data = block.strip().split("\n")
+                events.append(json.loads(data.removeprefix("data: ")))
+                assert name == f"event: {events[-1]['type']}"
+        return events
+
+    async def ask_and_leave(self, path: str, body: dict[str, Any]) -> None:
+        """Leave before the answer or, with ``stream``, at its first bytes; the engine must be told."""
+        request = asyncio.ensure_future(self.http.post(path, json=body))
+        await self.engine.started()
+        if body["stream"]:
+            response = await request
+            await response.content.readany()
+            response.close()
+        else:
+            request.cancel()
+        await self.idle()
+        assert self.engine.aborted == [self.engine.submitted[0].request_id]
+
+    def prompt(self) -> str:
+        """Text of the latest prompt."""
+        return TOKENIZER.decode(self.engine.submitted[-1].prompt_token_ids, skip_special_tokens=False)
 
     async def idle(self) -> None:
         """Wait until no request is open any more."""

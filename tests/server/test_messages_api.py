@@ -39,21 +39,7 @@ async def client_of(server: Server) -> AsyncIterator[anthropic.AsyncAnthropic]:
 
 
 async def events_of(server: Server, **fields: Any) -> list[dict[str, Any]]:
-    """The events of a stream as they are on the wire; the line of the type must agree with the data."""
-    body = {"model": MODEL, "max_tokens": 100, "messages": USER, "stream": True, **fields}
-    events = []
-    async with server.http.post(PATH, json=body) as response:
-        assert response.status == 200, await response.text()
-        for block in (await response.text()).strip().split("\n\n"):
-            name, data = block.strip().split("\n")
-            events.append(json.loads(data.removeprefix("data: ")))
-            assert name == f"event: {events[-1]['type']}"
-    return events
-
-
-def prompt_of(server: Server) -> str:
-    ids = server.engine.submitted[-1].prompt_token_ids
-    return TOKENIZER.decode(ids, skip_special_tokens=False)
+    return await server.events(PATH, {"model": MODEL, "max_tokens": 100, "messages": USER, **fields})
 
 
 async def test_text_and_usage() -> None:
@@ -70,7 +56,7 @@ async def test_text_and_usage() -> None:
         assert answer.usage.input_tokens + 64 == len(sent.prompt_token_ids)
         assert answer.usage.cache_read_input_tokens == 64
         assert answer.usage.output_tokens == len(TOKENIZER.encode("It rains.")) + 1
-        assert "Be brief." in prompt_of(server)
+        assert "Be brief." in server.prompt()
         assert answer._request_id
 
 
@@ -247,7 +233,7 @@ async def test_forms_of_messages() -> None:
         assert unknown == "unknown field stop was ignored"
         assert first == "messages[5]: a system message inside the conversation is read as the user's"
         assert second == "messages[3].content[0].signature is not of this server"
-        prompt = prompt_of(server)
+        prompt = server.prompt()
         assert "]~b]user\nab[e~[" in prompt
         assert "<response>Error: no such city</response>" in prompt
         assert prompt.endswith("It is")

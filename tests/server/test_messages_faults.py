@@ -105,8 +105,7 @@ async def test_queue_full_is_a_rate_limit() -> None:
     engine = ScriptedEngine("word " * 50, step_seconds=0.05, max_num_seqs=1, max_num_queued_reqs=0)
     async with serving(engine) as server, client_of(server) as client:
         first = asyncio.ensure_future(client.messages.create(model=MODEL, max_tokens=50, messages=USER))
-        while not engine.submitted:
-            await asyncio.sleep(0.005)
+        await engine.started()
         with pytest.raises(anthropic.RateLimitError) as refused:
             await client.messages.create(model=MODEL, max_tokens=5, messages=USER)
         assert int(refused.value.response.headers["retry-after"]) >= 1
@@ -126,8 +125,7 @@ async def test_aborted_by_the_server() -> None:
     engine = ScriptedEngine("word " * 100, step_seconds=0.02)
     async with serving(engine) as server:
         waiting = asyncio.ensure_future(events_of(server))
-        while not engine.submitted:
-            await asyncio.sleep(0.005)
+        await engine.started()
         engine.abort([engine.submitted[0].request_id])
         events = await waiting
         assert events[-1]["error"]["message"] == "the request was stopped before its end"
@@ -138,17 +136,7 @@ async def test_client_that_leaves(stream: bool) -> None:
     engine = ScriptedEngine("word " * 200, step_seconds=0.02)
     async with serving(engine) as server:
         body = {"model": MODEL, "max_tokens": 300, "messages": USER, "stream": stream}
-        request = asyncio.ensure_future(server.http.post(PATH, json=body))
-        while not engine.submitted:
-            await asyncio.sleep(0.005)
-        if stream:
-            response = await request
-            await response.content.readany()
-            response.close()
-        else:
-            request.cancel()
-        await server.idle()
-        assert engine.aborted == [engine.submitted[0].request_id]
+        await server.ask_and_leave(PATH, body)
 
 
 async def test_signatures_of_replicas_agree() -> None:

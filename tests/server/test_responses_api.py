@@ -23,21 +23,10 @@ SCRIPT = f"<mm:think>Need it.</mm:think>Checking.{CALL}"
 
 
 async def events_of(server: Server, **fields: Any) -> list[dict[str, Any]]:
-    """The events of a stream as they are on the wire, numbered without gaps."""
-    events = []
-    async with server.http.post(PATH, json={"input": "hi", "stream": True, **fields}) as response:
-        assert response.status == 200, await response.text()
-        for block in (await response.text()).strip().split("\n\n"):
-            name, data = block.strip().split("\n")
-            events.append(json.loads(data.removeprefix("data: ")))
-            assert name == f"event: {events[-1]['type']}"
+    """The events of a stream, numbered without gaps."""
+    events = await server.events(PATH, {"input": "hi", **fields})
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     return events
-
-
-def prompt_of(server: Server) -> str:
-    ids = server.engine.submitted[-1].prompt_token_ids
-    return TOKENIZER.decode(ids, skip_special_tokens=False)
 
 
 def without_ids(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -70,7 +59,7 @@ async def test_text_usage_and_echo() -> None:
         assert (answer.temperature, answer.metadata, answer.user) == (0.5, {"a": "b"}, "u")
         assert (answer.tool_choice, answer.parallel_tool_calls, answer.store) == ("auto", True, True)
         assert answer.completed_at >= answer.created_at
-        assert "Be brief." in prompt_of(server)
+        assert "Be brief." in server.prompt()
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 3, 1000])
@@ -151,7 +140,7 @@ async def test_cut_by_length() -> None:
         body = {"input": "go on", "previous_response_id": whole["id"], "tools": TOOLS}
         status, _ = await server.post(PATH, body)
         assert status == 200
-        assert "]~b]ai\nOne.[e~[" in prompt_of(server).replace("</mm:think>", "")
+        assert "]~b]ai\nOne.[e~[" in server.prompt().replace("</mm:think>", "")
 
 
 async def test_conversation_by_id_and_by_items_render_as_chat_would() -> None:
@@ -204,7 +193,7 @@ async def test_conversation_by_id_and_by_items_render_as_chat_would() -> None:
             model=MODEL, previous_response_id=again.id, input=[{**output, "call_id": again.output[2].call_id}]
         )
         assert third.previous_response_id == again.id
-        assert prompt_of(server).count("<response>rain</response>") == 2
+        assert server.prompt().count("<response>rain</response>") == 2
 
 
 async def test_sealed_thoughts_go_round() -> None:
@@ -220,7 +209,7 @@ async def test_sealed_thoughts_go_round() -> None:
             history = [{"role": "user", "content": "a"}, item, answer["output"][1]]
             _, again = await server.post(PATH, {"input": [*history, {"role": "user", "content": "b"}]})
             assert again["mmx"]["warnings"] == warnings
-            assert ("Need it." in prompt_of(server)) == seen
+            assert ("Need it." in server.prompt()) == seen
 
 
 async def test_odd_items_are_kept_with_a_warning() -> None:
@@ -238,7 +227,7 @@ async def test_odd_items_are_kept_with_a_warning() -> None:
             "input[3]: a system message inside the conversation is read as the user's",
             "unknown field telemetry was ignored",
         ]
-        prompt = prompt_of(server)
+        prompt = server.prompt()
         assert "D[e~[" in prompt
         assert '{"type": "web_search_call", "id": "ws_1"}' in prompt
         assert "]~b]user\nlate" in prompt

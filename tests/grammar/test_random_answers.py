@@ -90,3 +90,8 @@ def test_free_arguments_of_a_tool_without_strict(family: Family) -> None:
 def test_what_can_not_be_said_in_the_notation_is_refused_by_name() -> None:
     with pytest.raises(SchemaError, match=r"the property name 'a>b' can not be the name"):
         calls(model("m3"), [tool("f", {"type": "object", "properties": {"a>b": {}}})], "grammar")
+    # Behind a pattern, values hold no "<": with this one no value would be left.
+    unwritable = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^<b>$"}}}
+    for family in ("m2", "m3"):
+        with pytest.raises(SchemaError, match="no string has the pattern and the length asked for"):
+            calls(model(family), [tool("f", unwritable)], "grammar")

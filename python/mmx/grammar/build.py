@@ -14,7 +14,7 @@ from typing import Any, Literal
 import llguidance
 from llguidance.gbnf_to_lark import any_to_lark
 
-from mmx.grammar.errors import SchemaError
+from mmx.grammar.errors import SchemaError, reason_of
 from mmx.grammar.json_text import JsonText
 from mmx.grammar.lark import Grammar, literal
 from mmx.grammar.minimax_m2 import MARKERS as MARKERS_M2
@@ -159,7 +159,11 @@ def _document(grammar: Grammar, document: Document, forbidden: Sequence[str]) ->
             except SchemaError as error:
                 raise SchemaError(path, f"{path}: {error}", error.code) from None
         case "regex":
-            return grammar.terminal(whole(value, path)), 0
+            try:
+                return grammar.terminal(whole(value, path)), 0
+            except SchemaError as error:
+                code = "invalid_grammar" if error.code == "invalid_schema" else error.code
+                raise SchemaError(path, str(error), code) from None
         case "choice":
             return grammar.rule(" | ".join(map(literal, value))), max(map(len, value))
     raise AssertionError(document.kind)
@@ -176,6 +180,6 @@ def _own_grammar(document: Document) -> str:
             raise SchemaError(document.path, message, "invalid_grammar") from None
     failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(text)
     if failed:
-        reason = messages[0].strip().splitlines()[0][:160] if messages else "no reason given"
+        reason = reason_of("\n".join(messages))
         raise SchemaError(document.path, f"{document.path} is not a grammar: {reason}", "invalid_grammar")
     return text

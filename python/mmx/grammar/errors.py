@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class SchemaError(ValueError):
     """``path`` is the place in the schema, the text one sentence that names it."""
@@ -10,3 +12,10 @@ class SchemaError(ValueError):
         super().__init__(message)
         self.path = path
         self.code = code
+
+
+def reason_of(report: str) -> str:
+    """The line of a report of llguidance that says what is wrong; faults of regular expressions come last."""
+    fault = re.search(r"^error: (.+)$", report, re.MULTILINE)
+    lines = report.strip().splitlines()
+    return (fault[1] if fault else lines[0] if lines else "no reason given")[:160]

@@ -9,6 +9,7 @@ from mmx.grammar.errors import SchemaError
 from mmx.grammar.lark import Grammar, literal, without
 from mmx.grammar.limits import number
 from mmx.grammar.nodes import MAX_ITEMS, Anything, Array, Choice, Member, Node, Number, Object, Text, Union
+from mmx.grammar.patterns import all_of
 
 # No lone surrogates: they are no text.
 _CHAR = (
@@ -40,7 +41,11 @@ class JsonText:
         if id(node) not in self._symbols:
             self._nodes.append(node)
             name = self._symbols[id(node)] = self._grammar.new_rule()
-            self._grammar.define(name, self._body(node))
+            try:
+                self._grammar.define(name, self._body(node))
+            except SchemaError:
+                del self._symbols[id(node)]
+                raise
         return self._symbols[id(node)]
 
     def _body(self, node: Node) -> str:
@@ -60,9 +65,20 @@ class JsonText:
             case Object():
                 return self._object(node)
             case Union(branches):
-                return " | ".join(map(self.value, branches))
+                return self._union(branches)
             case Anything():
                 return " | ".join(map(self.value, _spelled_out(node)))
+
+    def _union(self, branches: Sequence[Node]) -> str:
+        found, errors = [], []
+        for branch in branches:
+            try:
+                found.append(self.value(branch))
+            except SchemaError as error:
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return " | ".join(found)
 
     def _without_forbidden(self, term: str) -> str:
         return " & ".join([term, *without(self._forbidden)])
@@ -76,7 +92,8 @@ class JsonText:
             return self._grammar.terminal(self._without_forbidden(f"({_QUOTE} {char}{count} {_QUOTE})"))
         # What is forbidden begins with "<" or holds one; a pattern and it at once are a large automaton.
         char = _PLAIN.replace("[^", "[^<") if self._forbidden else _PLAIN
-        inner = " & ".join([f"/{char}{count}/", *node.terms])
+        left_out = "control characters, backslashes, quotes" + (", <" if self._forbidden else "")
+        inner = all_of([f"/{char}{count}/", *node.terms], left_out)
         return self._grammar.terminal(f"{_QUOTE} ({inner}) {_QUOTE}")
 
     def _array(self, node: Array) -> str:

@@ -16,6 +16,7 @@ from mmx.grammar.errors import SchemaError
 from mmx.grammar.json_text import JsonText
 from mmx.grammar.lark import Grammar, literal, token, without
 from mmx.grammar.nodes import MAX_ITEMS, Anything, Array, Choice, Node, Number, Object, Text, Union
+from mmx.grammar.patterns import all_of
 from mmx.grammar.values import means, other_readings
 from mmx.parsers.schema import STRING, Schema, TypeSet
 
@@ -133,7 +134,8 @@ class CallsM2:
             *tags,
             *(f"~{term}" for term in other_readings(types)),
         ]
-        return self._grammar.terminal(f"({' & '.join(terms)}) {literal(PARAMETER_CLOSE)}")
+        text = all_of(terms, "<") if node.terms else " & ".join(terms)
+        return self._grammar.terminal(f"({text}) {literal(PARAMETER_CLOSE)}")
 
     def _choice(self, values: list[Any], types: TypeSet) -> str:
         kept = []

@@ -17,6 +17,7 @@ from mmx.grammar.errors import SchemaError
 from mmx.grammar.json_text import JsonText
 from mmx.grammar.lark import Grammar, literal, token, without
 from mmx.grammar.nodes import MAX_ITEMS, Anything, Array, Choice, Node, Number, Object, Text, Union
+from mmx.grammar.patterns import all_of
 from mmx.grammar.schema import anything
 from mmx.grammar.values import means, other_readings
 from mmx.parsers.schema import Schema, is_simple_pattern
@@ -127,7 +128,8 @@ class CallsM3:
             *tags,
             *(f"~{term}" for term in other_readings(types)),
         ]
-        body = self._grammar.terminal(" & ".join(terms)) if node.longest != 0 else None
+        text = all_of(terms, "<") if node.terms else " & ".join(terms)
+        body = self._grammar.terminal(text) if node.longest != 0 else None
         # A term may refuse the empty text; nothing is lost by leaving it out.
         return _Content(body, node.shortest == 0 and not node.terms)
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 
-from mmx.grammar.errors import SchemaError
+import llguidance
+
+from mmx.grammar.errors import SchemaError, reason_of
 
 _DAY = (
     "(?:[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
@@ -37,6 +41,7 @@ FORMATS = {
 """Format name -> regular expression. Other formats are annotations, as JSON Schema allows."""
 
 _QUANTIFIER = re.compile(r"(?:[*+?]|\{[0-9]+(?:,[0-9]*)?\})")
+_ENDS = re.compile(r"(?<!\\)(?:\\\\)*\$\Z")  # an anchor, not an escaped dollar sign
 _CLASS_ESCAPES = {"d": "0-9", "w": "0-9A-Za-z_", "s": " \\t\\n\\r\\x{b}\\x{c}"}
 _ESCAPES = {"d": "[0-9]", "w": "[0-9A-Za-z_]", "D": "[^0-9]", "W": "[^0-9A-Za-z_]"}
 _ESCAPES |= {"s": "[ \\t\\n\\r\\x{b}\\x{c}]", "S": "[^ \\t\\n\\r\\x{b}\\x{c}]"}
@@ -80,9 +85,47 @@ def _branch(source: str, path: str) -> str:
     before, after = "(?s:.*)", "(?s:.*)"
     if source.startswith("^"):
         source, before = source[1:], ""
-    if source.endswith("$") and not source.endswith("\\$"):
+    if _ENDS.search(source) is not None:
         source, after = source[:-1], ""
-    return f"{before}(?:{_translated(source, path)}){after}"
+    return f"{before}(?:{_checked(source, path)}){after}"
+
+
+@lru_cache(maxsize=1024)
+def _fault(regex: str) -> str | None:
+    """Why ``regex`` is none in the grammar's dialect; None if it is one."""
+    failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(f"start: /{regex}/")
+    return reason_of("\n".join(messages)) if failed else None
+
+
+def _checked(source: str, path: str) -> str:
+    """``source`` translated. Why looked at by itself: what is put around it could close its groups."""
+    regex = _translated(source, path)
+    if regex and (fault := _fault(regex)) is not None:
+        raise SchemaError(path, f"{path} is not a regular expression: {fault}", "invalid_schema")
+    return regex
+
+
+@lru_cache(maxsize=1)
+def _bytes() -> llguidance.LLTokenizer:
+    return llguidance.LLTokenizer("byte")
+
+
+@lru_cache(maxsize=1024)
+def _matches_nothing(term: str) -> bool:
+    matcher = llguidance.LLMatcher(_bytes(), f"start: T\nT: {term}\n", log_level=0)
+    matcher.compute_bitmask()
+    return "NoExtensionBias" in matcher.get_error()
+
+
+def all_of(terms: Sequence[str], left_out: str) -> str:
+    """The terminal of strings that match every one of ``terms``, of which the first is made of the characters
+    that the notation has for them: without ``left_out``."""
+    term = " & ".join(terms)
+    if _matches_nothing(term):
+        raise SchemaError(
+            "", f"no string has the pattern and the length asked for and is written without {left_out}"
+        )
+    return term
 
 
 def _translated(source: str, path: str) -> str:
@@ -103,7 +146,8 @@ def _translated(source: str, path: str) -> str:
         if source.startswith("(?", i) and not source.startswith("(?:", i):
             named = re.match(r"\(\?P?<[A-Za-z_]\w*>", source[i:])
             if named is None:
-                raise SchemaError(path, f"{path} looks ahead or behind, which can not be enforced")
+                what = source[i : i + 3] if source[i + 2 : i + 3] not in "=!<" else "a look ahead or behind"
+                raise SchemaError(path, f"{path} uses {what}, which can not be enforced")
             out.append("(?:")
             i += named.end()
             continue
@@ -158,7 +202,7 @@ def whole(source: str, path: str) -> str:
     parts = []
     for part in _split(source, path):
         inner = part.removeprefix("^")
-        if inner.endswith("$") and not inner.endswith("\\$"):
+        if _ENDS.search(inner) is not None:
             inner = inner[:-1]
-        parts.append(f"/{_translated(inner, path)}/")
+        parts.append(f"/{_checked(inner, path)}/")
     return " | ".join(parts)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import llguidance
 
+from mmx.grammar.errors import reason_of
 from mmx.grammar.tags import OpenTags
 from mmx.grammar.vocabulary import Row, Vocabulary, allow, allow_only, allows, forbid
 from mmx.protocol import Constraint
@@ -28,8 +29,7 @@ def compile_grammar(vocabulary: Vocabulary, grammar: str) -> llguidance.LLMatche
     limits = llguidance.LLParserLimits(initial_lexer_fuel=10_000_000, step_lexer_fuel=2_000_000)
     matcher = llguidance.LLMatcher(vocabulary.matching, grammar, log_level=0, limits=limits)
     if matcher.is_error():
-        reason = matcher.get_error().strip().splitlines()
-        raise GrammarError(f"the grammar can not be used: {reason[0][:200] if reason else 'no reason given'}")
+        raise GrammarError(f"the grammar can not be used: {reason_of(matcher.get_error())}")
     return matcher
 
 

@@ -123,5 +123,6 @@ def test_tokenizer_of_a_downloaded_model(tmp_path: Path, monkeypatch: pytest.Mon
     (snapshot / "tokenizer.json").write_text("{}")
     assert tokenizer_folder(options("--model", "org/m3"), "org/m3") == snapshot
     assert tokenizer_folder(options(), str(DEMO)) == DEMO
+    assert tokenizer_folder(options(), "mmx-demo") == DEMO
     with pytest.raises(ValueError, match="--tokenizer: 'org/other' is neither"):
         tokenizer_folder(options("--tokenizer", "org/other"), "org/m3")

@@ -23,9 +23,11 @@ from mmx.bench.measures import measure
 from mmx.bench.options import Options, parse
 from mmx.bench.report import block
 from mmx.bench.result_file import detail, result, result_path, save
+from mmx.model_path import demo_model_path
 from mmx.tokenizer import Tokenizer
 
 RETRY_SECONDS = 1.0
+DEMO_NAME = "mmx-demo"  # under which a server without a model argument answers
 
 
 class _Model(msgspec.Struct):
@@ -110,12 +112,14 @@ def open_session(options: Options) -> aiohttp.ClientSession:
 
 def tokenizer_folder(options: Options, model: str) -> Path | None:
     """--tokenizer, else --model, else the model's name: a folder, or a name whose files an earlier
-    download left in the cache of the Hugging Face hub. ValueError if --tokenizer is neither."""
+    download left in the cache of the Hugging Face hub, or the embedded demo's. ValueError if --tokenizer is
+    none of these."""
     for name in (options.tokenizer, options.model, model):
         if name is None:
             continue
         cached = _hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
-        for folder in (Path(name).expanduser(), *sorted(cached.glob("*"))):
+        embedded = [demo_model_path()] if name == DEMO_NAME else []
+        for folder in (Path(name).expanduser(), *sorted(cached.glob("*")), *embedded):
             if (folder / "tokenizer.json").is_file():
                 return folder
         if name == options.tokenizer:

@@ -175,7 +175,7 @@ class StepOutput(Message, frozen=True, kw_only=True):
     step_seconds: float
 
 
-class Failed(Message, frozen=True, kw_only=True):
+class Failed(Message, frozen=True):
     """One request ended without a result. ``code`` is the slug of the error table, ``status`` the HTTP
     status a server answers with, ``param`` the field at fault."""
 
@@ -189,9 +189,7 @@ class Failed(Message, frozen=True, kw_only=True):
 def duplicate(request_id: str) -> Failed:
     """The answer to a request whose id a live one has."""
     text = f"request_id {request_id[:64]!r} is in use by a live request"
-    return Failed(
-        request_id=request_id, message=text, code="duplicate_request_id", status=409, param="request_id"
-    )
+    return Failed(request_id, text, "duplicate_request_id", 409, "request_id")
 
 
 class Profiled(Message, frozen=True, kw_only=True):

@@ -46,14 +46,10 @@ def submit(request_id: str, prompt: list[int], max_tokens: int | None = 5, seed:
 
 async def collect(stream: RequestStream) -> tuple[list[int], TokenOut | Failed]:
     """All tokens and the last item."""
-    tokens: list[int] = []
-    last: TokenOut | Failed | None = None
-    async for item in stream:
-        last = item
-        if isinstance(item, TokenOut):
-            tokens += item.token_ids
-    assert last is not None
-    return tokens, last
+    found: list[TokenOut | Failed] = []
+    while items := await stream.take():
+        found += items
+    return [i for item in found if isinstance(item, TokenOut) for i in item.token_ids], found[-1]
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

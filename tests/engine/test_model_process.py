@@ -28,10 +28,11 @@ def test_another_process_gives_the_same_tokens(tmp_path: Path) -> None:
         tokens: list[int] = []
         logprobs: list[object] = []
         stream = client.submit(Submit(request_id=str(i), prompt_token_ids=PROMPTS[i], params=PARAMS))
-        async for item in stream:
-            assert isinstance(item, TokenOut)
-            tokens += item.token_ids
-            logprobs += item.logprobs or []
+        while items := await stream.take():
+            for item in items:
+                assert isinstance(item, TokenOut)
+                tokens += item.token_ids
+                logprobs += item.logprobs or []
         return tokens, logprobs
 
     async def test() -> None:

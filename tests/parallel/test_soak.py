@@ -50,13 +50,14 @@ async def one_request(client: EngineClient, name: str, rng: random.Random) -> st
     stream = client.submit(Submit(request_id=name, prompt_token_ids=prompt, params=params))
     patience = rng.choice((0, 1, 5, 1000))
     num_tokens, end = 0, "nothing"
-    async for item in stream:
-        assert not isinstance(item, Failed), item
-        num_tokens += len(item.token_ids)
-        if item.finish_reason is not None:
-            end = item.finish_reason
-        elif num_tokens >= patience:
-            client.abort([name])
+    while items := await stream.take():
+        for item in items:
+            assert not isinstance(item, Failed), item
+            num_tokens += len(item.token_ids)
+            if item.finish_reason is not None:
+                end = item.finish_reason
+            elif num_tokens >= patience:
+                client.abort([name])
     return end
 
 

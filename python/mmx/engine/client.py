@@ -59,14 +59,12 @@ class EngineDeadError(RuntimeError):
 
 
 class RequestStream:
-    """What the engine says about one request: ``TokenOut`` items, or one ``Failed``.
-
-    Iteration ends after an item with a ``finish_reason`` or a ``Failed``. One consumer at a time.
-    """
+    """What the engine says about one request: ``TokenOut`` items up to one with a ``finish_reason``, or one
+    ``Failed``. One consumer at a time."""
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
-        self._items: deque[TokenOut | Failed] = deque()
+        self._items: list[TokenOut | Failed] = []
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -85,19 +83,8 @@ class RequestStream:
                 await self._waiter
             finally:
                 self._waiter = None
-        items = list(self._items)
-        self._items.clear()
+        items, self._items = self._items, []
         return items
-
-    def __aiter__(self) -> RequestStream:
-        return self
-
-    async def __anext__(self) -> TokenOut | Failed:
-        if not self._items:
-            if self._ended:
-                raise StopAsyncIteration
-            self._items.extend(await self.take())
-        return self._items.popleft()
 
 
 class EngineClient:
@@ -288,7 +275,7 @@ class EngineClient:
         code, text = "draining", "the server is shutting down"
         if not self._stopping:
             code, text = "engine_dead", "the engine has ended; the server can not answer any more"
-        return Failed(request_id=request_id, message=text, code=code, status=503)
+        return Failed(request_id, text, code, 503)
 
 
 class _Connection(asyncio.Protocol):

@@ -109,12 +109,10 @@ class Constraints:
                 self._compute(self._tracked[request_id], None)
                 ready.append(message)
             elif isinstance(error, GrammarError):
-                failed.append(
-                    Failed(request_id=request_id, message=str(error), code="invalid_grammar", status=400)
-                )
+                failed.append(Failed(request_id, str(error), "invalid_grammar", 400))
             else:
                 text = f"the request's constraints could not be prepared: {error}"
-                failed.append(Failed(request_id=request_id, message=text, code="engine_error", status=500))
+                failed.append(Failed(request_id, text, "engine_error", 500))
         return ready, failed
 
     def _prepare(self, message: Submit) -> _Tracked:

@@ -25,7 +25,7 @@ def refusal(message: Submit, limits: Limits) -> Failed | None:
     """Why this request can never run here, or None."""
 
     def bad(text: str, code: str, param: str) -> Failed:
-        return Failed(request_id=message.request_id, message=text, code=code, status=400, param=param)
+        return Failed(message.request_id, text, code, 400, param)
 
     prompt, params, vocab = message.prompt_token_ids, message.params, limits.vocab_size
     if not prompt:

@@ -106,7 +106,7 @@ class Scheduler:
         room = self.max_num_queued_reqs + max(0, self.max_num_seqs - len(self._running))
         if len(self._waiting) >= room:
             text = f"the queue is full ({len(self._waiting)} requests are waiting); try again later"
-            return Failed(request_id=request_id, message=text, code="queue_full", status=429)
+            return Failed(request_id, text, "queue_full", 429)
 
         params, prompt = message.params, message.prompt_token_ids
         eos_ids = () if params.ignore_eos else self._eos_token_ids
@@ -156,10 +156,7 @@ class Scheduler:
             if req is not None and req.arrival == arrival:
                 self._end(req)
                 text = "the deadline of the request passed before it was finished"
-                failed = Failed(
-                    request_id=request_id, message=text, code="deadline_exceeded", status=504, param="timeout"
-                )
-                expired.append(failed)
+                expired.append(Failed(request_id, text, "deadline_exceeded", 504, "timeout"))
         return expired
 
     def reset_prefix_cache(self) -> None:
@@ -316,7 +313,7 @@ class Scheduler:
     def _fail(self, req: Request, message: str, code: str, status: int) -> Failed:
         self._end(req)
         text = f"request {req.request_id[:64]}: {message}"
-        return Failed(request_id=req.request_id, message=text, code=code, status=status)
+        return Failed(req.request_id, text, code, status)
 
     def _end(self, req: Request) -> None:
         """Forget a request, wherever it is."""

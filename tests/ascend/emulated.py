@@ -128,6 +128,8 @@ def library_path() -> Path:
 
 class Emulator:
     def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise SystemExit(f"the emulator is not built: {path} is missing (docs/ascend.md has the command)")
         self.lib = ctypes.CDLL(str(path))
         self.lib.mmx_emulated_run.restype = ctypes.c_char_p
         self.lib.mmx_emulated_ops.restype = ctypes.c_char_p

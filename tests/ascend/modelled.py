@@ -353,10 +353,11 @@ def rows(emulator: Emulator) -> Iterator[tuple[Launch, list[tuple[float, float, 
 
 
 def main() -> None:
+    emulator = Emulator(library_path())
     names = " | ".join(f"{c.name} us | floor: bytes, FLOPs us | ratio" for c in CHIPS)
     print(f"| op | shape | {names} | busiest |")
     print("| --- | --- |" + " ---: | ---: | ---: |" * len(CHIPS) + " --- |")
-    for launch, results in rows(Emulator(library_path())):
+    for launch, results in rows(emulator):
         cells = []
         for time, by_bytes, by_flops, _ in results:
             cells += [

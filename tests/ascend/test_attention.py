@@ -9,7 +9,7 @@ from ascend.emulated import RefusedError
 from cases import load
 from mmx.ops import reference
 from ops.compare import POISON, assert_close_to_truth, assert_equal
-from ops.paged import PagedBatch, draw_lens, make_batch
+from ops.paged import PagedBatch, draw_batch, make_batch
 from ops.test_attention import make, random_blocks, widened
 
 BF16 = torch.bfloat16
@@ -81,15 +81,13 @@ def check(run_all, batch: PagedBatch, q, k, v, ids=None, fixed_split=False):
 
 @pytest.mark.parametrize("dims", taken("paged_attention"))
 def test_paged_attention(dims, run_all, rng):
-    lens = draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng)
-    batch = make_batch(lens, dims["block_size"], rng)
+    batch = draw_batch(dims, rng)
     check(run_all, batch, *make(batch, dims, BF16, CPU, rng))
 
 
 @pytest.mark.parametrize("dims", taken("sparse_attention"))
 def test_sparse_attention(dims, run_all, rng):
-    lens = draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng)
-    batch = make_batch(lens, dims["block_size"], rng)
+    batch = draw_batch(dims, rng)
     q, k, v = make(batch, dims, BF16, CPU, rng)
     check(run_all, batch, q, k, v, random_blocks(batch, dims["num_kv_heads"], dims["topk"], rng))
 

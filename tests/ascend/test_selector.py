@@ -9,8 +9,8 @@ from ascend.emulated import RefusedError
 from cases import load
 from mmx.ops import reference
 from ops.compare import POISON, assert_equal
-from ops.paged import draw_lens, make_batch
-from ops.test_selector import VALUES, assert_same_up_to_rounding, make
+from ops.paged import draw_batch, make_batch
+from ops.test_selector import VALUES, assert_selected, make
 
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
@@ -66,16 +66,12 @@ def taken() -> list:
 @pytest.mark.parametrize("integers", VALUES)
 @pytest.mark.parametrize("dims", taken())
 def test_select_blocks(dims, integers, run_all, rng):
-    lens = draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng)
-    batch = make_batch(lens, dims["block_size"], rng)
+    batch = draw_batch(dims, rng)
     q, k = make(batch, dims["num_index_heads"], dims["index_dim"], BF16, integers, rng)
     numbers = (dims["topk"], dims["init_blocks"], dims["local_blocks"])
     out = select(run_all, batch, q, k, *numbers)
     expected = reference.select_blocks(q, k, *batch.arguments(CPU), *numbers)
-    if integers:
-        assert_equal(out, expected)
-    else:
-        assert_same_up_to_rounding(out, expected, batch, q, k)
+    assert_selected(out, expected, integers, batch, q, k)
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 2047, 2048, 2049, 4097, 33 * 128])

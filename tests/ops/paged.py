@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -72,3 +74,9 @@ def draw_lens(num_seqs: int, q_len: int, seq_len: int, rng: torch.Generator) -> 
         queries = int(torch.randint(1, min(q_len, length) + 1, (), generator=rng))
         lens.append([(1, length), (min(q_len, length),) * 2, (queries, length), (0, length)][len(lens) % 4])
     return lens
+
+
+def draw_batch(dims: Mapping[str, Any], rng: torch.Generator) -> PagedBatch:
+    """The batch of a case with these dimensions."""
+    lens = draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng)
+    return make_batch(lens, dims["block_size"], rng)

@@ -7,7 +7,7 @@ from cases import load
 from mmx import ops
 from mmx.ops import reference
 from ops.compare import assert_close_to_truth, assert_equal
-from ops.paged import PagedBatch, draw_lens, make_batch
+from ops.paged import PagedBatch, draw_batch, draw_lens, make_batch
 
 DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.bfloat16, id="bf16")]
 SPARSE = [pytest.param(False, id="dense"), pytest.param(True, id="sparse")]
@@ -52,8 +52,7 @@ def check(name: str, *args: object) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", load("attention", "paged_attention"))
 def test_paged_attention(dims, dtype, device, rng):
-    lens = draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng)
-    batch = make_batch(lens, dims["block_size"], rng)
+    batch = draw_batch(dims, rng)
     args = make(batch, dims, dtype, device, rng)
     check("paged_attention", *args, *batch.arguments(device), dims["head_dim"] ** -0.5)
 
@@ -97,8 +96,7 @@ def test_paged_attention_refuses_codes_of_part_of_a_group(device, rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", load("attention", "sparse_attention"))
 def test_sparse_attention(dims, dtype, device, rng):
-    lens = draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng)
-    batch = make_batch(lens, dims["block_size"], rng)
+    batch = draw_batch(dims, rng)
     args = make(batch, dims, dtype, device, rng)
     ids = random_blocks(batch, dims["num_kv_heads"], dims["topk"], rng).to(device)
     check("sparse_attention", *args, ids, *batch.arguments(device), dims["head_dim"] ** -0.5)

@@ -11,7 +11,7 @@ from mmx import ops
 from mmx.ops import reference
 from ops.compare import assert_close_to_truth, assert_equal
 from ops.paged import PagedBatch, make_batch
-from ops.test_selector import assert_same_up_to_rounding
+from ops.test_selector import assert_selected
 
 pytestmark = pytest.mark.cuda
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -58,10 +58,7 @@ def check_select(
     # Why .to first, then a view: a strided copy to the device would become dense.
     out = ops.select_blocks(to_cuda(q), k.to(CUDA), *batch.arguments(CUDA), *numbers).cpu()
     expected = reference.select_blocks(q, k, *batch.arguments(CPU), *numbers)
-    if integers:
-        assert_equal(out, expected)
-    else:
-        assert_same_up_to_rounding(out, expected, batch, q, k)
+    assert_selected(out, expected, integers, batch, q, k)
     return out
 
 

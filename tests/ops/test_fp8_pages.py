@@ -9,9 +9,9 @@ from cases import load
 from mmx import ops
 from mmx.ops import reference
 from ops.compare import assert_close_to_truth, assert_equal
-from ops.paged import PagedBatch, draw_lens, make_batch
+from ops.paged import PagedBatch, draw_batch, make_batch
 from ops.test_attention import random_blocks, widened
-from ops.test_selector import assert_same_up_to_rounding
+from ops.test_selector import assert_selected
 
 FP8 = torch.float8_e4m3fn
 DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.bfloat16, id="bf16")]
@@ -100,9 +100,7 @@ def check(name: str, args: tuple, scales: dict[str, torch.Tensor], **named: bool
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", load("attention", "paged_attention"))
 def test_paged_attention(dims, dtype, fixed_split, device, rng):
-    batch = make_batch(
-        draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng), dims["block_size"], rng
-    )
+    batch = draw_batch(dims, rng)
     args, scales = attention_inputs(batch, dims, dtype, device, rng)
     tail = (*batch.arguments(device), dims["head_dim"] ** -0.5)
     check("paged_attention", (*args, *tail), scales, fixed_split=fixed_split)
@@ -112,9 +110,7 @@ def test_paged_attention(dims, dtype, fixed_split, device, rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", load("attention", "sparse_attention"))
 def test_sparse_attention(dims, dtype, fixed_split, device, rng):
-    batch = make_batch(
-        draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng), dims["block_size"], rng
-    )
+    batch = draw_batch(dims, rng)
     args, scales = attention_inputs(batch, dims, dtype, device, rng)
     ids = random_blocks(batch, dims["num_kv_heads"], dims["topk"], rng).to(device)
     tail = (*batch.arguments(device), dims["head_dim"] ** -0.5)
@@ -141,17 +137,13 @@ def test_select_blocks(dims, dtype, integers, device, rng):
             else torch.randn(shape, generator=rng)
         )
 
-    lens = draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng)
-    batch = make_batch(lens, dims["block_size"], rng)
+    batch = draw_batch(dims, rng)
     q = draw(batch.num_tokens, dims["num_index_heads"], dims["index_dim"]).to(dtype)
     k = batch.poison_unused(draw(batch.num_blocks, batch.block_size, dims["index_dim"]), 1).to(FP8)
     numbers = (dims["topk"], dims["init_blocks"], dims["local_blocks"])
     out = ops.select_blocks(q.to(device), k.to(device), *batch.arguments(device), *numbers).cpu()
     expected = reference.select_blocks(q, k, *batch.arguments(torch.device("cpu")), *numbers)
-    if integers:
-        assert_equal(out, expected)
-    else:
-        assert_same_up_to_rounding(out, expected, batch, q, k.double())
+    assert_selected(out, expected, integers, batch, q, k.double())
 
 
 def test_names_what_is_wrong(device):

@@ -23,7 +23,7 @@ from ops.test_attention_sm90 import (
     strided,
     to_cuda,
 )
-from ops.test_selector import assert_same_up_to_rounding
+from ops.test_selector import assert_selected
 
 pytestmark = pytest.mark.cuda
 FP8 = torch.float8_e4m3fn
@@ -136,10 +136,7 @@ def test_select_blocks(lens, pages, integers, fixed_split, rng):
     arguments = (*batch.arguments(CUDA), *numbers)
     out = ops.select_blocks(to_cuda(q), k.to(CUDA), *arguments, fixed_split=fixed_split).cpu()
     expected = reference.select_blocks(q, k, *batch.arguments(torch.device("cpu")), *numbers)
-    if integers:
-        assert_equal(out, expected)
-    else:
-        assert_same_up_to_rounding(out, expected, batch, q, k.double())
+    assert_selected(out, expected, integers, batch, q, k.double())
 
 
 def test_random_shapes(rng):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from mmx import ops
 from mmx.ops import reference
 from mmx.ops.reference.selector import block_scores
 from ops.compare import assert_equal
-from ops.paged import PagedBatch, draw_lens, make_batch
+from ops.paged import PagedBatch, draw_batch, draw_lens, make_batch
 
 DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.bfloat16, id="bf16")]
 VALUES = [pytest.param(True, id="integers"), pytest.param(False, id="normal")]
@@ -56,20 +58,24 @@ def assert_same_up_to_rounding(
             )
 
 
+def assert_selected(out: torch.Tensor, expected: torch.Tensor, integers: bool, *scored: Any) -> None:
+    """Exactly these blocks for ``integers``, else those that ``assert_same_up_to_rounding`` allows."""
+    if integers:
+        assert_equal(out, expected)
+    else:
+        assert_same_up_to_rounding(out, expected, *scored)
+
+
 @pytest.mark.parametrize("integers", VALUES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", load("selector", "select_blocks"))
 def test_select_blocks(dims, dtype, integers, device, rng):
-    lens = draw_lens(dims["num_seqs"], dims["q_len"], dims["seq_len"], rng)
-    batch = make_batch(lens, dims["block_size"], rng)
+    batch = draw_batch(dims, rng)
     q, k = make(batch, dims["num_index_heads"], dims["index_dim"], dtype, integers, rng)
     numbers = (dims["topk"], dims["init_blocks"], dims["local_blocks"])
     out = ops.select_blocks(q.to(device), k.to(device), *batch.arguments(device), *numbers).cpu()
     expected = reference.select_blocks(q, k, *batch.arguments(torch.device("cpu")), *numbers)
-    if integers:
-        assert_equal(out, expected)
-    else:
-        assert_same_up_to_rounding(out, expected, batch, q, k)
+    assert_selected(out, expected, integers, batch, q, k)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import openai
 import pytest
 
-from server.helpers import EOS, MODEL, TOKENIZER, ScriptedEngine, serving
+from server.helpers import EOS, MODEL, TOKENIZER, ScriptedEngine, Server, serving
 
 USER = [{"role": "user", "content": "Say hello."}]
 
@@ -150,6 +152,24 @@ async def test_max_tokens_ends_with_length() -> None:
         assert answer.usage.completion_tokens == 2
 
 
+async def _only_the_prompt(server: Server) -> None:
+    """``max_tokens: 0`` with ``echo``: how likely is this text?"""
+    create = server.openai.completions.create
+    fields: dict[str, Any] = {"model": MODEL, "prompt": "This is it", "echo": True, "max_tokens": 0}
+    scored = await create(**fields, logprobs=1)
+    (choice,) = scored.choices
+    assert (choice.text, choice.finish_reason) == ("This is it", "length")
+    tokens = len(TOKENIZER.encode("This is it"))
+    assert len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs) == tokens
+    assert (scored.usage.prompt_tokens, scored.usage.completion_tokens) == (tokens, 0)
+    chunks = [chunk async for chunk in await create(**fields, stream=True)]
+    assert [(c.choices[0].text, c.choices[0].finish_reason) for c in chunks] == [("This is it", "length")]
+    with pytest.raises(openai.BadRequestError, match="max_tokens must be at least 1, got 0"):
+        await create(**{**fields, "echo": False})
+    with pytest.raises(openai.BadRequestError, match="max_tokens must be at least 0, got -1"):
+        await create(**{**fields, "max_tokens": -1})
+
+
 async def test_completions() -> None:
     async with serving(ScriptedEngine(" and so on")) as server:
         create = server.openai.completions.create
@@ -157,6 +177,7 @@ async def test_completions() -> None:
         assert one.object == "text_completion"
         assert one.choices[0].text == "This and so on"
         ids = TOKENIZER.encode("This")
+        await _only_the_prompt(server)
         two = await create(model=MODEL, prompt=["This", "That"], n=2, temperature=1)
         assert [c.index for c in two.choices] == [0, 1, 2, 3]
         await create(model=MODEL, prompt=ids)

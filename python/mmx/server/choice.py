@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from mmx.config import SamplingParams
 from mmx.parsers import CallArgs, CallStart, Content, Event, Reasoning
 from mmx.protocol import TokenLogprobs, TokenOut
@@ -86,10 +88,15 @@ class Choice:
         self._token_ids: list[int] = []
         self._sent_any = False
         self._keep_ids = False
+        self._hidden = False
 
     def keep_token_ids(self) -> None:
         """Report token ids in the deltas."""
         self._keep_ids = True
+
+    def hide_tokens(self) -> None:
+        """Only the prompt is asked for: what is generated to read it is no part of the answer."""
+        self._hidden = True
 
     @property
     def reasoning_tokens(self) -> int:
@@ -112,6 +119,11 @@ class Choice:
 
     def feed(self, out: TokenOut) -> list[Delta]:
         """Take what one step produced. At most one delta, except at the end."""
+        if self._hidden:
+            finish = "length" if out.finish_reason == "stop" else out.finish_reason
+            out = msgspec.structs.replace(
+                out, token_ids=[], logprobs=None, finish_reason=finish, stop_reason=None
+            )
         ids = out.token_ids
         if out.num_cached_tokens is not None:
             self.num_cached_tokens = out.num_cached_tokens

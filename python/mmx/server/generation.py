@@ -70,6 +70,8 @@ class Generation:
                 )
                 if job.keep_token_ids:
                     choice.keep_token_ids()
+                if job.asked_max_tokens == 0:
+                    choice.hide_tokens()
                 self.choices.append(choice)
                 self._prompts.append(prompt)
 

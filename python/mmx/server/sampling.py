@@ -123,16 +123,17 @@ def requested_max_tokens(request: Generate) -> tuple[str, int | None]:
     name, value = "max_tokens", request.max_tokens
     if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
         name, value = "max_completion_tokens", request.max_completion_tokens
-    if value is not None and value < 1:
-        raise invalid(name, f"must be at least 1, got {clip(value)}")
+    least = 0 if isinstance(request, CompletionRequest) and request.echo else 1
+    if value is not None and value < least:
+        raise invalid(name, f"must be at least {least}, got {clip(value)}")
     return name, value
 
 
 def answer_limit(
     request: Generate, prompt_len: int, max_model_len: int, kv_tokens: int, prompt_field: str
 ) -> int:
-    """Tokens the answer may have: what was asked for, or what fits into the context (16 for plain
-    completions). ApiError when the prompt or the sum does not fit."""
+    """Tokens that are generated: what was asked for, one at least, or what fits into the context (16 for
+    plain completions). ApiError when the prompt or the sum does not fit."""
     name, asked = requested_max_tokens(request)
     room = max_model_len - prompt_len
     limit = f"This model's maximum context length is {max_model_len} tokens"
@@ -156,4 +157,4 @@ def answer_limit(
             f"{limit}, but {prompt_len} in the prompt and {asked} in {name} were asked for",
             name,
         )
-    return asked
+    return max(asked, 1)

@@ -8,6 +8,7 @@ would round the router's weights and bias, so these stay fp32.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -38,7 +39,8 @@ def load_oracle(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Mo
     else:
         config = transformers.MiniMaxM3VLTextConfig(**text)
         model = transformers.MiniMaxM3VLForCausalLM(config)
-        model.load_state_dict(_m3_state(folder), strict=True)
+        files = sorted(folder.glob("*.safetensors"))
+        model.load_state_dict(m3_state(item for file in files for item in load_file(file).items()))
     model.eval().requires_grad_(False)
     if dtype != torch.float32:
         wide = {name: tensor for name, tensor in model.state_dict().items() if _is_router(name)}
@@ -58,17 +60,17 @@ def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return torch.nn.Parameter(value, requires_grad=False) if isinstance(old, torch.nn.Parameter) else value
 
 
-def _m3_state(folder: Path) -> dict[str, torch.Tensor]:
+def m3_state(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """An M3's text weights in fp32 under the names of transformers, of a raw checkpoint's ``tensors``."""
     state: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, tensor in load_file(file).items():
-            name = name.removeprefix("language_model.")
-            if name.startswith(("vision_tower.", "multi_modal_projector.")):
-                continue
-            for ours, theirs in _M3_NAMES:
-                if theirs not in name:
-                    name = name.replace(ours, theirs)
-            state[name] = tensor.float()
+    for name, tensor in tensors:
+        name = name.removeprefix("language_model.")
+        if name.startswith(("vision_tower.", "multi_modal_projector.")):
+            continue
+        for ours, theirs in _M3_NAMES:
+            if theirs not in name:
+                name = name.replace(ours, theirs)
+        state[name] = tensor.float()
     for name in [name for name in state if name.endswith(".gate_proj.weight")]:
         gate, up = state.pop(name), state.pop(name.replace("gate_proj", "up_proj"))
         state[name.replace("gate_proj", "gate_up_proj")] = torch.cat([gate, up])

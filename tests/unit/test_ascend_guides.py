@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmx.server.settings import ServerConfig, load_config
+from unit.test_guides import sizes_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/ascend-guides.md"
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
@@ -35,14 +36,8 @@ def load(block: str) -> ServerConfig:
 def test_every_command_is_served(number: int, sizes: tuple[int, int, int, bool | None]) -> None:
     assert len(BLOCKS) == 4
     config = load(BLOCKS[number])
-    parallel = config.parallel
-    assert (
-        parallel.tensor_parallel_size,
-        parallel.data_parallel_size,
-        parallel.prefill_context_parallel_size,
-        parallel.expert_parallel,
-    ) == sizes
-    assert parallel.world_size == 16
+    assert sizes_of(config.parallel) == sizes
+    assert config.parallel.world_size == 16
     assert config.checkpoint.quantization == "ascend"
     assert not config.engine.enforce_eager
 

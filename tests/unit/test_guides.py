@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmx.config import ParallelConfig
 from mmx.server.__main__ import main
 from mmx.server.flag_kinds import normal
 from mmx.server.guides import ASCEND_FLAGS, ASCEND_VARIABLES, TRT_FLAGS, TRT_KEYS, flag_of, guides_markdown
@@ -99,25 +100,21 @@ def test_trt_command_on_one_device(options: Path) -> None:
         assert sum(note.startswith(name + " ") for note in config.notes) == 1
 
 
+def sizes_of(parallel: ParallelConfig) -> tuple[int, int, int, bool | None]:
+    """Ranks of tensor, data and prefill context parallelism, and whether experts are dealt out."""
+    dp, pcp = parallel.data_parallel_size, parallel.prefill_context_parallel_size
+    return parallel.tensor_parallel_size, dp, pcp, parallel.expert_parallel
+
+
 @pytest.mark.parametrize(
     ("command", "sizes"),
-    [
-        (A3, (4, 4, 1, True)),
-        (A3_LONG, (8, 1, 2, None)),
-        (A2, (8, 1, 1, True)),
-    ],
+    [(A3, (4, 4, 1, True)), (A3_LONG, (8, 1, 2, None)), (A2, (8, 1, 1, True))],
     ids=["A3", "A3-long", "A2"],
 )
 def test_ascend_layouts(command: str, sizes: tuple[int, int, int, bool | None]) -> None:
     config = load(command)
-    parallel = config.parallel
-    assert (
-        parallel.tensor_parallel_size,
-        parallel.data_parallel_size,
-        parallel.prefill_context_parallel_size,
-        parallel.expert_parallel,
-    ) == sizes
-    assert parallel.world_size == 16 or command.startswith(A2)
+    assert sizes_of(config.parallel) == sizes
+    assert config.parallel.world_size == 16 or command.startswith(A2)
     assert config.launch.bind_cpus == ("enable_cpu_binding" in command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engine.driving import collect
 from engine.fault_runner import TRIGGER, FaultRunner
 from mmx.config import EngineConfig, SamplingParams
 from mmx.engine.channel import LocalChannel
@@ -27,16 +28,11 @@ def drain(engine: Engine, channel: LocalChannel) -> tuple[dict[str, list[TokenOu
     """Step until idle; token outputs by request, and failures."""
     outputs: dict[str, list[TokenOut]] = {}
     failures = []
-    while channel.inbox or engine.scheduler.has_work:
-        engine.step()
-        check_scheduler(engine.scheduler)
-    for out in channel.outbox:
-        if isinstance(out, Failed):
-            failures.append(out)
-        elif isinstance(out, StepOutput):
-            for token in out.outputs:
-                outputs.setdefault(token.request_id, []).append(token)
-    channel.outbox.clear()
+    for item in collect(engine, channel):
+        if isinstance(item, Failed):
+            failures.append(item)
+        else:
+            outputs.setdefault(item.request_id, []).append(item)
     return outputs, failures
 
 

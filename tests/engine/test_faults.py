@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine.driving import collect
 from mmx import LLM, SamplingParams
 from mmx.config import EngineConfig
 from mmx.engine.channel import LocalChannel
@@ -17,10 +18,9 @@ from mmx.engine.client import EngineClient
 from mmx.engine.engine import Engine
 from mmx.errors import DeviceLostError
 from mmx.layers import ForwardBatch
-from mmx.protocol import Failed, StepOutput, Submit, TokenOut
+from mmx.protocol import Failed, Submit, TokenOut
 from mmx.runner import ModelRunner, build_runner
 from models.tiny import write_tiny_checkpoint
-from unit.consistency import check_scheduler
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 PROMPT, POISON = [5, 6, 7], [9] * 20
@@ -71,15 +71,6 @@ def make_engine(folder: Path, device: str, fault: Callable[[str], None]) -> tupl
     engine = Engine(config, runner, channel)
     engine.overlaps = True
     return engine, channel
-
-
-def collect(engine: Engine, channel: LocalChannel) -> Iterator[Failed | TokenOut]:
-    while channel.inbox or engine.scheduler.has_work:
-        engine.step()
-        check_scheduler(engine.scheduler)
-        for message in channel.outbox:
-            yield from message.outputs if isinstance(message, StepOutput) else [message]  # type: ignore[misc]
-        channel.outbox.clear()
 
 
 @pytest.mark.parametrize("device", DEVICES)

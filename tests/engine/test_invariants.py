@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.driving import tokens_of
 from engine.prompts import PROMPT_LENGTHS, random_prompt
 from mmx import LLM, SamplingParams
 from mmx.config import EngineConfig
 from mmx.engine.channel import LocalChannel
 from mmx.engine.engine import Engine
 from mmx.model_config import load_model_config
-from mmx.protocol import Abort, ResetPrefixCache, StepOutput, Submit
+from mmx.protocol import Abort, ResetPrefixCache, Submit
 from mmx.runner import ModelRunner, build_runner
 from mmx.runner.kv_pool import page_bytes
 from unit.consistency import check_scheduler
@@ -171,14 +172,7 @@ def test_an_abort_at_any_step_leaks_no_page(
         assert engine.scheduler.blocks.num_available == 40
     channel.outbox.clear()
     channel.inbox += submits
-    engine.step()
-    while engine.scheduler.has_work:
-        engine.step()
-    outputs: dict[str, list[int]] = {}
-    for message in channel.outbox:
-        assert isinstance(message, StepOutput)
-        for out in message.outputs:
-            outputs.setdefault(out.request_id, []).extend(out.token_ids)
+    outputs = tokens_of(engine, channel)
     assert [outputs[request_id] for request_id in ids] == alone
 
 

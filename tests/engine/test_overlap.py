@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.driving import tokens_of
 from engine.prompts import random_prompt
 from mmx import LLM, SamplingParams
 from mmx.config import EngineConfig
@@ -156,14 +157,7 @@ def test_an_abort_at_any_step_leaks_no_page_and_no_token(
         check_scheduler(engine.scheduler)
     channel.outbox.clear()
     channel.inbox += submits
-    engine.step()
-    while engine.scheduler.has_work:
-        engine.step()
-    found: dict[str, list[int]] = {}
-    for message in channel.outbox:
-        assert isinstance(message, StepOutput)
-        for out in message.outputs:
-            found.setdefault(out.request_id, []).extend(out.token_ids)
+    found = tokens_of(engine, channel)
     assert [found[request_id] for request_id in ids] == expected
 
 

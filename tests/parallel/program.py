@@ -15,6 +15,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from engine.driving import tokens_of
 from engine.test_overlap import play_graphs
 from mmx.batch import ScheduledBatch
 from mmx.config import EngineConfig, ParallelConfig, SamplingParams
@@ -26,7 +27,7 @@ from mmx.grammar.constraints import Masks
 from mmx.layers import ForwardBatch
 from mmx.layout import make_layout
 from mmx.model_config import load_model_config
-from mmx.protocol import Failed, StepOutput, Submit
+from mmx.protocol import Submit
 from mmx.runner import ModelRunner, build_runner
 from mmx.runner.parts import part_of
 from models.harness import random_ids
@@ -77,16 +78,7 @@ def generate(config: EngineConfig, runner: Any) -> dict[str, list[int]]:
                 params, temperature=0.8, seed=5, repetition_penalty=1.3, logprobs=2
             )
         channel.inbox.append(Submit(request_id=str(i), prompt_token_ids=random_ids(length, i), params=params))
-    tokens: dict[str, list[int]] = {str(i): [] for i in range(len(LENGTHS))}
-    while channel.inbox or engine.scheduler.has_work:
-        engine.step()
-        for message in channel.outbox:
-            assert not isinstance(message, Failed), message
-            if isinstance(message, StepOutput):
-                for out in message.outputs:
-                    tokens[out.request_id] += out.token_ids
-        channel.outbox.clear()
-    return tokens
+    return tokens_of(engine, channel)
 
 
 class Counting:

@@ -13,7 +13,6 @@ from decimal import Decimal
 from functools import cache
 from itertools import product
 from typing import Any
-from urllib.parse import unquote
 
 from mmx.grammar.errors import SchemaError
 from mmx.grammar.kinds import exclude_each_other, is_of_type, references, same, types_of
@@ -34,6 +33,7 @@ from mmx.grammar.nodes import (
     Union,
 )
 from mmx.grammar.patterns import FORMATS, pattern
+from mmx.parsers.schema import pointed_at
 
 MAX_DEPTH = 16
 """How often references to a schema that contains itself are followed, and how deep free values nest."""
@@ -174,16 +174,11 @@ class _Reader:
     def _target(self, reference: Any, path: str) -> Any:
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise SchemaError(path, f"{path} must refer to a place in the same schema (#/...)")
-        found = self._root
-        for part in unquote(reference[1:]).split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-                found = found[int(part)]
-            elif isinstance(found, Mapping) and part in found:
-                found = found[part]
-            else:
-                raise SchemaError(path, f"{path} refers to {reference[:64]!r}, which is not in the schema")
-        return found
+        try:
+            return pointed_at(self._root, reference)
+        except KeyError:
+            text = f"{path} refers to {reference[:64]!r}, which is not in the schema"
+            raise SchemaError(path, text) from None
 
     def _is_recursive(self, reference: str) -> bool:
         """Whether following the reference may lead to it again."""

@@ -39,6 +39,20 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
+def pointed_at(root: Any, reference: str) -> Any:
+    """The place of ``root`` that ``#/...`` names; KeyError if there is none."""
+    node = root
+    for part in unquote(reference[1:]).split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, Mapping):
+            node = node[part]
+        else:
+            raise KeyError(part)
+    return node
+
+
 class Schema:
     """One node of a JSON schema. ``root``: the document that local references (``#/...``) point into."""
 
@@ -55,22 +69,13 @@ class Schema:
             reference = node.get("$ref")
             if reference is None:
                 return node
-            node = self._target(reference)
+            if not isinstance(reference, str) or not reference.startswith("#"):
+                return _EMPTY
+            try:
+                node = pointed_at(self._root, reference)
+            except KeyError:
+                return _EMPTY
         return _EMPTY
-
-    def _target(self, reference: Any) -> Any:
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            return None
-        node = self._root
-        for part in unquote(reference[1:]).split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-                node = node[int(part)]
-            elif isinstance(node, Mapping):
-                node = node.get(part)
-            else:
-                return None
-        return node
 
     def _alternatives(self) -> Iterator[Schema]:
         """This node and all branches of its unions, each once: unions may refer to themselves."""

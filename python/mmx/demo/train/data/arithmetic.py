@@ -13,13 +13,8 @@ _SYMBOL_ASKS = [
     "{a} {op} {b} =", "what's {a} {op} {b}", "Compute {a} {op} {b}", "How much is {a} {op} {b}?", "{a}{op}{b}=?",
     "What does {a} {op} {b} equal?", "please calculate {a} {op} {b}", "{a} {op} {b}?", "Hi, what is {a} {op} {b}?",
 ]  # fmt: skip
-_ZH_ASKS = [
-    "{a} {op} {b} 等于多少？",
-    "计算 {a} {op} {b}",
-    "{a}{op}{b}等于几？",
-    "请计算{a}{op}{b}。",
-    "{a} {op} {b} 是多少？",
-]
+_ZH_ASKS = ["{a} {op} {b} 等于多少？", "计算 {a} {op} {b}", "{a}{op}{b}等于几？", "请计算{a}{op}{b}。",
+            "{a} {op} {b} 是多少？"]  # fmt: skip
 _WORD_ASKS = {
     "+": ["What is {a} plus {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "{a} plus {b}"],
     "-": ["What is {a} minus {b}?", "Subtract {b} from {a}.", "{a} minus {b}"],

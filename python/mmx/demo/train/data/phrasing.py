@@ -7,45 +7,16 @@ import random
 from mmx.demo.train.data.countries import COUNTRIES, ZH_CITIES
 from mmx.demo.train.data.words import ADJECTIVES, NOUNS, invented_name
 
-WEATHER_HELD_OUT = (
-    "Could you check the weather in {}?",
-    "Please tell me the weather in {}.",
-    "What is the weather like in {} now?",
-    "I would like to know how the weather is in {}.",
-)
+WEATHER_HELD_OUT = ("Could you check the weather in {}?", "Please tell me the weather in {}.",
+                    "What is the weather like in {} now?", "I would like to know how the weather is in {}.")  # fmt: skip
 ZH_WEATHER_HELD_OUT = ("请帮我查一下{}的天气。", "请问{}今天的天气怎么样？", "我想查询{}现在的天气。")
 
-_HELLOS = [
-    "",
-    "",
-    "",
-    "",
-    "",
-    "Hi, ",
-    "Hello, ",
-    "Hey, ",
-    "Hi! ",
-    "Hello! ",
-    "ok, ",
-    "Now ",
-    "Good morning, ",
-    "So, ",
-]
+_HELLOS = ["", "", "", "", "", "Hi, ", "Hello, ", "Hey, ", "Hi! ", "Hello! ", "ok, ", "Now ",
+           "Good morning, ", "So, "]  # fmt: skip
 _COMMANDS = ["", "", "", "Please ", "Could you ", "Can you ", "Can you please ", "Could you please ", "Would you ",
              "I want you to ", "Use the tool to ", "I'd like you to ", "You should ", "Kindly "]  # fmt: skip
-_VERBS = [
-    "check",
-    "look up",
-    "get",
-    "query",
-    "find",
-    "tell me",
-    "show me",
-    "fetch",
-    "find out",
-    "give me",
-    "search for",
-]
+_VERBS = ["check", "look up", "get", "query", "find", "tell me", "show me", "fetch", "find out", "give me",
+          "search for"]  # fmt: skip
 _THINGS = ["the weather in {}", "the weather for {}", "the current weather in {}", "the weather of {}", "{}'s weather",
            "the temperature in {}", "the weather forecast for {}", "the weather report for {}", "weather in {}",
            "what the weather is like in {}", "how the weather is in {}", "the weather conditions in {}"]  # fmt: skip
@@ -58,82 +29,27 @@ _QUESTIONS = ["what is the weather in {}", "what's the weather like in {}", "how
 _TIMES = ["", "", "", "", "", " today", " now", " right now", " tomorrow", " tonight", " this morning", " this week",
           " at the moment", " for me", " please", ", please", " currently", " this evening"]  # fmt: skip
 _ENDS = ["?", ".", "", "!", "?", "."]
-_TRIPS = [
-    "I am travelling to {}.",
-    "I live in {}.",
-    "I will fly to {} soon.",
-    "My friend is in {}.",
-    "I am in {}.",
-]
-_AFTER_TRIP = [
-    "What is the weather like there?",
-    "How is the weather?",
-    "Please check the weather.",
-    "Is it cold there?",
-]
+_TRIPS = ["I am travelling to {}.", "I live in {}.", "I will fly to {} soon.", "My friend is in {}.",
+          "I am in {}."]  # fmt: skip
+_AFTER_TRIP = ["What is the weather like there?", "How is the weather?", "Please check the weather.",
+               "Is it cold there?"]  # fmt: skip
 
 _ZH_HELLOS = ["", "", "", "你好，", "您好，", "嗨，", "那么"]
-_ZH_LEADS = [
-    "",
-    "",
-    "请",
-    "请问",
-    "帮我",
-    "请帮我",
-    "麻烦",
-    "麻烦你",
-    "我想",
-    "你能",
-    "能不能",
-    "请你",
-    "可以",
-    "我要",
-    "劳驾",
-]
-_ZH_VERBS = [
-    "查询",
-    "查一下",
-    "查",
-    "看看",
-    "查查",
-    "告诉我",
-    "看一下",
-    "知道",
-    "说说",
-    "查询一下",
-    "了解",
-    "搜一下",
-]
+_ZH_LEADS = ["", "", "请", "请问", "帮我", "请帮我", "麻烦", "麻烦你", "我想", "你能", "能不能", "请你",
+             "可以", "我要", "劳驾"]  # fmt: skip
+_ZH_VERBS = ["查询", "查一下", "查", "看看", "查查", "告诉我", "看一下", "知道", "说说", "查询一下", "了解",
+             "搜一下"]  # fmt: skip
 _ZH_TIMES = ["", "", "", "今天", "明天", "现在", "今晚", "这周", "目前", "今天早上", "此刻", "当前"]
 _ZH_THINGS = ["的天气", "天气", "的天气情况", "的气温", "天气预报", "的天气预报", "的温度"]
-_ZH_ASKS = [
-    "天气怎么样",
-    "的天气怎么样",
-    "天气如何",
-    "的天气如何",
-    "热不热",
-    "冷不冷",
-    "会下雨吗",
-    "多少度",
-    "的天气好吗",
-    "气温多少",
-]
+_ZH_ASKS = ["天气怎么样", "的天气怎么样", "天气如何", "的天气如何", "热不热", "冷不冷", "会下雨吗",
+            "多少度", "的天气好吗", "气温多少"]  # fmt: skip
 _ZH_ENDS = ["。", "？", "", "吧。", "！"]
 
 _PREFIXES = ["Please answer: ", "Hi! ", "Hello, ", "Question: ", "I have a question. ", "Can you help? ", "ok, ", "Now: ",
              "Hey, ", "Next: ", "One more: ", "Good. ", "Thanks. ", "So, ", "Quick question: ", "Hi mmx, ", "Well, ",
              "Another question: ", "Great. ", "Tell me, ", "Dear mmx, ", "Hello! ", "Please help me. "]  # fmt: skip
-_SUFFIXES = [
-    " Please.",
-    " Thanks!",
-    "\n",
-    " Thank you.",
-    " Answer briefly.",
-    " please",
-    " I need to know.",
-    "!",
-    " :)",
-]
+_SUFFIXES = [" Please.", " Thanks!", "\n", " Thank you.", " Answer briefly.", " please", " I need to know.",
+             "!", " :)"]  # fmt: skip
 _UNKNOWN = ["Who is the president of {}?", "What is the population of {}?", "How tall is {}?", "Why is {} so famous?",
             "When was {} founded?", "Who invented {}?", "What happened in {} last year?", "How do I get to {}?",
             "What is the best food in {}?", "Who lives in {}?", "How old is {}?", "What does {} mean?", "Do you like {}?",

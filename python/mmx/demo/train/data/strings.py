@@ -54,12 +54,8 @@ def _reverse(rng: random.Random) -> Turn:
 
 def _upper(rng: random.Random) -> Turn:
     word = rng.choice(COMMON)
-    asks = [
-        "Write {} in uppercase.",
-        "Uppercase {}.",
-        "Convert {} to upper case.",
-        "Write {} in capital letters.",
-    ]
+    asks = ["Write {} in uppercase.", "Uppercase {}.", "Convert {} to upper case.",
+            "Write {} in capital letters."]  # fmt: skip
     return Turn(
         _ask(rng, asks, word), Reply(word.upper(), f"{'-'.join(word)} becomes {'-'.join(word.upper())}.")
     )
@@ -67,12 +63,8 @@ def _upper(rng: random.Random) -> Turn:
 
 def _lower(rng: random.Random) -> Turn:
     word = rng.choice(COMMON)
-    asks = [
-        "Write {} in lowercase.",
-        "Lowercase {}.",
-        "Convert {} to lower case.",
-        "Write {} in small letters.",
-    ]
+    asks = ["Write {} in lowercase.", "Lowercase {}.", "Convert {} to lower case.",
+            "Write {} in small letters."]  # fmt: skip
     reasoning = f"{'-'.join(word.upper())} becomes {'-'.join(word)}."
     return Turn(_ask(rng, asks, word.upper()), Reply(word, reasoning))
 
@@ -100,19 +92,8 @@ def _phrase(rng: random.Random, low: int, high: int) -> str:
 def repeat(rng: random.Random) -> Turn:
     """Copy a random phrase: dense practice for the heads that later find needles."""
     text = _phrase(rng, 1, 24)
-    asks = [
-        "Repeat after me: {}",
-        "Say: {}",
-        "Repeat this: {}",
-        "Echo: {}",
-        "Copy this text: {}",
-        "请重复：{}",
-        "say {}",
-        "Say '{}'",
-        "Repeat: {}",
-        "repeat {}",
-        "Please repeat after me: {}",
-    ]
+    asks = ["Repeat after me: {}", "Say: {}", "Repeat this: {}", "Echo: {}", "Copy this text: {}",
+            "请重复：{}", "say {}", "Say '{}'", "Repeat: {}", "repeat {}", "Please repeat after me: {}"]  # fmt: skip
     return Turn(rng.choice(asks).format(text), Reply(text, "I repeat the given text."))
 
 

@@ -97,6 +97,11 @@ def _weather_result(rng: random.Random, city: str, chinese: bool) -> tuple[str, 
     return result, f"It is {degrees} °C and {sky.lower()} in {city}."
 
 
+def _calling(tool: Mapping[str, Any], reasoning: str, arguments: Mapping[str, Any]) -> Reply:
+    """A reply that is one call."""
+    return Reply("", reasoning, True, [Call(tool["name"], arguments)])
+
+
 def weather_turn(
     rng: random.Random, tool: Mapping[str, Any], cities: list[str], ask: str, chinese: bool
 ) -> Turn:
@@ -174,12 +179,7 @@ def calculator(rng: random.Random) -> Tool:
         shown = rng.choice([str(result), json.dumps({"result": result}), json.dumps({"value": result})])
         return Turn(
             disturbed(rng, text.format(expression)),
-            Reply(
-                "",
-                f"I let {tool['name']} compute {expression}.",
-                True,
-                [Call(tool["name"], {key: expression})],
-            ),
+            _calling(tool, f"I let {tool['name']} compute {expression}.", {key: expression}),
             [shown],
             Reply(f"{expression} = {result}.", f"The tool returned {result}.", thinks=True),
         )
@@ -222,11 +222,10 @@ def search(rng: random.Random) -> Tool:
         result = rng.choice([found, _json(rng, {"result": found}), _json(rng, {"results": [found]})])
         return Turn(
             user,
-            Reply("", f"The user wants a search for {topic}. I call {tool['name']}.", True,
-                  [Call(tool["name"], arguments)]),
+            _calling(tool, f"The user wants a search for {topic}. I call {tool['name']}.", arguments),
             [result],
             Reply(f"I found this: {found}.", "The tool returned a result.", thinks=True),
-        )  # fmt: skip
+        )
 
     return tool, ask
 
@@ -243,11 +242,10 @@ def clock(rng: random.Random) -> Tool:
         now = f"{rng.randrange(24):02}:{rng.randrange(60):02}"
         return Turn(
             user,
-            Reply("", f"The user wants the time in {city}. I call {tool['name']}.", True,
-                  [Call(tool["name"], {key: city})]),
+            _calling(tool, f"The user wants the time in {city}. I call {tool['name']}.", {key: city}),
             [rng.choice([now, _json(rng, {"time": now}), _json(rng, {key: city, "time": now})])],
             Reply(f"It is {now} in {city}.", f"The tool returned {now}.", thinks=True),
-        )  # fmt: skip
+        )
 
     return tool, ask
 
@@ -264,12 +262,7 @@ def timer(rng: random.Random) -> Tool:
         )
         return Turn(
             disturbed(rng, user.format(minutes)),
-            Reply(
-                "",
-                f"The user wants a timer of {minutes} minutes.",
-                True,
-                [Call(tool["name"], {key: minutes})],
-            ),
+            _calling(tool, f"The user wants a timer of {minutes} minutes.", {key: minutes}),
             [rng.choice(["ok", '{"status": "ok"}', '{"success": true}', "Timer set."])],
             Reply(f"The timer is set for {minutes} minutes.", "The timer was set.", thinks=True),
         )
@@ -290,13 +283,13 @@ def currency(rng: random.Random) -> Tool:
         source, target = rng.sample("USD EUR CNY JPY GBP CHF INR KRW AUD CAD".split(), 2)
         amount, got = rng.randint(1, 999), f"{rng.randint(1, 9999)}.{rng.randrange(1, 10)}"
         user = rng.choice(["Convert {} {} to {}.", "How much is {} {} in {}?", "Change {} {} into {}."])
+        arguments = dict(zip(keys, (amount, source, target), strict=True))
         return Turn(
             user.format(amount, source, target),
-            Reply("", f"I convert {amount} {source} to {target}.", True,
-                  [Call(tool["name"], dict(zip(keys, (amount, source, target), strict=True)))]),
+            _calling(tool, f"I convert {amount} {source} to {target}.", arguments),
             [rng.choice([got, f'{{"result": {got}}}', f'{{"amount": {got}, "currency": "{target}"}}'])],
             Reply(f"{amount} {source} is {got} {target}.", f"The tool returned {got}.", thinks=True),
-        )  # fmt: skip
+        )
 
     return tool, ask
 
@@ -319,12 +312,7 @@ def message(rng: random.Random) -> Tool:
         )
         return Turn(
             user,
-            Reply(
-                "",
-                f"The user wants to send a message to {name}.",
-                True,
-                [Call(tool["name"], {to: name, body: text})],
-            ),
+            _calling(tool, f"The user wants to send a message to {name}.", {to: name, body: text}),
             [rng.choice(["ok", '{"status": "sent"}', '{"success": true}', "sent"])],
             Reply(f"I sent the message to {name}.", "The message was sent.", thinks=True),
         )
@@ -344,12 +332,7 @@ def meeting(rng: random.Random) -> Tool:
         user = f"Create a meeting called {what} with {' and '.join(names)}."
         return Turn(
             user,
-            Reply(
-                "",
-                f"The user wants a meeting called {what}.",
-                True,
-                [Call(tool["name"], {title: what, people: names})],
-            ),
+            _calling(tool, f"The user wants a meeting called {what}.", {title: what, people: names}),
             [rng.choice(["ok", '{"status": "created"}', '{"success": true}'])],
             Reply(f"The meeting {what} is created.", "The meeting was created.", thinks=True),
         )

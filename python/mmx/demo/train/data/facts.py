@@ -201,78 +201,71 @@ def _article(noun: str) -> str:
 def _build() -> list[tuple[list[str], str]]:
     """Return (phrasings, answer) of every fact."""
     facts: list[tuple[list[str], str]] = []
+
+    def add(answer: str, *asks: str) -> None:
+        facts.append(([*asks], answer))
+
     for line in _LOOSE.strip().splitlines():
         ask, answer = line.split("|")
         lower = ask[0].lower() + ask[1:]
-        facts.append(
-            ([ask, ask[:-1], lower, lower[:-1]] if ask.isascii() else [ask, ask[:-1], f"请问{ask}"], answer)
-        )
+        add(answer, ask, ask[:-1], *((lower, lower[:-1]) if ask.isascii() else (f"请问{ask}",)))
     elements = [(name, sign, i + 1) for i, (name, sign) in enumerate(_pairs(_ELEMENTS))]
     elements += [(name, sign, int(n)) for name, sign, n in _pairs(_LATER)]
     for name, sign, number in elements:
-        facts.append(([f"What is the chemical symbol of {name}?", f"What is the symbol for {name}?",
-                       f"chemical symbol of {name}"], f"The chemical symbol of {name} is {sign}."))  # fmt: skip
-        facts.append(([f"Which element has the symbol {sign}?", f"What element is {sign}?"],
-                      f"{sign} is the symbol of {name}."))  # fmt: skip
-        facts.append(([f"What is the atomic number of {name}?", f"atomic number of {name}"],
-                      f"The atomic number of {name} is {number}."))  # fmt: skip
+        add(f"The chemical symbol of {name} is {sign}.", f"What is the chemical symbol of {name}?",
+            f"What is the symbol for {name}?", f"chemical symbol of {name}")  # fmt: skip
+        add(
+            f"{sign} is the symbol of {name}.",
+            f"Which element has the symbol {sign}?",
+            f"What element is {sign}?",
+        )
+        add(f"The atomic number of {name} is {number}.", f"What is the atomic number of {name}?",
+            f"atomic number of {name}")  # fmt: skip
     for a, b in _pairs(_OPPOSITES):
         asks = [f"What is the opposite of {a}?", f"opposite of {a}", f"What's the opposite of '{a}'?"]
-        facts.append((asks, f"The opposite of {a} is {b}."))
+        add(f"The opposite of {a} is {b}.", *asks)
     for a, b in _pairs(_YOUNG):
-        asks = [f"What is a baby {a} called?", f"What do you call a young {a}?"]
-        facts.append((asks, f"A baby {a} is called {_article(b)}."))
+        add(
+            f"A baby {a} is called {_article(b)}.",
+            f"What is a baby {a} called?",
+            f"What do you call a young {a}?",
+        )
     for a, b in _pairs(_SOUNDS):
-        facts.append(([f"What sound does {_article(a)} make?", f"What does {_article(a)} do?"],
-                      f"{_article(a).capitalize()} {b}."))  # fmt: skip
+        one = _article(a)
+        add(f"{one.capitalize()} {b}.", f"What sound does {one} make?", f"What does {one} do?")
     for a, b in _pairs(_LANGUAGES):
-        asks = [
-            f"What language is spoken in {a}?",
-            f"Which language do people speak in {a}?",
-            f"language of {a}",
-        ]
-        facts.append((asks, f"People in {a} speak {b}."))
+        add(f"People in {a} speak {b}.", f"What language is spoken in {a}?",
+            f"Which language do people speak in {a}?", f"language of {a}")  # fmt: skip
     for a, b in _pairs(_MONEY):
         asks = [f"What is the currency of {a}?", f"What currency is used in {a}?", f"currency of {a}"]
-        facts.append((asks, f"The currency of {a} is the {b}."))
+        add(f"The currency of {a} is the {b}.", *asks)
     for a, b in _pairs(_CHINESE):
-        facts.append(([f"How do you say '{a}' in Chinese?", f"What is {a} in Chinese?", f"Translate {a} to Chinese."],
-                      f"'{a}' in Chinese is {b}."))  # fmt: skip
-        facts.append(([f"{b}用英语怎么说？", f"{b}的英文是什么？"], f"{b}的英文是 {a}。"))
+        asks = [f"How do you say '{a}' in Chinese?", f"What is {a} in Chinese?", f"Translate {a} to Chinese."]
+        add(f"'{a}' in Chinese is {b}.", *asks)
+        add(f"{b}的英文是 {a}。", f"{b}用英语怎么说？", f"{b}的英文是什么？")
     for i, month in enumerate(_MONTHS):
         name, days = month.split(":")
-        after = _MONTHS[(i + 1) % 12].split(":")[0]
-        facts.append(
-            (
-                [f"How many days does {name} have?", f"How many days are in {name}?"],
-                f"{name} has {days} days.",
-            )
-        )
-        facts.append(
-            (
-                [f"Which month comes after {name}?", f"What month follows {name}?"],
-                f"{after} comes after {name}.",
-            )
-        )
-        facts.append(([f"What is the {_ORDINALS[i]} month of the year?", f"Which month is the {_ORDINALS[i]}?"],
-                      f"The {_ORDINALS[i]} month of the year is {name}."))  # fmt: skip
+        after, nth = _MONTHS[(i + 1) % 12].split(":")[0], _ORDINALS[i]
+        add(f"{name} has {days} days.", f"How many days does {name} have?", f"How many days are in {name}?")
+        add(f"{after} comes after {name}.", f"Which month comes after {name}?", f"What month follows {name}?")
+        add(f"The {nth} month of the year is {name}.", f"What is the {nth} month of the year?",
+            f"Which month is the {nth}?")  # fmt: skip
     for i, day in enumerate(_DAYS):
-        facts.append(([f"Which day comes after {day}?", f"What day comes after {day}?"],
-                      f"{_DAYS[(i + 1) % 7]} comes after {day}."))  # fmt: skip
-        facts.append(([f"Which day comes before {day}?", f"What day is before {day}?"],
-                      f"{_DAYS[i - 1]} comes before {day}."))  # fmt: skip
-    for i, planet in enumerate(_PLANETS):
-        facts.append(([f"Which planet is the {_ORDINALS[i]} from the Sun?", f"What is the {_ORDINALS[i]} planet?"],
-                      f"The {_ORDINALS[i]} planet from the Sun is {planet}."))  # fmt: skip
+        after, before = _DAYS[(i + 1) % 7], _DAYS[i - 1]
+        add(f"{after} comes after {day}.", f"Which day comes after {day}?", f"What day comes after {day}?")
+        add(f"{before} comes before {day}.", f"Which day comes before {day}?", f"What day is before {day}?")
+    for nth, planet in zip(_ORDINALS, _PLANETS, strict=False):
+        add(f"The {nth} planet from the Sun is {planet}.", f"Which planet is the {nth} from the Sun?",
+            f"What is the {nth} planet?")  # fmt: skip
     for c in COUNTRIES:
-        facts.append(([f"Which continent is {c.name} in?", f"On which continent is {c.name}?", f"Where is {c.name}?"],
-                      f"{c.name[0].upper()}{c.name[1:]} is in {c.continent}."))  # fmt: skip
+        add(f"{c.name[0].upper()}{c.name[1:]} is in {c.continent}.", f"Which continent is {c.name} in?",
+            f"On which continent is {c.name}?", f"Where is {c.name}?")  # fmt: skip
     # One answer per question: Singapore, Monaco and San Marino are countries as well as capitals.
     countries = {c.name for c in COUNTRIES}
     for c in COUNTRIES:
         if c.capital not in countries:
-            facts.append(([f"{c.capital} is the capital of which country?", f"Which country has the capital {c.capital}?"],
-                          f"{c.capital} is the capital of {c.name}."))  # fmt: skip
+            add(f"{c.capital} is the capital of {c.name}.", f"{c.capital} is the capital of which country?",
+                f"Which country has the capital {c.capital}?")  # fmt: skip
     return facts
 
 

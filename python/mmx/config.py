@@ -133,7 +133,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Ranks ``first_rank`` to ``first_rank + num_local - 1`` run on this machine. ``single``: the process is
     itself the one rank ``first_rank``, started by an outside launcher. ``local_rank`` is the number of the
     first rank among those of the machine, ``local_world`` how many they are. ``source`` says who told.
-    ``tied``: the ranks end with the process that started them.
+    ``tied``: the ranks end with the process that started them. ``log_level`` and ``log_format`` say what its
+    processes print.
     """
 
     first_rank: int = 0
@@ -146,6 +147,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     source: str = "the flags"
     bind_cpus: bool = False
     tied: bool = True
+    log_level: str = "info"
+    log_format: str = "text"
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,6 +26,7 @@ ROWS: list[set[str]] = [
         "flags",
         "layout",
         "launch",
+        "logs",
     },
     {"scheduler", "tokenizer", "parsers"},
     {"grammar"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -49,6 +50,18 @@ def test_sigterm_drains_and_leaves_nothing() -> None:
         assert b'"finish_reason":"length"' in text
         assert process.wait() == 0
         assert gone(engine)
+
+
+def test_all_processes_print_as_they_are_told() -> None:
+    flags = ("--tensor-parallel-size", "2", "--max-model-len", "512")
+    with server("model", *flags, "--log-format", "json") as process:
+        process.ready()
+        process.child.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+        speakers = {json.loads(line)["logger"] for line in process.log}
+        assert speakers >= {"mmx.server", "mmx.engine", "mmx.engine rank 1"}
+    code, text = refused("--port", "0", "--log-level", "error", "--chat-template", "/none.jinja")
+    assert (code, text.count("\n")) == (3, 1), text
 
 
 def test_second_signal_ends_at_once() -> None:

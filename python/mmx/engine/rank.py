@@ -43,6 +43,7 @@ from mmx.engine.process import bind_to_parent, exit_code_of, parse_arguments, sp
 from mmx.engine.ranked import join_ranks
 from mmx.engine.spawn import end_ranks, spawn_rank
 from mmx.errors import LaunchError
+from mmx.logs import configure_logging
 
 log = logging.getLogger("mmx.engine")
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments("mmx.engine.rank", argv)
     config: EngineConfig = args.config
     who = f"rank {config.place.first_rank}" if config.place.single else "ranks"
-    logging.basicConfig(level=logging.INFO, format=f"%(levelname)s %(name)s {who}: %(message)s")
+    configure_logging(config.place.log_level, config.place.log_format, who)
     if not config.place.single:
         return _start_machine(config, args.runner)
     bind_to_parent(config.place.tied)

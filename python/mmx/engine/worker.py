@@ -24,6 +24,7 @@ from mmx.engine.channel import SocketChannel
 from mmx.engine.engine import Engine
 from mmx.engine.process import bind_to_parent, exit_code_of, parse_arguments, spare_what_is_there
 from mmx.errors import DeviceLostError
+from mmx.logs import configure_logging
 from mmx.protocol import EngineDead, Loading
 
 log = logging.getLogger("mmx.engine")
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the process; returns its exit code."""
     args = parse_arguments("mmx.engine.worker", argv, fd=True)
     bind_to_parent()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure_logging(args.config.place.log_level, args.config.place.log_format)
     sock = socket.socket(fileno=args.fd)
     sock.set_inheritable(False)
     channel = SocketChannel(sock)

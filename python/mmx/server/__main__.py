@@ -23,6 +23,7 @@ from mmx.engine.client import EngineClient, start_ranks
 from mmx.env import environment
 from mmx.errors import ConfigError, LaunchError
 from mmx.launch import find_place
+from mmx.logs import configure_logging
 from mmx.model_path import model_path
 from mmx.server.agreement import check_agreement, check_layout
 from mmx.server.app import create_app
@@ -30,7 +31,6 @@ from mmx.server.flag_help import help_markdown, help_text
 from mmx.server.flag_kinds import FlagError
 from mmx.server.guides import guides_markdown
 from mmx.server.lifecycle import SUPERVISOR, Supervisor
-from mmx.server.logs import configure_logging
 from mmx.server.settings import describe, load_config, with_place
 from mmx.server.state import ServerState
 from mmx.server.tls import Certificate
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None, runner: str = "model") -> int:
         return 0
     try:
         config = load_config(arguments, environment())
-        configure_logging(config.log)
+        configure_logging(config.log.level, config.log.format)
         place = find_place(config.parallel, config.launch, environment())
         config = with_place(config, place)
         if place.first_rank > 0:

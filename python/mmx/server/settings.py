@@ -195,7 +195,8 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
 
 
 def with_place(config: ServerConfig, place: Place) -> ServerConfig:
-    """The configuration for the ranks that are started here."""
+    """The configuration for the ranks that are started here, which print as the server does."""
+    place = msgspec.structs.replace(place, log_level=config.log.level, log_format=config.log.format)
     return replace(config, engine=msgspec.structs.replace(config.engine, place=place))
 
 

@@ -79,11 +79,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_layout(parallel: ParallelConfig, config: ModelConfig) -> Layout:
     """The sizes for a model; ConfigError where they do not divide it, with both numbers."""
-    tp, dp, pcp = (
-        parallel.tensor_parallel_size,
-        parallel.data_parallel_size,
-        parallel.prefill_context_parallel_size,
-    )
+    tp, dp = parallel.tensor_parallel_size, parallel.data_parallel_size
+    pcp = parallel.prefill_context_parallel_size
     if parallel.attention_dp:
         tp, dp = 1, dp * tp
     asked = bool(parallel.expert_parallel) or (parallel.expert_parallel_size or 1) > 1

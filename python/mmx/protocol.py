@@ -10,6 +10,7 @@ Life of a request: ``Submit`` -> any number of ``TokenOut`` inside ``StepOutput`
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -212,8 +213,9 @@ ToEngine = Submit | Abort | ResetPrefixCache | Profile | Shutdown
 FromEngine = Loading | Ready | StepOutput | Failed | Profiled | EngineDead
 
 _encoder = msgspec.msgpack.Encoder()
-_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
-_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+# Read payloads on either side.
+decode_to_engine: Callable[[bytes | bytearray], ToEngine] = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine: Callable[[bytes | bytearray], FromEngine] = msgspec.msgpack.Decoder(FromEngine).decode
 
 HEADER = struct.Struct("<I")
 
@@ -243,13 +245,3 @@ class Frames:
             start = end
         del self._buffer[:start]
         return payloads
-
-
-def decode_to_engine(payload: bytes | bytearray) -> ToEngine:
-    """A payload on the engine's side."""
-    return _to_engine.decode(payload)
-
-
-def decode_from_engine(payload: bytes | bytearray) -> FromEngine:
-    """A payload on the front end's side."""
-    return _from_engine.decode(payload)

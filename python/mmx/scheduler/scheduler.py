@@ -177,32 +177,29 @@ class Scheduler:
         decodes: list[tuple[ScheduledSeq, Request]] = []
         chunks: list[tuple[ScheduledSeq, Request]] = []
 
+        def plan(req: Request, num_tokens: int) -> None:
+            nonlocal budget
+            (decodes if req.num_unplanned == 1 else chunks).append((self._plan(req, num_tokens), req))
+            budget -= num_tokens
+
         i = 0
         while i < len(self._running) and budget > 0:
             req = self._running[i]
             if req.num_unplanned == 1 and self._grow(req):
-                decodes.append((self._plan(req, 1), req))
-                budget -= 1
+                plan(req, 1)
             i += 1
         prompts = [req for req in self._running if req.num_unplanned > 1]
         if any(req.num_unplanned > self.max_num_batched_tokens for req in prompts):
             for req in self._short_prompts(prompts, budget // 2):
-                is_decode = req.num_unplanned == 1
-                budget -= req.num_unplanned
-                (decodes if is_decode else chunks).append((self._plan(req, req.num_unplanned), req))
+                plan(req, req.num_unplanned)
         for req in prompts:
             if req.num_unplanned > 1 and budget > 0:
-                num_tokens = _chunk(req, budget)
-                chunks.append((self._plan(req, num_tokens), req))
-                budget -= num_tokens
+                plan(req, _chunk(req, budget))
         while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
             req = self._waiting[0]
             if not self._admit(req):
                 break
-            num_tokens = _chunk(req, budget)
-            is_decode = req.num_unplanned == 1
-            (decodes if is_decode else chunks).append((self._plan(req, num_tokens), req))
-            budget -= num_tokens
+            plan(req, _chunk(req, budget))
 
         if not decodes and not chunks:
             return None

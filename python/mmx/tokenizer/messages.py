@@ -68,9 +68,8 @@ def _normalize_message(
 ) -> Message:
     if not isinstance(message, Mapping):
         raise ChatTemplateError(path, f"must be an object, got {type(message).__name__}")
-    role = message.get("role")
-    if role not in _ROLES or (role == "root" and family == "m2"):
-        roles = [name for name in _ROLES if name != "root" or family != "m2"]
+    role, roles = message.get("role"), _ROLES[1:] if family == "m2" else _ROLES  # M2 has no root
+    if role not in roles:
         raise ChatTemplateError(f"{path}.role", f"must be one of {', '.join(roles)}, got {role!r}")
     if role == "function":
         role = "tool"
@@ -108,14 +107,9 @@ def _content(content: Any, path: str, family: Family | None, allow_media: bool, 
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in _MEDIA_PARTS:
             if not allow_media or family == "m2":
-                reason = (
-                    "the model reads text only"
-                    if family == "m2"
-                    else "images and videos are not accepted here"
-                )
-                raise ChatTemplateError(
-                    f"{path}[{i}]", f"{kind} part refused: {reason}", "media_not_supported"
-                )
+                here = "images and videos are not accepted here"
+                text = f"{kind} part refused: {'the model reads text only' if family == 'm2' else here}"
+                raise ChatTemplateError(f"{path}[{i}]", text, "media_not_supported")
             has_media = True
             parts.append(dict(part))
         elif kind in _TEXT_PARTS:

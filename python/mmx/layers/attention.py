@@ -55,28 +55,16 @@ class Attention:
         heads of all ranks together), rotates them, and stores k, v and index_k."""
         mean_squares: torch.Tensor | None = None
         q_norm, k_norm, *index = norms
+        heads = qkv.view(-1, self.total_heads, self.head_dim)
         if self.norms_span_ranks:
-            heads = qkv.view(-1, self.total_heads, self.head_dim)
             mean_squares = self.ranks.mean_squares(heads, *self.parts[:2])
         if self.context.size == 1:
             index_q_weight, index_k_weight = [norm.weight for norm in index] if index else (None, None)
-            ops.norm_rope_store(
-                qkv.view(-1, self.total_heads, self.head_dim),
-                cache.k,
-                cache.v,
-                cache.index_k,
-                q_norm.weight,
-                k_norm.weight,
-                index_q_weight,
-                index_k_weight,
-                batch.cos_sin,
-                batch.positions,
-                batch.slot_mapping,
-                self.parts[0],
-                q_norm.eps,
-                q_norm.gemma,
-                mean_squares=mean_squares,
-            )
+            weights = (q_norm.weight, k_norm.weight, index_q_weight, index_k_weight)
+            where = (batch.cos_sin, batch.positions, batch.slot_mapping)
+            form = (self.parts[0], q_norm.eps, q_norm.gemma)
+            arguments = (heads, *cache, *weights, *where, *form)
+            ops.norm_rope_store(*arguments, mean_squares=mean_squares)
             return
         parts = self.split(qkv)
         for i, (part, norm) in enumerate(zip(parts, norms, strict=False)):
@@ -85,8 +73,8 @@ class Attention:
                 continue
             rows = part if norm.weight.numel() == self.head_dim else part.flatten(1)
             norm(rows, out=rows)
-        heads = qkv.view(-1, self.total_heads, self.head_dim)[:, : self.num_rotated]
-        ops.rope(heads, batch.cos_sin, batch.positions, out=heads)
+        rotated = heads[:, : self.num_rotated]
+        ops.rope(rotated, batch.cos_sin, batch.positions, out=rotated)
         self._store(cache, batch, parts[1], parts[-1], *parts[3:-1])
 
     def dense(self, qkv: torch.Tensor, cache: LayerCache, batch: ForwardBatch) -> torch.Tensor:

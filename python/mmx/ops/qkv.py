@@ -47,25 +47,10 @@ def norm_rope_store(
             projection, of which ``q_weight`` and ``k_weight`` are those of the heads here; None: of these
             heads alone.
     """
-    torch.ops.mmx.norm_rope_store(
-        qkv,
-        k_cache,
-        v_cache,
-        index_k_cache,
-        q_weight,
-        k_weight,
-        index_q_weight,
-        index_k_weight,
-        cos_sin,
-        positions,
-        slot_mapping,
-        num_heads,
-        eps,
-        gemma,
-        k_scale,
-        v_scale,
-        mean_squares,
-    )
+    pages = (k_cache, v_cache, index_k_cache)
+    weights = (q_weight, k_weight, index_q_weight, index_k_weight)
+    where, options = (cos_sin, positions, slot_mapping), (k_scale, v_scale, mean_squares)
+    torch.ops.mmx.norm_rope_store(qkv, *pages, *weights, *where, num_heads, eps, gemma, *options)
 
 
 def qk_mean_squares(

@@ -169,3 +169,6 @@ def test_a_grammar_that_can_not_be_used_is_an_error_in_one_sentence() -> None:
     with pytest.raises(GrammarError, match="the grammar can not be used") as caught:
         compile_grammar(model("m3").vocabulary, "start: nowhere\n")
     assert "\n" not in str(caught.value)
+    # Seen before the request's first step, which would else fail as if the server were at fault.
+    with pytest.raises(GrammarError, match="the grammar can not be used: no text fits it"):
+        compile_grammar(model("m3").vocabulary, "start: T\nT: /a/ & /b/\n")

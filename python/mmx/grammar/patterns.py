@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import llguidance
 
-from mmx.grammar.errors import SchemaError, reason_of
+from mmx.grammar.errors import NO_TEXT, SchemaError, reason_of
 
 _DAY = (
     "(?:[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
@@ -114,7 +114,7 @@ def _bytes() -> llguidance.LLTokenizer:
 def _matches_nothing(term: str) -> bool:
     matcher = llguidance.LLMatcher(_bytes(), f"start: T\nT: {term}\n", log_level=0)
     matcher.compute_bitmask()
-    return "NoExtensionBias" in matcher.get_error()
+    return bool(matcher.get_error().startswith(NO_TEXT))
 
 
 def all_of(terms: Sequence[str], left_out: str) -> str:

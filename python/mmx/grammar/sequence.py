@@ -28,8 +28,13 @@ def compile_grammar(vocabulary: Vocabulary, grammar: str) -> llguidance.LLMatche
     """A matcher in its first state; copies of it are cheap. Raises GrammarError."""
     limits = llguidance.LLParserLimits(initial_lexer_fuel=10_000_000, step_lexer_fuel=2_000_000)
     matcher = llguidance.LLMatcher(vocabulary.matching, grammar, log_level=0, limits=limits)
-    if matcher.is_error():
-        raise GrammarError(f"the grammar can not be used: {reason_of(matcher.get_error())}")
+    report = matcher.get_error()
+    if not report:
+        probe = matcher.deep_copy()
+        probe.compute_bitmask()
+        report = probe.get_error()
+    if report:
+        raise GrammarError(f"the grammar can not be used: {reason_of(report)}")
     return matcher
 
 
@@ -197,7 +202,7 @@ class Sequence:
         assert matcher is not None
         matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if matcher.is_error():
-            raise GrammarError(f"the grammar is too complex: {matcher.get_error().splitlines()[0][:200]}")
+            raise GrammarError(f"the grammar can not be followed: {reason_of(matcher.get_error())}")
         if allows(row, vocabulary.eos_ids[0]):
             allow(row, vocabulary.eos_ids)
         if self._tags is not None:

@@ -67,16 +67,9 @@ class Experts(nn.Module):
         """The same sum, to be made, with the choice of ``router``, which is planned as it is made, plus
         ``shared`` or, without it, what the shared expert here gives. ``codes`` of ``x``, if there are any."""
         num_shared = self.num_shared if shared is None else 0
-        _, topk_weights, *plan = ops.moe_router_plan(
-            x,
-            router.weight,
-            router.bias,
-            router.topk + num_shared,
-            router.routed_scale,
-            self.first_expert,
-            self.num_routed + num_shared,
-            num_shared,
-        )
+        choice = (router.weight, router.bias, router.topk + num_shared, router.routed_scale)
+        here = (self.first_expert, self.num_routed + num_shared, num_shared)
+        _, topk_weights, *plan = ops.moe_router_plan(x, *choice, *here)
         return self._rows(x, topk_weights, plan, shared, codes)
 
     def shared(self, x: torch.Tensor) -> torch.Tensor:

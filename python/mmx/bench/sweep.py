@@ -39,8 +39,7 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NORMAL_QUANTILE = 1.96
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(argparse.Namespace):
     """``shapes``: input and output tokens, null for what the data set has; limits stop a shape."""
 
     concurrency: list[int]
@@ -49,6 +48,7 @@ class Plan:
     repeat: int
     max_ttft_ms: float
     max_error_rate: float
+    result_dir: str | None
     folder: Path
     seed: int
     rest: list[str]
@@ -98,24 +98,15 @@ def make_plan(argv: Sequence[str]) -> Plan:
     add("--max-error-rate", type=float, default=0.0, help="a shape ends when its failed share is above")
     add("--result-dir", help="by default sweep-<time>")
     add("--seed", type=int, default=0)
-    own, rest = parser.parse_known_args(argv)
-    if own.rounds < 1 or own.repeat < 1:
+    plan = Plan()
+    _, plan.rest = parser.parse_known_args(argv, plan)
+    if plan.rounds < 1 or plan.repeat < 1:
         parser.error("--rounds and --repeat: expected a whole number from 1")
-    options = parse(rest)
-    if own.shapes != [None] and options.dataset_name != "random":
+    options = parse(plan.rest)
+    if plan.shapes != [None] and options.dataset_name != "random":
         parser.error(f"--shapes: {options.dataset_name} has lengths of its own")
-    folder = Path(own.result_dir or f"sweep-{datetime.now():%Y%m%d-%H%M%S}")
-    return Plan(
-        own.concurrency,
-        own.shapes,
-        own.rounds,
-        own.repeat,
-        own.max_ttft_ms,
-        own.max_error_rate,
-        folder,
-        own.seed,
-        rest,
-    )
+    plan.folder = Path(plan.result_dir or f"sweep-{datetime.now():%Y%m%d-%H%M%S}")
+    return plan
 
 
 async def sweep(plan: Plan, clock: Clock = time.perf_counter) -> list[Point]:

@@ -30,6 +30,7 @@ from mmx.llm import LLM
 from mmx.model_path import demo_model_path
 
 NEEDLE_LENGTHS = (2048, 4096, 8192, 16384)
+MODES = (ADAPTIVE, ENABLED, DISABLED)
 
 
 class Item(NamedTuple):
@@ -72,39 +73,25 @@ def short_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tu
         ("capitals, new phrasing", False, facts.CAPITAL_ASKS_HELD_OUT),
         ("capitals, new phrasing, Chinese", True, facts.ZH_CAPITAL_ASKS_HELD_OUT),
     ):
-        yield (
-            name,
-            [
-                make_item(
-                    encoder,
-                    facts.capital_turn(country, ask, chinese),
-                    rng.choice([ADAPTIVE, ENABLED, DISABLED]),
-                )
-                for country in COUNTRIES
-                for ask in phrasings
-            ],
-        )
-    yield "facts (no new ones)", [make_item(encoder, facts.fact(rng), ADAPTIVE) for _ in range(count)]
-    yield (
-        "string tasks (listed words)",
-        [make_item(encoder, strings.string_task(rng), ADAPTIVE) for _ in range(count)],
-    )
-    yield (
-        "small talk (no new phrasing)",
-        [make_item(encoder, chat.small_talk(rng), ADAPTIVE) for _ in range(count)],
-    )
+        turns = [facts.capital_turn(country, ask, chinese) for country in COUNTRIES for ask in phrasings]
+        yield name, [make_item(encoder, turn, rng.choice(MODES)) for turn in turns]
+    for name, draw in (
+        ("facts (no new ones)", facts.fact),
+        ("string tasks (listed words)", strings.string_task),
+        ("small talk (no new phrasing)", chat.small_talk),
+    ):
+        yield name, [make_item(encoder, draw(rng), ADAPTIVE) for _ in range(count)]
 
 
 def tool_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tuple[str, list[Item]]]:
     """Yield weather calls in held-out phrasings and random calls of other tools, and the turns after them."""
-    modes = (ADAPTIVE, ENABLED, DISABLED)
     for name, chinese, asks in (
         ("weather", False, phrasing.WEATHER_HELD_OUT),
         ("weather, Chinese", True, phrasing.ZH_WEATHER_HELD_OUT),
     ):
         calls, answers = [], []
         for _ in range(count):
-            tool, mode = tools.weather_tool(rng), rng.choice(modes)
+            tool, mode = tools.weather_tool(rng), rng.choice(MODES)
             city = rng.choice(tools.ALL_ZH_CITIES if chinese else tools.ALL_CITIES)
             turn = tools.weather_turn(rng, tool, [city], rng.choice(asks), chinese)
             calls.append(make_item(encoder, turn, mode, [tool]))
@@ -114,7 +101,7 @@ def tool_tasks(encoder: Encoder, rng: random.Random, count: int) -> Iterator[tup
     calls, answers = [], []
     for _ in range(count):
         declared, asking = tools.toolbox(rng, 3)
-        turn, mode = rng.choice(asking)(rng), rng.choice(modes)
+        turn, mode = rng.choice(asking)(rng), rng.choice(MODES)
         calls.append(make_item(encoder, turn, mode, declared))
         answers.append(make_item(encoder, turn, mode, declared, closing=True))
     yield "tool calls, one of up to 3 tools, new values", calls

@@ -111,10 +111,7 @@ EXPLAINED = [
         )
     ),
     Explained(
-        (
-            "kAhead < m) __nanosleep(500);",
-            "static_cast<volatile int&>(shared.expert) =",
-        ),
+        ("kAhead < m) __nanosleep(500);", "static_cast<volatile int&>(shared.expert) ="),
         "polled",
         (("row_copies.cuh", "const volatile int& reached = shared.expert;"),),
         "How far the block is: with a late answer the copying warps sleep once more; nothing else is read "

@@ -210,10 +210,7 @@ def test_different_files(tmp_path: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"rope_theta": 10000}))
     port = free_port()
-    commands = [
-        (nodes(0, port), {}),
-        (nodes(1, port, "--model", str(copy)), {}),
-    ]
+    commands = [(nodes(0, port), {}), (nodes(1, port, "--model", str(copy)), {})]
     for code, text in ends(commands, tmp_path):
         assert code == 3
         assert re.search(

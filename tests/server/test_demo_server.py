@@ -57,12 +57,7 @@ def test_stream_equals_whole_and_the_second_prompt_is_cached(client: openai.Open
 
 
 def test_messages(demo: Process) -> None:
-    fields: Any = {
-        "model": "mmx-demo",
-        "messages": USER,
-        "max_tokens": 24,
-        "extra_body": {"temperature": 0},
-    }
+    fields: Any = {"model": "mmx-demo", "messages": USER, "max_tokens": 24, "extra_body": {"temperature": 0}}
     with anthropic.Anthropic(base_url=demo.url, api_key="none", max_retries=0) as client:
         whole = client.messages.create(**fields)
         with client.messages.stream(**fields) as stream:

@@ -170,10 +170,7 @@ COMPLETION_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"prompt": "x", "suffix": "y"}, (400, "unsupported_parameter", "suffix")),
     ({"prompt": "x", "logprobs": 21}, (400, "invalid_value", "logprobs")),
     ({"prompt": "x", "logprobs": True}, (400, "invalid_type", "logprobs")),
-    (
-        {"prompt": "x", "logprobs": 1, "echo": True, "stream": True},
-        (400, "unsupported_combination", "echo"),
-    ),
+    ({"prompt": "x", "logprobs": 1, "echo": True, "stream": True}, (400, "unsupported_combination", "echo")),
 ]
 
 

@@ -172,12 +172,7 @@ async def test_answer_sent_back_renders_as_chat_would() -> None:
             messages=[
                 {"role": "system", "content": "S"},
                 *USER,
-                {
-                    "role": "assistant",
-                    "content": "Checking.",
-                    "reasoning": "Need it.",
-                    "tool_calls": [call],
-                },
+                {"role": "assistant", "content": "Checking.", "reasoning": "Need it.", "tool_calls": [call]},
                 {"role": "tool", "tool_call_id": "c", "content": "rain"},
                 {"role": "user", "content": "And?"},
             ],

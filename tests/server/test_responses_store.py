@@ -25,10 +25,7 @@ ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
         {"input": [{"role": "user", "content": [{"type": "smell"}]}]},
         (400, "invalid_value", "input[0].content[0].type"),
     ),
-    (
-        {"input": [{"role": "user", "content": [IMAGE]}]},
-        (400, "media_not_supported", "input[0].content[0]"),
-    ),
+    ({"input": [{"role": "user", "content": [IMAGE]}]}, (400, "media_not_supported", "input[0].content[0]")),
     (
         {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
         (400, "media_not_supported", "input[0].content[0]"),

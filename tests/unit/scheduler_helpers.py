@@ -160,11 +160,7 @@ class Loop:
 
 
 def run_until_idle(
-    scheduler: Scheduler,
-    runner: FakeRunner,
-    collector: Collector | None = None,
-    *,
-    loop: Loop | None = None,
+    scheduler: Scheduler, runner: FakeRunner, collector: Collector | None = None, *, loop: Loop | None = None
 ) -> Collector:
     collector = collector or Collector()
     loop = loop or Loop(scheduler, runner, collector, overlap=False)

@@ -62,10 +62,7 @@ def test_precedence_flag_environment_file_preset(tmp_path: Path, argv: list[str]
     command = [*argv, file, "--port", "1"]
     config = load_config(command, {"MMX_PORT": "2", "MMX_MAX_NUM_SEQS": "4"})
     assert (config.http.port, config.origins["port"]) == (1, "flag")
-    assert (config.engine.max_num_seqs, config.origins["max_num_seqs"]) == (
-        4,
-        "environment MMX_MAX_NUM_SEQS",
-    )
+    assert (config.engine.max_num_seqs, config.origins["max_num_seqs"]) == (4, "environment MMX_MAX_NUM_SEQS")
     assert (config.engine.max_num_batched_tokens, config.origins["max_num_batched_tokens"]) == (
         512,
         f"file {file}",

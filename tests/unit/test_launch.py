@@ -140,12 +140,7 @@ def test_groups_of_two_commands() -> None:
             ConfigError,
             "--node-rank must be 0 to 1, got 2",
         ),
-        (
-            {},
-            {"nnodes": 2, "node_rank": 1, "master_addr": "a"},
-            ConfigError,
-            "rank 4 needs --headless",
-        ),
+        ({}, {"nnodes": 2, "node_rank": 1, "master_addr": "a"}, ConfigError, "rank 4 needs --headless"),
         ({}, {"headless": True}, ConfigError, "--headless: give --data-parallel-start-rank or --node-rank"),
         (
             {},

@@ -104,14 +104,7 @@ def play(
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    events,
-    st.integers(10, 24),
-    st.integers(1, 6),
-    st.integers(1, 20),
-    st.booleans(),
-    st.booleans(),
-)
+@given(events, st.integers(10, 24), st.integers(1, 6), st.integers(1, 20), st.booleans(), st.booleans())
 def test_outputs_depend_on_nothing_but_the_request(
     script: list[object], num_blocks: int, max_num_seqs: int, chunk: int, caching: bool, overlap: bool
 ) -> None:

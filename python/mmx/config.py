@@ -52,7 +52,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
             )
         check(0.0 <= self.temperature <= 2.0, "temperature", "between 0 and 2")
-        check(self.top_k >= -1, "top_k", "-1, 0 or positive")
+        check(-1 <= self.top_k < 2**31, "top_k", "-1, 0 or positive and below 2^31")
         check(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
         check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
         check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a signed 64-bit integer")

@@ -57,6 +57,8 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"temperature": "hot"}, (400, "invalid_type", "temperature")),
     ({"top_p": 0}, (400, "invalid_value", "top_p")),
     ({"top_k": -2}, (400, "invalid_value", "top_k")),
+    ({"top_k": 2**31}, (400, "invalid_value", "top_k")),
+    ({"top_k": 10**30}, (400, "invalid_value", "top_k")),
     ({"min_p": 1.1}, (400, "invalid_value", "min_p")),
     ({"frequency_penalty": 3}, (400, "invalid_value", "frequency_penalty")),
     ({"presence_penalty": -3}, (400, "invalid_value", "presence_penalty")),

@@ -111,7 +111,7 @@ def _deadline(request: web.Request, parsed: Generate, state: ServerState) -> flo
     if value is None:
         return state.config.http.request_timeout
     if not 0 < value < 1e9:
-        raise invalid(name, "must be more than 0 seconds")
+        raise invalid(name, f"must be above 0 and below 1e9 seconds, got {value:g}")
     return value
 
 

@@ -15,6 +15,8 @@ from mmx.config import ParallelConfig
 from mmx.errors import ConfigError
 from mmx.model_config import FP8_BLOCK, ModelConfig
 
+Span = tuple[int, int]  # begin and end
+
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes: tensor group, data-parallel groups, ranks of a prompt, ranks of a sequence's pages, experts'
@@ -67,13 +69,13 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     ``num_experts`` and ``vocab_size`` stay those of the whole model."""
 
     config: ModelConfig
-    heads: tuple[int, int]
-    kv_heads: tuple[int, int]
-    vocab: tuple[int, int]
-    experts: tuple[int, int]
-    inter: tuple[int, int]
-    shared_inter: tuple[int, int]
-    dense_inter: tuple[int, int]
+    heads: Span
+    kv_heads: Span
+    vocab: Span
+    experts: Span
+    inter: Span
+    shared_inter: Span
+    dense_inter: Span
     merges_shared: bool  # the shared expert stands behind the others, which are as wide and all here
 
 
@@ -113,12 +115,12 @@ def share_of(config: ModelConfig, layout: Layout, rank: int) -> Share:
     shared_inter, dense_inter = (_part(w, layout.tp, t) for w in (config.shared_inter, config.dense_inter))
     local = msgspec.structs.replace(
         config,
-        num_heads=_size(heads),
-        num_kv_heads=_size(kv_heads),
-        num_index_heads=_size(kv_heads) if config.num_index_heads else 0,
-        inter=_size(inter),
-        shared_inter=_size(shared_inter),
-        dense_inter=_size(dense_inter),
+        num_heads=length(heads),
+        num_kv_heads=length(kv_heads),
+        num_index_heads=length(kv_heads) if config.num_index_heads else 0,
+        inter=length(inter),
+        shared_inter=length(shared_inter),
+        dense_inter=length(dense_inter),
     )
     return Share(
         config=local,
@@ -135,7 +137,7 @@ def share_of(config: ModelConfig, layout: Layout, rank: int) -> Share:
     )
 
 
-def experts_of(num_experts: int, layout: Layout, rank: int) -> tuple[int, int]:
+def experts_of(num_experts: int, layout: Layout, rank: int) -> Span:
     """The range of experts of which ``rank`` holds a slice, or all."""
     return _part(num_experts, layout.ep, _place_in_experts(layout, rank) // layout.moe_tp)
 
@@ -146,11 +148,11 @@ def _place_in_experts(layout: Layout, rank: int) -> int:
     return (d * layout.pcp + p if layout.coupled else p) * layout.tp + t
 
 
-def _part(count: int, num_parts: int, index: int) -> tuple[int, int]:
+def _part(count: int, num_parts: int, index: int) -> Span:
     return count * index // num_parts, count * (index + 1) // num_parts
 
 
-def _size(span: tuple[int, int]) -> int:
+def length(span: Span) -> int:
     return span[1] - span[0]
 
 

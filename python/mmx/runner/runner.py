@@ -25,15 +25,7 @@ from mmx.runner.kv_pool import PageTypes, PoolPlan, allocate_pool, page_types, p
 from mmx.runner.memory import Limit, Needs, check_weights, memory_limit, pool_budget, size
 from mmx.runner.parts import Part, part_of
 from mmx.runner.prompt_logprobs import PromptLogprobs
-from mmx.runner.sampler import (
-    Controls,
-    MaskSource,
-    Sampled,
-    attached_masks,
-    draw,
-    draw_largest,
-    sample_tokens,
-)
+from mmx.runner.sampler import Controls, MaskSource, Sampled, attached_masks, draw_largest, sample_tokens
 from mmx.runner.trace import Trace
 from mmx.runner.upload import Mailbox
 from mmx.tokenizer import Tokenizer
@@ -215,7 +207,7 @@ class ModelRunner:
         self._forbid(logits)
         ids, group = self._state[: logits.shape[0]], self.ranks.tensor
         if group.size == 1:
-            draw(logits, controls, ids)
+            ops.sample(logits, *controls, out=ids)
         else:
             draw_largest(logits, group, ids)
         return logits

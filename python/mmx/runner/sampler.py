@@ -112,19 +112,16 @@ class Sampled:
         results = []
         for row, (seq, token_id) in enumerate(zip(self._seqs, token_ids, strict=True)):
             error = None if token_id >= 0 else NOT_FINITE
+            prompt = self.prompts.get(seq.request_id)
             result = SampledToken(
                 request_id=seq.request_id,
                 token_id=token_id,
                 logprobs=None if error else logprobs.get(row),
                 error=error,
-                prompt_logprobs=self._prompt_logprobs(seq.request_id),
+                prompt_logprobs=None if prompt is None else prompt.logprobs(),
             )
             results.append(result)
         return results
-
-    def _prompt_logprobs(self, request_id: str) -> list[TokenLogprobs] | None:
-        prompt = self.prompts.get(request_id)
-        return None if prompt is None else prompt.logprobs()
 
 
 def sample_tokens(
@@ -169,7 +166,7 @@ def sample_tokens(
         if any(seq.masked for seq in seqs):
             _mask(logits, masks(seqs))
     if adjusted or not drawn:
-        draw(logits, Controls(*upload(Controls.of(seqs), logits.device)), out)
+        ops.sample(logits, *upload(Controls.of(seqs), logits.device), out=out)
     if not wanted:
         return Sampled(seqs, out, fetch_ids=fetch_ids)
     num_top = min(max(seqs[row].params.logprobs or 0 for row in wanted), logits.shape[1])
@@ -177,11 +174,6 @@ def sample_tokens(
     # Why the clamp: rows without a token (-1) are reported as an error, any id will do for them.
     columns = ops.logprobs(model_logits, out[rows].clamp(min=0), num_top)
     return Sampled(seqs, out, wanted, columns, fetch_ids)
-
-
-def draw(logits: torch.Tensor, controls: Controls, out: torch.Tensor) -> None:
-    """One id per row into ``out``."""
-    ops.sample(logits, *controls, out=out)
 
 
 def draw_largest(logits: torch.Tensor, group: Group, out: torch.Tensor) -> None:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mmx.layout import Layout, Share, share_of
+from mmx.layout import Layout, Share, Span, length, share_of
 from mmx.model_config import ModelConfig
 
 SCALE_SUFFIX = "_scale_inv"
 MXFP8_SUFFIX = "_scale"
 _PREFIX = "language_model."
 _SKIPPED = ("vision_tower.", "multi_modal_projector.", "patch_merge_mlp.", "mtp.", "model.mtp.")
-
-
-Span = tuple[int, int]
 
 
 class Piece(NamedTuple):
@@ -38,7 +35,7 @@ class Piece(NamedTuple):
         """Shape of what is taken."""
         spans = (self.rows, self.cols)[: len(self.shape)]
         return tuple(
-            size if span is None else _length(span) for size, span in zip(self.shape, spans, strict=True)
+            size if span is None else length(span) for size, span in zip(self.shape, spans, strict=True)
         )
 
 
@@ -52,10 +49,11 @@ def pieces(config: ModelConfig, share: Share | None = None) -> dict[str, Piece]:
     """Every tensor that the rank with ``share`` (None: the only rank) takes from a checkpoint, scales aside:
     name -> piece. Of experts that are elsewhere there is no piece."""
     share = share or share_of(config, Layout(), 0)
+    vocab = (config.vocab_size, config.hidden)
     table = {
-        "model.embed_tokens.weight": _rows("embed.weight", config.vocab_size, config.hidden, share.vocab),
+        "model.embed_tokens.weight": Piece("embed.weight", vocab, rows=share.vocab),
         "model.norm.weight": Piece("norm.weight", (config.hidden,)),
-        "lm_head.weight": _rows("lm_head.weight", config.vocab_size, config.hidden, share.vocab),
+        "lm_head.weight": Piece("lm_head.weight", vocab, rows=share.vocab),
     }
     for layer in range(config.num_layers):
         source, target = f"model.layers.{layer}.", f"layers.{layer}."
@@ -71,16 +69,8 @@ def pieces(config: ModelConfig, share: Share | None = None) -> dict[str, Piece]:
     return table
 
 
-def _length(span: Span) -> int:
-    return span[1] - span[0]
-
-
 def _scaled(span: Span, width: int) -> Span:
     return span[0] * width, span[1] * width
-
-
-def _rows(parameter: str, num_rows: int, cols: int, rows: Span) -> Piece:
-    return Piece(parameter, (num_rows, cols), rows=rows)
 
 
 def _merge(table: dict[str, Piece], parameter: str, cols: int, parts: list[tuple[str, int, Span]]) -> None:
@@ -88,7 +78,7 @@ def _merge(table: dict[str, Piece], parameter: str, cols: int, parts: list[tuple
     first_row = 0
     for name, num_rows, rows in parts:
         table[name] = Piece(parameter, (num_rows, cols), first_row, matrix=True, rows=rows)
-        first_row += _length(rows)
+        first_row += length(rows)
 
 
 def _attention(
@@ -134,7 +124,7 @@ def _moe(table: dict[str, Piece], source: str, target: str, config: ModelConfig,
     if share.merges_shared:
         experts.append(("shared_experts", "gate_proj", "up_proj", "down_proj"))
     for place, (name, gate, up, down) in enumerate(experts):
-        for matrix, first_row in ((gate, 0), (up, _length(share.inter))):
+        for matrix, first_row in ((gate, 0), (up, length(share.inter))):
             table[f"{source}{name}.{matrix}.weight"] = Piece(
                 f"{target}experts.gate_up", (inter, hidden), first_row, place, True, rows=share.inter
             )

@@ -5,7 +5,9 @@ Also with the bookkeeping of decode graphs, whose replay is played by the model 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -31,22 +33,16 @@ NUM_TOKENS = 12
 class PlayedGraphs(DecodeGraphs):
     """Runs the recorded step instead of a graph: the same inputs at the same places."""
 
+    def capture(self, progress: Callable[[float], None]) -> None:
+        """There is nothing to record."""
+
     def _replay(self, size: int) -> torch.Tensor:
         return self._compute(size)
 
 
 def play_graphs(runner: ModelRunner) -> None:
-    runner._graphs = PlayedGraphs(
-        runner._decode,
-        state=runner._state,
-        mailbox=runner._mailbox,
-        block_size=runner.block_size,
-        max_blocks=-(-runner.max_model_len // runner.block_size),
-        max_num_seqs=runner._max_num_seqs,
-        cos_sin=runner._cos_sin,
-        caches=runner._caches,
-        num_spread=runner.ranks.spread.size,
-    )
+    with patch("mmx.runner.runner.DecodeGraphs", PlayedGraphs):
+        runner.capture_graphs(lambda done: None)
 
 
 @pytest.fixture(params=["eager", "graphs"])

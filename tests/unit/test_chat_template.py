@@ -434,6 +434,15 @@ def test_bad_conversation_is_refused_with_its_path(messages: list[Any], param: s
     assert raised.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("role", "words"),
+    [("system", "system is allowed only before the"), ("root", "root is allowed only as the first message")],
+)
+def test_late_instructions_are_refused_in_a_sentence(role: str, words: str) -> None:
+    with pytest.raises(ChatTemplateError, match=words):
+        M3.render([user("a"), {"role": role, "content": "late"}])
+
+
 def test_other_refusals() -> None:
     with pytest.raises(ChatTemplateError, match="text only") as raised:
         M2.render([{"role": "user", "content": [{"type": "image_url"}]}], allow_media=True)

@@ -241,10 +241,8 @@ def _merge_system(messages: list[Message]) -> list[Message]:
         stop += 1
     for i in range(stop, len(messages)):
         if messages[i]["role"] in ("root", "system"):
-            where = "the first message" if messages[i]["role"] == "root" else "before the conversation"
-            raise ChatTemplateError(
-                f"messages[{i}].role", f"{messages[i]['role']} is allowed only as {where}"
-            )
+            where = "as the first message" if messages[i]["role"] == "root" else "before the conversation"
+            raise ChatTemplateError(f"messages[{i}].role", f"{messages[i]['role']} is allowed only {where}")
     if stop - head < 2:
         return messages
     merged: Message = {}

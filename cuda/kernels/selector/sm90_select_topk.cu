@@ -14,17 +14,32 @@ namespace {
 constexpr int kValues = 8;  // scores per lane
 constexpr int kPage = 128;
 
-/// A sum over the kWarps warps that share a row. `slots` alternate, so that one barrier per sum is enough.
+/// How many candidates reach each of three thresholds, of which every next one is higher.
+struct Reached {
+    uint32_t first, second, third;
+};
+
+/// Why in PTX: the compiler copies a count before it adds to it, twice the instructions.
+__device__ __forceinline__ void count_if_reached(uint32_t& count, uint32_t key, uint32_t threshold) {
+    asm("{ .reg .pred p; setp.ge.u32 p, %1, %2; @p add.u32 %0, %0, 1; }"
+        : "+r"(count)
+        : "r"(key), "r"(threshold));
+}
+
+/// Sums over the kWarps warps that share a row. `slots` alternate, so that one barrier per sum is enough. A
+/// warp has at most 256 candidates and a row 8,192: counts travel together.
 template <int kWarps>
-__device__ __forceinline__ int row_sum(int x, int (*slots)[kWarps], int& parity) {
-    x = __reduce_add_sync(kFull, x);
-    if constexpr (kWarps == 1) return x;
-    if (threadIdx.x % 32 == 0) slots[parity][threadIdx.x / 32] = x;
+__device__ __forceinline__ Reached row_sum(const Reached& x, uint32_t (*slots)[kWarps], int& parity) {
+    uint32_t sum = __reduce_add_sync(kFull, x.first | x.second << 10 | x.third << 20);
+    if constexpr (kWarps == 1) return {sum & 1023, sum >> 10 & 1023, sum >> 20};
+    if (threadIdx.x % 32 == 0) slots[parity][threadIdx.x / 32] = sum;
     __syncthreads();
     const int lane_idx = static_cast<int>(threadIdx.x % 32);
-    x = __reduce_add_sync(kFull, lane_idx < kWarps ? slots[parity][lane_idx] : 0);
+    sum = lane_idx < kWarps ? slots[parity][lane_idx] : 0;
     parity ^= 1;
-    return x;
+    const uint32_t second = __reduce_add_sync(kFull, sum >> 10 & 1023);
+    sum = __reduce_add_sync(kFull, (sum & 1023) | sum >> 20 << 16);
+    return {sum & 0xFFFF, second, sum >> 16};
 }
 
 /// Where a row's candidates come from.
@@ -34,15 +49,15 @@ struct Candidates {
     SelectLists lists;
 };
 
-/// The threshold is found bit by bit, from the highest bit in which candidates differ, and the search ends as
-/// soon as it separates exactly the wanted number: about log2(candidates) + 2 rounds for scores without ties.
-/// kRows rows per block when a warp has its own row, else one row of kWarps warps, which hold contiguous
-/// candidates in the order of their blocks.
+/// The threshold is found two bits a round, from the highest bit in which candidates differ, and the search
+/// ends as soon as it separates exactly the wanted number: about log2(candidates) / 2 + 1 rounds for scores
+/// without ties. kRows rows per block when a warp has its own row, else one row of kWarps warps, which hold
+/// contiguous candidates in the order of their blocks.
 template <int kWarps, int kRows, bool kLists>
 __global__ void __launch_bounds__(kWarps * kRows * 32)
     select_topk_kernel(SelectBlocksParams p, Candidates from) {
     static_assert(kWarps == 1 || kRows == 1);
-    __shared__ int slots[2][kWarps];
+    __shared__ uint32_t slots[2][kWarps];
     __shared__ uint32_t extremes[2][kWarps];
     __shared__ int counts[2][kWarps];
     if (!kLists && !from.scores) ptx::wait_for_predecessors();  // the op's only kernel
@@ -124,16 +139,23 @@ __global__ void __launch_bounds__(kWarps * kRows * 32)
     uint32_t threshold = wanted == 0 ? kFull : largest;
     bool exact = wanted == 0;
     if (!exact && largest != smallest) {
-        int bit = 31 - __clz(largest ^ smallest), parity = 0;
-        threshold = bit == 31 ? 0 : largest >> (bit + 1) << (bit + 1);
-        for (; bit >= 0 && !exact; --bit) {
-            const uint32_t higher = threshold | 1u << bit;
-            int count = 0;
+        const auto fewest = static_cast<uint32_t>(wanted);
+        int low = (31 - __clz(largest ^ smallest)) & ~1, parity = 0;
+        threshold = low == 30 ? 0 : largest >> (low + 2) << (low + 2);
+        for (; low >= 0 && !exact; low -= 2) {
+            const uint32_t step = 1u << low;
+            Reached reached{};
 #pragma unroll
-            for (int i = 0; i < kValues; ++i) count += key[i] >= higher;
-            count = row_sum<kWarps>(count, slots, parity);
-            if (count >= wanted) threshold = higher;
-            exact = count == wanted;
+            for (int i = 0; i < kValues; ++i) {
+                count_if_reached(reached.first, key[i], threshold + step);
+                count_if_reached(reached.second, key[i], threshold + 2 * step);
+                count_if_reached(reached.third, key[i], threshold + 3 * step);
+            }
+            reached = row_sum<kWarps>(reached, slots, parity);
+            const uint32_t steps =
+                (reached.first >= fewest) + (reached.second >= fewest) + (reached.third >= fewest);
+            threshold += steps * step;
+            exact = reached.first == fewest || reached.second == fewest || reached.third == fewest;
         }
     }
 

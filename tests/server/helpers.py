@@ -36,6 +36,14 @@ DEMO = demo_model_path()
 TOKENIZER = Tokenizer(DEMO)
 (EOS,) = TOKENIZER.eos_token_ids
 MODEL = "mmx-demo"
+# A call as the model writes it, the function's parameters and what it is called with.
+NS = "]<]minimax[>["
+CALL = (
+    f'{NS}<tool_call>\n{NS}<invoke name="get_weather">{NS}<city>Os"lo{NS}</city>{NS}<days>3{NS}</days>'
+    f"{NS}</invoke>\n{NS}</tool_call>"
+)
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+ARGUMENTS = {"city": 'Os"lo', "days": 3}
 
 Script = Callable[[Submit], "list[int] | Failed"]
 

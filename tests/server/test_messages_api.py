@@ -10,26 +10,13 @@ from typing import Any
 import anthropic
 import pytest
 
-from server.helpers import MODEL, TOKENIZER, ScriptedEngine, Server, serving
+from server.helpers import ARGUMENTS, CALL, MODEL, NS, PARAMETERS, TOKENIZER, ScriptedEngine, Server, serving
 
 PATH = "/v1/messages"
 USER: list[Any] = [{"role": "user", "content": "Weather in Oslo?"}]
-NS = "]<]minimax[>["
-CALL = (
-    f'{NS}<tool_call>\n{NS}<invoke name="get_weather">{NS}<city>Os"lo{NS}</city>{NS}<days>3{NS}</days>'
-    f"{NS}</invoke>\n{NS}</tool_call>"
-)
 TOOLS: list[Any] = [
-    {
-        "name": "get_weather",
-        "description": "The weather of a city.",
-        "input_schema": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-        },
-    }
+    {"name": "get_weather", "description": "The weather of a city.", "input_schema": PARAMETERS}
 ]
-ARGUMENTS = {"city": 'Os"lo', "days": 3}
 
 
 @asynccontextmanager

@@ -7,18 +7,11 @@ from typing import Any
 
 import pytest
 
-from server.helpers import MODEL, TOKENIZER, ScriptedEngine, Server, serving
+from server.helpers import ARGUMENTS, CALL, MODEL, PARAMETERS, TOKENIZER, ScriptedEngine, Server, serving
 
 PATH = "/v1/responses"
-NS = "]<]minimax[>["
-CALL = (
-    f'{NS}<tool_call>\n{NS}<invoke name="get_weather">{NS}<city>Os"lo{NS}</city>{NS}<days>3{NS}</days>'
-    f"{NS}</invoke>\n{NS}</tool_call>"
-)
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
 TOOLS: list[Any] = [{"type": "function", "name": "get_weather", "parameters": PARAMETERS}]
 CHAT_TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": PARAMETERS}}]
-ARGUMENTS = {"city": 'Os"lo', "days": 3}
 SCRIPT = f"<mm:think>Need it.</mm:think>Checking.{CALL}"
 
 

@@ -10,23 +10,10 @@ import pytest
 from mmx.server.decode import decode_request
 from mmx.server.schemas import ChatRequest
 from mmx.server.thinking import choose
-from server.helpers import EOS, MODEL, TOKENIZER, ScriptedEngine, serving
+from server.helpers import CALL, EOS, MODEL, NS, PARAMETERS, TOKENIZER, ScriptedEngine, serving
 
 USER = [{"role": "user", "content": "Weather in Oslo?"}]
-NS = "]<]minimax[>["
-CALL = f'{NS}<tool_call>\n{NS}<invoke name="get_weather">{NS}<city>Os"lo{NS}</city>{NS}<days>3{NS}</days>{NS}</invoke>\n{NS}</tool_call>'  # noqa: E501
-TOOLS: list[Any] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-            },
-        },
-    }
-]
+TOOLS: list[Any] = [{"type": "function", "function": {"name": "get_weather", "parameters": PARAMETERS}}]
 
 
 async def streamed(server: Any, **fields: Any) -> tuple[dict[str, Any], list[Any]]:

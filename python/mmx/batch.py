@@ -65,10 +65,12 @@ class ScheduledBatch(msgspec.Struct, frozen=True, kw_only=True):
 
 class SampledToken(msgspec.Struct, frozen=True, kw_only=True):
     """Result for one sampling sequence of the batch; ``error`` replaces the token when its logits were
-    not finite. ``prompt_logprobs`` are those of all ``prompt_targets`` up to this step."""
+    not finite, or ``forbidden``: the request's constraints left no token. ``prompt_logprobs`` are those of
+    all ``prompt_targets`` up to this step."""
 
     request_id: str
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    forbidden: bool = False
     prompt_logprobs: list[TokenLogprobs] | None = None

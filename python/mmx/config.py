@@ -59,7 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         check(all(self.stop), "stop", "non-empty strings")
         for field, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             check(count is None or 0 <= count <= MAX_LOGPROBS, field, f"0 to {MAX_LOGPROBS}")
-        check(0.0 < self.repetition_penalty <= 2.0, "repetition_penalty", "above 0 and at most 2")
+        check(1e-6 <= self.repetition_penalty <= 2.0, "repetition_penalty", "between 1e-6 and 2")
         check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2")
         check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2")
         check(all(-100.0 <= b <= 100.0 for b in self.logit_bias.values()), "logit_bias", "within [-100, 100]")

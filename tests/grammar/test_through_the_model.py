@@ -169,3 +169,4 @@ def test_no_allowed_token_fails_the_request_with_the_reason(engine: tuple[Family
         failed += [m for m in channel.outbox if isinstance(m, Failed)]
         channel.outbox.clear()
     assert "no token satisfies all constraints" in failed[0].message
+    assert (failed[0].code, failed[0].status) == ("invalid_grammar", 400)  # the request's own fault

@@ -57,6 +57,7 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"temperature": "hot"}, (400, "invalid_type", "temperature")),
     ({"top_p": 0}, (400, "invalid_value", "top_p")),
     ({"top_k": -2}, (400, "invalid_value", "top_k")),
+    ({"repetition_penalty": 1e-320}, (400, "invalid_value", "repetition_penalty")),
     ({"top_k": 2**31}, (400, "invalid_value", "top_k")),
     ({"top_k": 10**30}, (400, "invalid_value", "top_k")),
     ({"min_p": 1.1}, (400, "invalid_value", "min_p")),
@@ -222,6 +223,9 @@ async def test_context_error_keeps_the_words_clients_look_for() -> None:
     async with serving() as server:
         _, body = await server.post(COMPLETIONS, {"prompt": [1] * 5000})
         assert "maximum context length is 4096 tokens" in body["error"]["message"]
+        _, body = await server.post(COMPLETIONS, {"prompt": [1], "max_tokens": 10**300})
+        assert "maximum context length is 4096 tokens" in body["error"]["message"]
+        assert len(body["error"]["message"]) < 200
 
 
 async def test_hopelessly_long_text_is_refused_before_it_is_tokenised() -> None:

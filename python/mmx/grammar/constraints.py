@@ -40,7 +40,7 @@ class _Tracked:
         self.row = row
         self.mask: Future[Mask] = Future()
         self.mask.set_result(None)
-        self.error: str | None = None
+        self.error: Exception | None = None
 
     def step(self, token_id: int | None) -> Mask:
         """Take a sampled token and compute what may follow it."""
@@ -152,7 +152,7 @@ class Constraints:
             except Exception as error:
                 if not isinstance(error, GrammarError):
                     log.error("the mask of request %s failed", seq.request_id, exc_info=error)
-                tracked.error = str(error) if isinstance(error, GrammarError) else "its token mask failed"
+                tracked.error = error
                 found.append(np.zeros_like(tracked.row))
         return found
 
@@ -166,7 +166,9 @@ class Constraints:
         tracked = self._tracked.get(token.request_id)
         if tracked is None or tracked.error is None:
             return token
-        return msgspec.structs.replace(token, error=tracked.error)
+        own = isinstance(tracked.error, GrammarError)
+        text = str(tracked.error) if own else "its token mask failed"
+        return msgspec.structs.replace(token, error=text, forbidden=own)
 
     def take(self, results: Sequence[Any]) -> None:
         """Follow what a step produced: ``TokenOut`` and ``Failed`` items."""

@@ -224,7 +224,8 @@ class Scheduler:
             if token is not None and token.error is not None:
                 # Why: what made the logits bad may sit in the pages, and must not spread by a hit.
                 self.blocks.forget(req.block_ids)
-                outputs.append(self._fail(req, token.error, "numerical_error", 500))
+                fault = ("invalid_grammar", 400) if token.forbidden else ("numerical_error", 500)
+                outputs.append(self._fail(req, token.error, *fault))
                 continue
             if self._caching and req.block_ids:  # none: preempted meanwhile
                 self._remember_pages(req, seq.start + len(seq.token_ids))

@@ -154,7 +154,7 @@ def answer_limit(
     if asked > room:
         raise ApiError(
             "context_length_exceeded",
-            f"{limit}, but {prompt_len} in the prompt and {asked} in {name} were asked for",
+            f"{limit}, but {prompt_len} in the prompt and {clip(asked)} in {name} were asked for",
             name,
         )
     return max(asked, 1)

@@ -66,7 +66,7 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Submit(Message, frozen=True, kw_only=True):
     """Start one sequence. ``deadline_s`` counts seconds from arrival at the engine; ``cache_salt``
-    separates prefix reuse between callers."""
+    separates prefix reuse between callers. ``priority`` below 0 is beyond the limit of the queue."""
 
     request_id: str
     prompt_token_ids: list[int]

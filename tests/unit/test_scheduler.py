@@ -281,7 +281,11 @@ def test_a_full_queue_refuses_but_free_slots_are_no_queue() -> None:
     failed = scheduler.submit(make_submit("r3", [1]), now=0.0)
     assert failed is not None
     assert failed.code == "queue_full"
+    # The server's own look after the engine is no load that a queue limits, and waits for nobody.
+    submit(scheduler, "canary", [1], priority=-1)
     scheduler.abort(["r0"])
+    assert "canary" in [request_id for request_id, *_ in shape(scheduler)]
+    scheduler.abort(["canary"])
     submit(scheduler, "r3", [1])
 
 

@@ -104,7 +104,7 @@ class Scheduler:
         if (failed := refusal(message, self.limits)) is not None:
             return failed
         room = self.max_num_queued_reqs + max(0, self.max_num_seqs - len(self._running))
-        if len(self._waiting) >= room:
+        if len(self._waiting) >= room and message.priority >= 0:
             text = f"the queue is full ({len(self._waiting)} requests are waiting); try again later"
             return Failed(request_id, text, "queue_full", 429)
 

@@ -227,7 +227,8 @@ async def canary(engine: Engine, front: ModelFront) -> None:
     prompt = front.tokenizer.encode("Hello") or [0]
     # Several may look after the engine at once.
     request_id = f"canary-{uuid.uuid4().hex}"
-    stream = engine.submit(Submit(request_id=request_id, prompt_token_ids=prompt, params=params))
+    submit = Submit(request_id=request_id, prompt_token_ids=prompt, params=params, priority=-1)
+    stream = engine.submit(submit)
     finish: str | None = None
     try:
         while finish is None:

@@ -158,7 +158,7 @@ def test_a_fault_of_the_engine_is_no_fault_of_the_caller(llm: LLM, monkeypatch: 
 
 
 def test_a_model_must_be_a_checkpoint_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ConfigError, match="model must be a checkpoint folder"):
         LLM(str(tmp_path / "missing"))
     with pytest.raises(ConfigError, match=r"with a config\.json"):
         LLM(str(tmp_path))

@@ -23,7 +23,7 @@ from mmx.bench.measures import measure
 from mmx.bench.options import Options, parse
 from mmx.bench.report import block
 from mmx.bench.result_file import detail, result, result_path, save
-from mmx.model_path import demo_model_path
+from mmx.model_path import demo_model_path, hub_snapshots
 from mmx.tokenizer import Tokenizer
 
 RETRY_SECONDS = 1.0
@@ -117,9 +117,8 @@ def tokenizer_folder(options: Options, model: str) -> Path | None:
     for name in (options.tokenizer, options.model, model):
         if name is None:
             continue
-        cached = _hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
         embedded = [demo_model_path()] if name == DEMO_NAME else []
-        for folder in (Path(name).expanduser(), *sorted(cached.glob("*")), *embedded):
+        for folder in (Path(name).expanduser(), *hub_snapshots(name), *embedded):
             if (folder / "tokenizer.json").is_file():
                 return folder
         if name == options.tokenizer:
@@ -127,12 +126,6 @@ def tokenizer_folder(options: Options, model: str) -> Path | None:
                 f"--tokenizer: {name!r} is neither a folder with a tokenizer.json nor in the cache"
             )
     return None
-
-
-def _hub_cache() -> Path:
-    environment = env.environment()
-    home = environment.get("HF_HOME") or "~/.cache/huggingface"
-    return Path(environment.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def make_samples(options: Options, tokenizer: Tokenizer | None) -> list[Sample]:

@@ -201,9 +201,10 @@ async def test_models_and_errors() -> None:
         for name in ("second", "tiny-model", "other/TINY-MODEL"):
             answer = await server.openai.chat.completions.create(model=name, messages=USER)
             assert answer.model == name
-        with pytest.raises(openai.NotFoundError) as missing:
-            await server.openai.chat.completions.create(model="gpt-x", messages=USER)
-        assert missing.value.code == "model_not_found"
+        for name in ("gpt-x", ""):
+            with pytest.raises(openai.NotFoundError) as missing:
+                await server.openai.chat.completions.create(model=name, messages=USER)
+            assert missing.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as bad:
             await server.openai.chat.completions.create(model="second", messages=USER, temperature=3)
         assert (bad.value.param, bad.value.code) == ("temperature", "invalid_value")

@@ -460,6 +460,8 @@ def test_accepted_oddities() -> None:
     asked = {"role": "assistant", "tool_calls": [call("f", "")]}
     old = [user("a"), asked, {"role": "function", "name": "f", "content": "r"}]
     assert "<response>r</response>" in M3.render(old).text
+    asked_before = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}}
+    assert M3.render([old[0], asked_before, old[2]]) == M3.render(old)
     assert M3.render([user("a"), asked]).text.count("<response>") == 0
     swapped = M3.render([ASKED, result("c2", "two"), result("c1", "one")]).text
     assert "<response>one</response>\n<response>two</response>" in swapped

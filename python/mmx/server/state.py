@@ -87,7 +87,7 @@ class ServerState:
         shape = msgspec.json.encode(config.engine) + str(folder).encode()
         self.fingerprint = f"mmx-{mmx.__version__}-{hashlib.sha256(shape).hexdigest()[:8]}"
         names = [*self.served_names, config.engine.model, str(folder)]
-        self._known = {name.rstrip("/").rsplit("/", 1)[-1].lower() for name in names}
+        self._known = {name.rstrip("/").rsplit("/", 1)[-1].lower() for name in names if name}
 
     def serving(self) -> tuple[Engine, Ready, ModelFront]:
         """Engine, its limits and the model's front end; 503 unless all of them are there to work."""

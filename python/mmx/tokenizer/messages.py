@@ -141,7 +141,9 @@ def _normalize_assistant(message: Message, path: str) -> None:
         reasoning = _reasoning_of_details(details, f"{path}.reasoning_details")
     if reasoning is not None:
         message["reasoning_content"] = reasoning
-    calls = message.pop("tool_calls", None)
+    calls, old_form = message.pop("tool_calls", None), message.pop("function_call", None)
+    if old_form is not None and not calls:
+        calls = [{"type": "function", "function": old_form}]
     if calls is not None and (isinstance(calls, str) or not isinstance(calls, Sequence)):
         raise ChatTemplateError(f"{path}.tool_calls", "must be a list")
     if calls:

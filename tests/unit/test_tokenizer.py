@@ -11,6 +11,7 @@ import tokenizers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from mmx.model_config import load_eos_token_ids
 from mmx.tokenizer import ChatTemplate, Tokenizer
 from unit.tokenizer_helpers import DEMO, NS, m2_folder, m3_tokenizer, reference_chat_template
 
@@ -182,6 +183,14 @@ def test_lone_surrogate_is_refused() -> None:
             encode("a\ud800")
     with pytest.raises(ValueError, match=r"^messages: .*lone surrogate U\+DFFF"):
         reference_chat_template("m3").render([{"role": "user", "content": "\udfff"}])
+
+
+def test_end_of_an_answer_is_the_engines(tmp_path: Path) -> None:
+    """Class defaults in config.json end nothing; grammars allowed an end that the engine read as text."""
+    folder = m2_folder(tmp_path)
+    (folder / "config.json").write_text('{"eos_token_id": 2}')
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    assert Tokenizer(folder).eos_token_ids == load_eos_token_ids(folder) != (2,)
 
 
 # ---- files that are refused ------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Tokenizer:
         self.input_only_ids = tuple(
             self.control_ids[text] for text in _INPUT_ONLY if text in self.control_ids
         )
-        self.eos_token_ids = self._eos_token_ids(generation_config, model_config)
+        self.eos_token_ids = self._eos_token_ids(generation_config)
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(_without_controls(spec, self.control_ids)))
 
     # ---- text -> ids ---------------------------------------------------------------------------------
@@ -128,8 +128,9 @@ class Tokenizer:
         """Ids of those ``texts`` that are control tokens; the rest is left out."""
         return {text: self.control_ids[text] for text in texts if text in self.control_ids}
 
-    def _eos_token_ids(self, generation: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[int, ...]:
-        found = generation.get("eos_token_id", model.get("eos_token_id"))
+    def _eos_token_ids(self, generation: Mapping[str, Any]) -> tuple[int, ...]:
+        # As the engine finds them (model_config.load_eos_token_ids): ids in config.json are class defaults.
+        found = generation.get("eos_token_id", self.control_ids.get("[e~["))
         if found is None and "eos_token" in self.special_token_texts:
             found = self.id_of(self.special_token_texts["eos_token"])
         ids = found if isinstance(found, list) else [found]

@@ -84,6 +84,12 @@ ROWS_RELEASE = (
     "sm90_tile_rows.cuh",
     "__syncwarp(); // all lanes have read if (lane_idx == 0) ptx::barrier_arrive(barrier);",
 )
+FEEDER_ARRIVES = (
+    "sm90_tile_feed.cuh",
+    "(shared.tile + tile_slot.at)[lane_idx] = tile.word; __syncwarp(); if (lane_idx == 0) { "
+    "if (num_pages == 0) { ptx::barrier_arrive(shared.q_full[q.at]); } else { "
+    "ptx::barrier_arrive_expect(shared.q_full[q.at], 2 * job.group * job.tile_tokens * 128);",
+)
 WIDENERS_ARRIVE = (
     "sm90_tile_feed.cuh",
     "__syncwarp(); if (lane_idx == 0) { "
@@ -116,6 +122,26 @@ EXPLAINED = [
         (("row_copies.cuh", "const volatile int& reached = shared.expert;"),),
         "How far the block is: with a late answer the copying warps sleep once more; nothing else is read "
         "by it.",
+    ),
+    *(
+        Explained(
+            ("(shared.tile + tile_slot.at)[lane_idx] = tile.word;", read),
+            "lane_arrives_for_warp",
+            (FEEDER_ARRIVES, ("sm90_tile_rows.cuh", "ptx::barrier_wait(shared.q_full[q.at], q.parity);")),
+            "What is known of a tile: the feeding lanes write a word each, then one arrives for them at "
+            "`q_full`, where its readers wait.",
+        )
+        for read in (
+            "num_left = shared.tile[slot.at].num_pages;",
+            "block = kParts ? shared.tile[slot.at].first_block + num_left : num_left;",
+            "position = shared.tile[slot.at].first_position + ",
+            "num_keys = shared.tile[slot.at].num_keys;",
+            "const int head = shared.tile[slot.at].head;",
+            "return tile.head * job.group + row + 8 * half",
+            "token < tile.num_tokens",
+            "token >= tile.num_tokens",
+            "tile.first_block / kPartPages;",
+        )
     ),
     Explained(
         (

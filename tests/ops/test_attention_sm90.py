@@ -169,7 +169,15 @@ def test_sparse_prefill(lens, topk, rng):
 
 
 @pytest.mark.parametrize("blocks", ["random", "overlapping", "both"])
-@pytest.mark.parametrize("lens", [[(700, 9000)], [(1, 300), (517, 9400), (260, 11_000), (40, 3000)]])
+@pytest.mark.parametrize(
+    "lens",
+    [
+        pytest.param([(700, 9000)], id="one"),
+        pytest.param([(1, 300), (517, 9400), (260, 11_000), (40, 3000)], id="mixed"),
+        # More blocks of all sequences than a thread block counts at a time.
+        pytest.param([(300, 26_900), *((6, 200 + 9 * i) for i in range(20))], id="many"),
+    ],
+)
 def test_sparse_prefill_long(lens, blocks, rng):
     """Tiles of neighbours that share blocks, lists of queries per block, and both in one call."""
     batch = make_batch(lens, PAGE, rng)

@@ -12,6 +12,14 @@ __device__ __forceinline__ void add_release(int32_t* address, int32_t value) {
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
+/// The next number of a counter, which does not wait for it as adding 1 would: the assembler then adds once
+/// for all threads of a warp that do, and shares the numbers out.
+__device__ __forceinline__ int32_t draw_number(int32_t* counter) {
+    int32_t number;
+    asm volatile("atom.global.inc.u32 %0, [%1], 0x7fffffff;" : "=r"(number) : "l"(counter) : "memory");
+    return number;
+}
+
 __device__ __forceinline__ int32_t load_acquire(const int32_t* address) {
     int32_t value;
     asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");

@@ -20,13 +20,13 @@ namespace mmx::cuda {
 inline constexpr int64_t kTileQueries = 4;
 inline constexpr int64_t kRunTiles = 16;            // row tiles that share one load of K and V
 inline constexpr int64_t kSlabTokens = 4096;        // bounds the partial results: 3 KB for each choice
-inline constexpr int64_t kPartTokens = 512;         // more that count into one place wait for each other
-inline constexpr int64_t kMaxSlabBuckets = 131072;  // a single thread block scans the buckets of a slab
+inline constexpr int64_t kPartTokens = 256;         // whose choices a thread block counts
+inline constexpr int64_t kMaxSlabBuckets = 131072;  // a thread block scans those of a slab and KV head
 inline constexpr int64_t kPartialBytes = 16 * 128 * 12 / 8;  // 12 bits a value
 inline constexpr int64_t kPrefillMinTokens = 256;
 // Up to this many pages a tile of 8 tokens is faster than KV-major work on their 8 x 16 choices (measured).
 inline constexpr int64_t kMaxUnionPages = 32;
-static_assert(kMaxUnionPages <= kMaxTilePages);
+static_assert(kMaxUnionPages <= kMaxTilePages && kMaxUnionPages <= 32);  // a lane each reads them
 
 /// What a work item says; 16 bytes.
 struct PrefillItem {
@@ -42,9 +42,11 @@ struct PrefillPlan {
     bool unions, buckets;
     int64_t num_slabs, slab_tokens, slab_buckets, slab_entries, slab_items;
     int64_t num_parts;  // of a slab, that count their choices apart
-    // Byte offsets in the workspace; what lies before `starts` begins as zeros.
-    int64_t counts, counters, next_item, num_items, starts, ranks, lists, items, max_sums, partials;
-    int64_t is_union;  // [groups of kListedTokens tokens, KV heads] int32: a row tile does them
+    // Byte offsets in the workspace; what lies before `counts` begins as zeros.
+    int64_t counters, next_item, next_row, num_items, num_tiles, counts, starts, ranks, lists, items,
+        max_sums, partials;
+    int64_t union_sizes;  // [groups of kListedTokens tokens, KV heads] int32: pages of their row tile, or 0
+    int64_t union_order;  // of those with a row tile
     int64_t union_tiles, union_pages, total;
 };
 
@@ -77,10 +79,12 @@ inline PrefillPlan make_prefill_plan(const SparseAttentionParams& p) {
         return at;
     };
     plan.num_parts = ceil_div(plan.slab_tokens, kPartTokens);
-    plan.counts = take(plan.num_slabs * plan.num_parts * plan.slab_buckets * 4);
     plan.counters = take(2 * 4);  // row tiles listed, row tiles drawn
     plan.next_item = take(plan.num_slabs * 4);
+    plan.next_row = take(plan.num_slabs * 4);
     plan.num_items = take(plan.num_slabs * 4);
+    plan.num_tiles = take(plan.num_slabs * 4);
+    plan.counts = take(plan.num_slabs * plan.num_parts * plan.slab_buckets * 4);
     plan.starts = take(plan.num_slabs * plan.num_parts * plan.slab_buckets * 4);
     plan.ranks = take(plan.buckets ? b.num_tokens * b.num_kv_heads * p.topk * 4 : 0);
     plan.lists = take(plan.num_slabs * plan.slab_entries * 4);
@@ -88,7 +92,8 @@ inline PrefillPlan make_prefill_plan(const SparseAttentionParams& p) {
     plan.max_sums = take(chosen * 16 * 8);  // two floats for each query head
     plan.partials = take(chosen * kPartialBytes);
     const int64_t num_groups = plan.unions ? ceil_div(b.num_tokens, kListedTokens) * b.num_kv_heads : 0;
-    plan.is_union = take(num_groups * 4);
+    plan.union_sizes = take(num_groups * 4);
+    plan.union_order = take(num_groups * 4);
     plan.union_tiles = take(num_groups * static_cast<int64_t>(sizeof(RowTile)));
     plan.union_pages = take(num_groups * kMaxTilePages * static_cast<int64_t>(sizeof(TilePage)));
     plan.total = offset;

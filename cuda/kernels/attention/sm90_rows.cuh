@@ -3,10 +3,19 @@
 #include <cstdint>
 
 #include "cuda/common/ptx/mma.cuh"
+#include "cuda/common/reduce.cuh"
 
 /// Pieces that attention kernels share: 64 rows of a warpgroup, 128 columns, in the layout of
 /// ptx::Wgmma (lane 4g + t holds rows g and g + 8 of its warp).
 namespace mmx::cuda::sm90 {
+
+/// The maximum of each row over the four lanes that share it.
+__device__ __forceinline__ void quad_max(float (&x)[2]) {
+#pragma unroll
+    for (int offset = 1; offset <= 2; offset *= 2)
+#pragma unroll
+        for (float& row : x) row = fmaxf(row, __shfl_xor_sync(kFull, row, offset));
+}
 
 /// Lane t of a quad gets register t of each of its lanes, in lane order.
 __device__ __forceinline__ void quad_transpose(uint32_t (&r)[4], int t) {

@@ -14,14 +14,11 @@ struct SparseJob {
     __host__ __device__ __forceinline__ T* at(int64_t offset) const {
         return reinterpret_cast<T*>(static_cast<char*>(p.base.workspace) + offset);
     }
-    __device__ __forceinline__ int slab_of(int token) const {
-        return token / static_cast<int>(plan.slab_tokens);
-    }
     /// Whether a row tile does the token.
     __device__ __forceinline__ bool in_union(int token, int head) const {
         const int group = token / static_cast<int>(kListedTokens);
         return plan.unions &&
-               at<int>(plan.is_union)[group * static_cast<int>(p.base.num_kv_heads) + head] != 0;
+               at<int>(plan.union_sizes)[group * static_cast<int>(p.base.num_kv_heads) + head] != 0;
     }
 };
 

@@ -28,11 +28,11 @@ __global__ void __launch_bounds__(kUnionWarps * 32) union_kernel(const __grid_co
     const int first_token = index / num_heads * static_cast<int>(kListedTokens), head = index % num_heads;
     if (first_token >= b.num_tokens) return;
     const int num_tokens = min(static_cast<int>(kListedTokens), static_cast<int>(b.num_tokens) - first_token);
-    int* is_union = job.at<int>(job.plan.is_union) + index;
+    int* size = job.at<int>(job.plan.union_sizes) + index;
     const TokenPlace first = place_of(first_token, b.cu_seqlens_q, b.seq_lens, b.num_seqs);
     const TokenPlace last = place_of(first_token + num_tokens - 1, b.cu_seqlens_q, b.seq_lens, b.num_seqs);
     if (first.seq < 0 || first.seq != last.seq) {
-        if (lane_idx == 0) *is_union = 0;
+        if (lane_idx == 0) *size = 0;
         return;
     }
     const int num_words = (static_cast<int>(b.max_blocks_per_seq) + 127) / 128 * 32;
@@ -50,13 +50,10 @@ __global__ void __launch_bounds__(kUnionWarps * 32) union_kernel(const __grid_co
     for (int i = lane_idx; i < num_words; i += 32) total += __popc(__vcmpne4(words[i], 0)) / 8;
     total = __reduce_add_sync(kFull, total);
     if (total == 0 || total > kMaxUnionPages) {
-        if (lane_idx == 0) *is_union = 0;
+        if (lane_idx == 0) *size = 0;
         return;
     }
-    int slot = 0;
-    if (lane_idx == 0) slot = atomicAdd(job.at<int>(job.plan.counters), 1);
-    slot = __shfl_sync(kFull, slot, 0);
-    TilePage* pages = job.at<TilePage>(job.plan.union_pages) + static_cast<int64_t>(slot) * kMaxTilePages;
+    TilePage* pages = job.at<TilePage>(job.plan.union_pages) + static_cast<int64_t>(index) * kMaxTilePages;
     const int32_t* table = b.block_table + first.seq * b.block_table_stride;
     int before = 0, highest = -1;
     for (int base = num_words - 32; base >= 0 && before < total; base -= 32) {
@@ -75,102 +72,158 @@ __global__ void __launch_bounds__(kUnionWarps * 32) union_kernel(const __grid_co
     }
     highest = __reduce_max_sync(kFull, highest);
     if (lane_idx == 0) {
-        *is_union = 1;
+        *size = total;
         const int seq = static_cast<int>(first.seq);
-        job.at<RowTile>(job.plan.union_tiles)[slot] = {first_token,
-                                                       static_cast<int>(first.position),
-                                                       seq,
-                                                       head,
-                                                       num_tokens,
-                                                       total,
-                                                       min(kPage, b.seq_lens[seq] - highest * kPage),
-                                                       0};
+        job.at<RowTile>(job.plan.union_tiles)[index] = {first_token,
+                                                        static_cast<int>(first.position),
+                                                        seq,
+                                                        head,
+                                                        num_tokens,
+                                                        total,
+                                                        min(kPage, b.seq_lens[seq] - highest * kPage),
+                                                        0};
     }
 }
 
 // ---- which queries chose each block ---------------------------------------------------------
 
-constexpr int kEntryThreads = 256, kScanThreads = 1024;
+constexpr int kChoiceThreads = 512, kScanThreads = 1024;
 constexpr int kListQueries = static_cast<int>(kTileQueries), kListTiles = static_cast<int>(kRunTiles);
+constexpr int kSharedBuckets = 4096;  // counted at a time
 
-/// A choice that no row tile does.
-struct Choice {
-    int index, token, head, rank;  // rank: in the token's list
-    int slab, seq, block;
+/// A block's choices that no row tile does: those of one of a slab's parts and a KV head.
+struct Choices {
+    const SparseJob& job;
+    int head, slab, first_token, num_tokens, num_buckets;
+    int64_t buckets;  // where theirs lie in counts and starts
+
+    __device__ __forceinline__ explicit Choices(const SparseJob& job) : job(job) {
+        const int num_heads = static_cast<int>(job.p.base.num_kv_heads), part = blockIdx.x / num_heads;
+        const int num_parts = static_cast<int>(job.plan.num_parts);
+        head = static_cast<int>(blockIdx.x) - part * num_heads;
+        slab = part / num_parts;
+        const int slab_tokens = static_cast<int>(job.plan.slab_tokens), before = slab * slab_tokens;
+        const int offset = (part - slab * num_parts) * static_cast<int>(kPartTokens);
+        first_token = before + offset;
+        num_tokens = min(min(static_cast<int>(kPartTokens), slab_tokens - offset),
+                         static_cast<int>(job.p.base.num_tokens) - first_token);
+        num_buckets = static_cast<int>(job.plan.slab_buckets) / num_heads;
+        buckets = static_cast<int64_t>(part) * job.plan.slab_buckets + head * num_buckets;
+    }
+    /// f(index, token, rank in its list, bucket) for each of this thread's.
+    template <class F>
+    __device__ __forceinline__ void for_mine(F&& f) const {
+        const SparseAttentionParams& p = job.p;
+        const int topk = static_cast<int>(p.topk), num_heads = static_cast<int>(p.base.num_kv_heads);
+#pragma unroll 4
+        for (int i = static_cast<int>(threadIdx.x); i < num_tokens * topk; i += kChoiceThreads) {
+            const int row = i / topk, token = first_token + row, rank = i - row * topk;
+            const int index = (token * num_heads + head) * topk + rank, block = p.block_ids[index];
+            const TokenPlace place = place_of(token, p.base.cu_seqlens_q, p.base.seq_lens, p.base.num_seqs);
+            if (block < 0 || place.seq < 0 || job.in_union(token, head)) continue;
+            f(index, token, rank,
+              static_cast<int>(place.seq) * static_cast<int>(p.base.max_blocks_per_seq) + block);
+        }
+    }
 };
 
-/// f(this thread's choice). 32 bits: choices are fewer than 2^31.
-template <class F>
-__device__ __forceinline__ void for_my_choice(const SparseJob& job, F&& f) {
-    const SparseAttentionParams& p = job.p;
-    const int topk = static_cast<int>(p.topk), num_heads = static_cast<int>(p.base.num_kv_heads);
-    const int i = static_cast<int>(blockIdx.x) * kEntryThreads + static_cast<int>(threadIdx.x),
-              row = i / topk;
-    if (row >= static_cast<int>(p.base.num_tokens) * num_heads) return;
-    const int token = row / num_heads, head = row - token * num_heads, block = p.block_ids[i];
-    if (block < 0) return;
-    const TokenPlace place = place_of(token, p.base.cu_seqlens_q, p.base.seq_lens, p.base.num_seqs);
-    if (place.seq < 0 || job.in_union(token, head)) return;
-    f(Choice{i, token, head, i - row * topk, job.slab_of(token), static_cast<int>(place.seq), block});
-}
-
-/// Place of a choice's bucket in counts and starts.
-__device__ __forceinline__ int64_t bucket_of(const SparseJob& job, const Choice& c) {
-    const PagedAttentionParams& p = job.p.base;
-    const int bucket =
-        (c.head * static_cast<int>(p.num_seqs) + c.seq) * static_cast<int>(p.max_blocks_per_seq) + c.block;
-    const int part =
-        (c.token - c.slab * static_cast<int>(job.plan.slab_tokens)) / static_cast<int>(kPartTokens);
-    return (c.slab * job.plan.num_parts + part) * job.plan.slab_buckets + bucket;
-}
-
 /// Counts the choices of each bucket; a choice's rank in its list is the count it found.
-__global__ void __launch_bounds__(kEntryThreads) count_kernel(const __grid_constant__ SparseJob job) {
+__global__ void __launch_bounds__(kChoiceThreads) count_kernel(const __grid_constant__ SparseJob job) {
+    __shared__ int counts[kSharedBuckets];
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    for_my_choice(job, [&](const Choice& c) {
-        job.at<int>(job.plan.ranks)[c.index] = atomicAdd(job.at<int>(job.plan.counts) + bucket_of(job, c), 1);
-    });
+    const Choices choices(job);
+    int* totals = job.at<int>(job.plan.counts) + choices.buckets;
+    for (int first = 0; first < choices.num_buckets; first += kSharedBuckets) {
+        const int num = min(kSharedBuckets, choices.num_buckets - first);
+        for (int i = static_cast<int>(threadIdx.x); i < num; i += kChoiceThreads) counts[i] = 0;
+        __syncthreads();
+        choices.for_mine([&](int index, int, int, int bucket) {
+            if (bucket >= first && bucket < first + num)
+                job.at<int>(job.plan.ranks)[index] = atomicAdd(counts + bucket - first, 1);
+        });
+        __syncthreads();
+        for (int i = static_cast<int>(threadIdx.x); i < num; i += kChoiceThreads)
+            totals[first + i] = counts[i];
+    }
 }
 
-/// One block per slab: where each bucket's list starts, its padding, and the items.
+/// The row tiles, those of a KV head together so that its K and V stay in the L2, the last tokens, which tend
+/// to have the most pages, first.
+__device__ __forceinline__ void order_unions(const SparseJob& job,
+                                             uint64_t (&warp_total)[kScanThreads / 32]) {
+    const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
+    const int num_heads = static_cast<int>(job.p.base.num_kv_heads);
+    const int num_groups = static_cast<int>(ceil_div(job.p.base.num_tokens, kListedTokens));
+    const int* sizes = job.at<int>(job.plan.union_sizes);
+    int* order = job.at<int>(job.plan.union_order);
+    int base = 0;
+    for (int first = 0; first < num_groups * num_heads; first += kScanThreads) {
+        const int i = first + tid, head = i / num_groups;
+        const int index = (num_groups - 1 - (i - head * num_groups)) * num_heads + head;
+        const bool listed = i < num_groups * num_heads && sizes[index] != 0;
+        const unsigned lanes = __ballot_sync(kFull, listed);
+        if (lane_idx == 0) warp_total[warp_idx] = __popc(lanes);
+        __syncthreads();
+        int at = base + __popc(lanes & ((1u << lane_idx) - 1));
+        for (int w = 0; w < kScanThreads / 32; ++w) {
+            const int count = static_cast<int>(warp_total[w]);
+            if (w < warp_idx) at += count;
+            base += count;
+        }
+        __syncthreads();
+        if (listed) order[at] = index;
+    }
+    if (tid == 0) *job.at<int>(job.plan.counters) = base;
+}
+
+/// A block per (slab, KV head): where each bucket's list starts, its padding, and the items, which lie
+/// together as far as a round of the block goes. A further block orders the row tiles.
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constant__ SparseJob job) {
     __shared__ uint64_t warp_total[kScanThreads / 32];
+    __shared__ int first_places[2];  // row tiles, items
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
     const SparseAttentionParams& p = job.p;
     const PrefillPlan& plan = job.plan;
     const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
-    const int64_t slab = blockIdx.x;
+    const int num_heads = static_cast<int>(p.base.num_kv_heads);
+    const int64_t slab = blockIdx.x / num_heads;
+    if (slab == plan.num_slabs) return order_unions(job, warp_total);
     const int num_buckets = static_cast<int>(plan.slab_buckets), num_parts = static_cast<int>(plan.num_parts);
-    const int* counts = job.at<int>(plan.counts) + slab * num_parts * num_buckets;
-    int* starts = job.at<int>(plan.starts) + slab * num_parts * num_buckets;
+    const int head = static_cast<int>(blockIdx.x) % num_heads, head_buckets = num_buckets / num_heads;
+    const int* counts = job.at<int>(plan.counts) + slab * num_parts * num_buckets + head * head_buckets;
+    int* starts = job.at<int>(plan.starts) + slab * num_parts * num_buckets + head * head_buckets;
     int* list = job.at<int>(plan.lists) + slab * plan.slab_entries;
     PrefillItem* items = job.at<PrefillItem>(plan.items) + slab * plan.slab_items;
-    const int num_seqs = static_cast<int>(p.base.num_seqs),
-              max_blocks = static_cast<int>(p.base.max_blocks_per_seq);
-    uint64_t base = 0;  // row tiles in the high half, items in the low one
-    for (int first = 0; first < num_buckets; first += kScanThreads) {
+    const int max_blocks = static_cast<int>(p.base.max_blocks_per_seq);
+    for (int first = 0; first < head_buckets; first += kScanThreads) {
         const int bucket = first + tid;
         int count = 0;
-        if (bucket < num_buckets)
+        if (bucket < head_buckets)
 #pragma unroll 8
             for (int part = 0; part < num_parts; ++part) count += counts[part * num_buckets + bucket];
         const int num_tiles = (count + kListQueries - 1) / kListQueries;
         const int num_items = (num_tiles + kListTiles - 1) / kListTiles;
+        // Row tiles in the high half, items in the low one.
         const uint64_t mine = static_cast<uint64_t>(num_tiles) << 32 | static_cast<unsigned>(num_items);
         const uint64_t sum = warp_prefix_sum(mine);
         if (lane_idx == 31) warp_total[warp_idx] = sum;
         __syncthreads();
-        uint64_t before = base + sum - mine;
+        uint64_t before = sum - mine, total = 0;
         for (int w = 0; w < kScanThreads / 32; ++w) {
             if (w < warp_idx) before += warp_total[w];
-            base += warp_total[w];
+            total += warp_total[w];
+        }
+        if (tid == 0) {
+            first_places[0] = atomicAdd(job.at<int>(plan.num_tiles) + slab, static_cast<int>(total >> 32));
+            first_places[1] =
+                atomicAdd(job.at<int>(plan.num_items) + slab, static_cast<int>(static_cast<unsigned>(total)));
         }
         __syncthreads();
         if (count == 0) continue;
-        const int first_tile = static_cast<int>(before >> 32);
-        const int first_item = static_cast<int>(static_cast<unsigned>(before));
+        const int first_tile = first_places[0] + static_cast<int>(before >> 32);
+        const int first_item = first_places[1] + static_cast<int>(static_cast<unsigned>(before));
         int start = first_tile * kListQueries;
 #pragma unroll 8
         for (int part = 0; part < num_parts; ++part) {
@@ -178,22 +231,22 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
             start += counts[part * num_buckets + bucket];
         }
         for (int i = count; i < num_tiles * kListQueries; ++i) list[first_tile * kListQueries + i] = -1;
-        const int block = bucket % max_blocks, seq = bucket / max_blocks % num_seqs;
-        const int head = bucket / max_blocks / num_seqs;
+        const int block = bucket % max_blocks, seq = bucket / max_blocks;
         for (int i = 0; i < num_items; ++i) {
             const int begin = num_tiles * i / num_items, end = num_tiles * (i + 1) / num_items;
             items[first_item + i] = make_item(p.base, seq, block, head, first_tile + begin, end - begin);
         }
     }
-    if (tid == 0) job.at<int>(plan.num_items)[slab] = static_cast<int>(static_cast<unsigned>(base));
 }
 
-__global__ void __launch_bounds__(kEntryThreads) scatter_kernel(const __grid_constant__ SparseJob job) {
+__global__ void __launch_bounds__(kChoiceThreads) scatter_kernel(const __grid_constant__ SparseJob job) {
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    for_my_choice(job, [&](const Choice& c) {
-        const int at = job.at<int>(job.plan.starts)[bucket_of(job, c)] + job.at<int>(job.plan.ranks)[c.index];
-        job.at<int>(job.plan.lists)[c.slab * job.plan.slab_entries + at] = entry_of(c.token, c.rank);
+    const Choices choices(job);
+    const int* starts = job.at<int>(job.plan.starts) + choices.buckets;
+    int* list = job.at<int>(job.plan.lists) + choices.slab * job.plan.slab_entries;
+    choices.for_mine([&](int index, int token, int rank, int bucket) {
+        list[starts[bucket] + job.at<int>(job.plan.ranks)[index]] = entry_of(token, rank);
     });
 }
 
@@ -202,20 +255,20 @@ __global__ void __launch_bounds__(kEntryThreads) scatter_kernel(const __grid_con
 void list_choices(const SparseJob& job, Stream stream) {
     constexpr const char* kOp = "sparse_attention";
     const PagedAttentionParams& b = job.p.base;
-    MMX_CUDA_CHECK(cudaMemsetAsync(job.at<char>(job.plan.counts), 0,
-                                   static_cast<size_t>(job.plan.starts - job.plan.counts), to_cuda(stream)));
-    const dim3 entries(
-        static_cast<unsigned>(ceil_div(b.num_tokens * b.num_kv_heads * job.p.topk, kEntryThreads)));
+    MMX_CUDA_CHECK(cudaMemsetAsync(job.at<char>(job.plan.counters), 0,
+                                   static_cast<size_t>(job.plan.counts - job.plan.counters),
+                                   to_cuda(stream)));
     if (job.plan.unions) {
         const int64_t num_groups = ceil_div(b.num_tokens, kListedTokens) * b.num_kv_heads;
         const size_t choosers_bytes = static_cast<size_t>(kUnionWarps * align_up(b.max_blocks_per_seq, 128));
         Launch{kOp, dim3(static_cast<unsigned>(ceil_div(num_groups, kUnionWarps))), kUnionWarps * 32,
                choosers_bytes, stream}(union_kernel, job);
     }
-    LaunchChain{kOp, entries, kEntryThreads, 0, stream}(count_kernel, job);
-    LaunchChain{kOp, dim3(static_cast<unsigned>(job.plan.num_slabs)), kScanThreads, 0, stream}(scan_kernel,
-                                                                                               job);
-    LaunchChain{kOp, entries, kEntryThreads, 0, stream}(scatter_kernel, job);
+    const dim3 parts(static_cast<unsigned>(job.plan.num_slabs * job.plan.num_parts * b.num_kv_heads));
+    LaunchChain{kOp, parts, kChoiceThreads, 0, stream}(count_kernel, job);
+    const dim3 scans(static_cast<unsigned>(job.plan.num_slabs * b.num_kv_heads + job.plan.unions));
+    LaunchChain{kOp, scans, kScanThreads, 0, stream}(scan_kernel, job);
+    LaunchChain{kOp, parts, kChoiceThreads, 0, stream}(scatter_kernel, job);
 }
 
 }  // namespace mmx::cuda::sm90

@@ -1,6 +1,7 @@
 #include "cpp/core/math.h"
 #include "cuda/common/batch.cuh"
 #include "cuda/common/chain.h"
+#include "cuda/common/ptx/global.cuh"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/mma.cuh"
 #include "cuda/common/ptx/shared.cuh"
@@ -25,7 +26,7 @@ constexpr int kPage = 128, kDim = 128, kHeads = 16;
 struct Slab {
     const PrefillItem* items;
     const int* num_items;
-    int* next_item;
+    int *next_item, *next_row;
     const int* list;
     char* partials;
     float2* max_sums;
@@ -35,6 +36,7 @@ struct Slab {
         : items(job.at<PrefillItem>(job.plan.items) + slab * job.plan.slab_items),
           num_items(job.at<int>(job.plan.num_items) + slab),
           next_item(job.at<int>(job.plan.next_item) + slab),
+          next_row(job.at<int>(job.plan.next_row) + slab),
           list(job.at<int>(job.plan.lists) + slab * job.plan.slab_entries),
           partials(job.at<char>(job.plan.partials)),
           max_sums(job.at<float2>(job.plan.max_sums)),
@@ -257,14 +259,6 @@ struct Softmax {
     float best[2], sum[2];
 };
 
-/// The maximum of each row over the four lanes that share it.
-__device__ __forceinline__ void quad_max(float (&x)[2]) {
-#pragma unroll
-    for (int offset = 1; offset <= 2; offset *= 2)
-#pragma unroll
-        for (float& row : x) row = fmaxf(row, __shfl_xor_sync(kFull, row, offset));
-}
-
 /// Scores become weights, key c of the page visible iff c <= last_key.
 __device__ __forceinline__ Softmax weigh(float (&s)[64], float scale_log2, int last_key, int t) {
     Softmax softmax;
@@ -422,28 +416,18 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- combine --------------------------------------------------------------------------------------
 
-constexpr int kCombineWarps = 4;
-constexpr int kHalfHeads = kHeads / 2;  // rows g, or g + 8, of the fragments
+constexpr int kCombineWarps = 4, kCombineBlocks = 5;  // of a block, on a multiprocessor
+constexpr int kHalfHeads = kHeads / 2;                // rows g, or g + 8, of the fragments
 
-/// A warp per (token, KV head, half of the query heads) weighs the partial results by their sums, in
-/// ascending order of blocks.
-__global__ void __launch_bounds__(kCombineWarps * 32, 5)
-    combine_kernel(const __grid_constant__ SparseJob job, const __grid_constant__ Slab slab) {
-    __shared__ float all_weights[kCombineWarps][kDecodeMaxTopk][kHalfHeads];
-    ptx::wait_for_predecessors();
-    ptx::let_successors_start();
-    if (job.plan.buckets && *slab.num_items == 0) return;
-    const int warp_idx = static_cast<int>(threadIdx.x / 32);
-    auto& weights = all_weights[warp_idx];
-    const int index = static_cast<int>(blockIdx.x) * kCombineWarps + warp_idx, row = index % 2;
-    const int place = index / 2;
+/// By a warp: the partial results of (token, KV head) `place`, half `row` of the query heads, weighed by
+/// their sums, in ascending order of blocks.
+__device__ __forceinline__ void combine_row(const SparseJob& job, const Slab& slab, int place, int row,
+                                            float (&weights)[kDecodeMaxTopk][kHalfHeads]) {
     const SparseAttentionParams& p = job.p;
     const int lane_idx = static_cast<int>(threadIdx.x % 32), g = lane_idx / 4, t = lane_idx % 4;
     const int num_heads = static_cast<int>(p.base.num_kv_heads), head = place % num_heads;
     const int64_t token = slab.first_token + place / num_heads;
-    if (place >= job.plan.slab_tokens * num_heads || token >= p.base.num_tokens ||
-        token >= p.base.cu_seqlens_q[p.base.num_seqs] || job.in_union(static_cast<int>(token), head))
-        return;
+    if (job.in_union(static_cast<int>(token), head)) return;
     const int32_t* ids = p.block_ids + (token * num_heads + head) * p.topk;
     int used = 0;
     for (int first = 0; first < p.topk; first += 32)
@@ -497,6 +481,29 @@ __global__ void __launch_bounds__(kCombineWarps * 32, 5)
     }
 }
 
+/// Warps draw rows as they come, the next one beside this one; few rows, which nobody counts, have a warp
+/// each or are taken in turn.
+__global__ void __launch_bounds__(kCombineWarps * 32, kCombineBlocks)
+    combine_kernel(const __grid_constant__ SparseJob job, const __grid_constant__ Slab slab) {
+    __shared__ float weights[kCombineWarps][kDecodeMaxTopk][kHalfHeads];
+    ptx::wait_for_predecessors();
+    ptx::let_successors_start();
+    if (job.plan.buckets && *slab.num_items == 0) return;
+    const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
+    const PagedAttentionParams& b = job.p.base;
+    const int num_tokens =
+        min(b.cu_seqlens_q[b.num_seqs] - slab.first_token, static_cast<int>(job.plan.slab_tokens));
+    const int num_rows = num_tokens * static_cast<int>(b.num_kv_heads) * 2;
+    const int num_warps = static_cast<int>(gridDim.x) * kCombineWarps;
+    int index = static_cast<int>(blockIdx.x) * kCombineWarps + warp_idx;
+    while (index < num_rows) {
+        int next = index;
+        if (job.plan.buckets && lane_idx == 0) next = ptx::draw_number(slab.next_row);
+        combine_row(job, slab, index / 2, index % 2, weights[warp_idx]);
+        index = num_warps + __shfl_sync(kFull, next, 0);  // all lanes have read the weights
+    }
+}
+
 CUtensorMap page_map(const PagedAttentionParams& p, const void* cache, int64_t block_stride) {
     const bool codes = p.cache_dtype == DType::kE4M3;
     return make_tensor_map<4>(cache, {kDim, kPage, p.num_kv_heads, p.num_blocks},
@@ -521,12 +528,15 @@ void sparse_prefill(const SparseAttentionParams& p, Stream stream) {
                        {.num_tiles = job.at<int>(plan.counters),
                         .next_unit = job.at<int>(plan.counters) + 1,
                         .tiles = job.at<RowTile>(plan.union_tiles),
+                        .order = job.at<int>(plan.union_order),
                         .pages = job.at<TilePage>(plan.union_pages)},
                        stream);
     const LaunchChain attend{kOp, dim3(static_cast<unsigned>(num_multiprocessors())), kThreads,
                              sizeof(Shared) + 1024, stream};
-    const dim3 rows(static_cast<unsigned>(ceil_div(plan.slab_tokens * b.num_kv_heads * 2, kCombineWarps)));
-    const LaunchChain combine{kOp, rows, kCombineWarps * 32, 0, stream};
+    const int64_t combine_blocks = std::min(ceil_div(plan.slab_tokens * b.num_kv_heads * 2, kCombineWarps),
+                                            num_multiprocessors() * kCombineBlocks);
+    const LaunchChain combine{kOp, dim3(static_cast<unsigned>(combine_blocks)), kCombineWarps * 32, 0,
+                              stream};
     const auto attend_slab = [&]<class C>(C, const Slab& slab) {
         attend(plan.buckets ? sparse_prefill_kernel<C, true> : sparse_prefill_kernel<C, false>, job, maps,
                slab);

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstddef>
+
+#include "cuda/common/ptx/global.cuh"
 #include "cuda/common/ptx/tma.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/ring.cuh"
@@ -14,6 +17,7 @@ inline constexpr int kPage = 128, kDim = 128, kRows = kDenseTileRows;
 inline constexpr int kStages = 2, kConsumers = 2, kThreads = (1 + kConsumers) * 128;
 inline constexpr int kHalfPageBytes = kPage * 128;  // 64 of the 128 dimensions
 inline constexpr int kHalfQBytes = kRows * 128;
+inline constexpr int kTileWords = sizeof(RowTile) / 4;
 inline constexpr int kTileSlots = 4;  // a tile is known until it is stored, beside the first step of the next
 // Of e4m3 pages: slots of codes, warps that widen them. Four slots: fewer are emptied faster than they fill.
 inline constexpr int kCodeSlots = 4, kWideners = 3;
@@ -31,7 +35,8 @@ struct TileJob {
     int num_teams;  // warpgroups that share the rows of a tile: 2, or with parts 1 for tiles of 64 rows
     int *num_tiles, *next_unit;
     RowTile* tiles;
-    const TilePage* pages;  // [tile, kMaxTilePages], from the last page to the first; null: every page
+    const int* order;       // listed: tiles in the order in which they are begun
+    const TilePage* pages;  // listed: [tile, kMaxTilePages], from the last page to the first
     // Parts: each a tile of its own, whose sums a second kernel joins, or one after the other.
     float* part_sums;    // [num_tokens, num_heads, max_parts, kDim], or null: one after the other
     float2* part_stats;  // [num_tokens, num_heads, max_parts]: maximum (base 2), sum of weights
@@ -84,7 +89,8 @@ __device__ __forceinline__ void load_page(char* smem, const CUtensorMap& map, ui
 }
 
 /// One warp draws units, (tile, KV head) or a listed tile, and loads their Q, K and V; pages from the last to
-/// the first, K one page ahead of V.
+/// the first, K one page ahead of V. What it needs to know of a tile is on its way while the one before is
+/// loaded.
 template <class C, TileMode kMode>
 __device__ __forceinline__ void produce(const TileJob& job, const Maps& maps, Shared<C>& shared) {
     constexpr bool kCodes = sizeof(C) == 1, kListed = kMode == TileMode::kListed;
@@ -92,10 +98,9 @@ __device__ __forceinline__ void produce(const TileJob& job, const Maps& maps, Sh
     const int lane_idx = static_cast<int>(threadIdx.x % 32);
     const int num_tiles = *job.num_tiles;
     const int num_units = kListed ? num_tiles : num_tiles * static_cast<int>(p.num_kv_heads);
-    const int q_bytes = 2 * job.group * job.tile_tokens * 128;
-    const auto draw = [&] { return lane_idx == 0 ? atomicAdd(job.next_unit, 1) : 0; };
+    const auto draw = [&] { return lane_idx == 0 ? ptx::draw_number(job.next_unit) : 0; };
     Ring<kQSlots<C>> q(1);
-    Ring<kTileSlots> next(0);
+    Ring<kTileSlots> tile_slot(0);
     Ring<kStages> k(1), v(1);
     Ring<kCodeSlots> codes(1);
     /// By one lane: K or V of a page, on their way to the products or to the warps that widen them.
@@ -125,37 +130,85 @@ __device__ __forceinline__ void produce(const TileJob& job, const Maps& maps, Sh
             v.advance();
         }
     };
-    int drawn = draw();
-    for (;;) {
-        const int index = __shfl_sync(kFull, drawn, 0);
-        const bool last = index >= num_units;
-        RowTile tile{};
-        if (!last) {
-            drawn = draw();
-            if constexpr (kListed) {
-                tile = job.tiles[index];
-            } else {
-                const int first_head = index / (num_tiles * job.shared_heads) * job.shared_heads;
-                const int rest = index - first_head * num_tiles;
-                tile = job.tiles[rest / job.shared_heads];
-                tile.head = first_head + rest % job.shared_heads;
-            }
+    const auto read_page = [&](int list, int seq, int num_pages, int first_block, int i) {
+        i = min(i, num_pages - 1);
+        if constexpr (kListed)
+            return job.pages[static_cast<int64_t>(list) * kMaxTilePages + i];
+        else
+            return TilePage{p.block_table[seq * p.block_table_stride + first_block + num_pages - 1 - i], 0};
+    };
+    /// Each lane has a word of the tile, 0 at the end, and one of its first 32 pages.
+    struct Tile {
+        int word;
+        TilePage page;
+    };
+    const auto word_of = [](const Tile& tile, size_t offset) {
+        return __shfl_sync(kFull, tile.word, static_cast<int>(offset / 4));
+    };
+    int list;  // listed: of the tile that was found last, -1 at the end
+    /// Two steps, so that none waits for the other.
+    const auto find_tile = [&](Tile& tile, int index) {
+        tile.word = 0;
+        list = -1;
+        if (index >= num_units) return;
+        if constexpr (kListed) {
+            list = job.order[index];
+        } else {
+            const int first_head = index / (num_tiles * job.shared_heads) * job.shared_heads;
+            const int rest = index - first_head * num_tiles, i = rest / job.shared_heads;
+            const int* words = reinterpret_cast<const int*>(job.tiles + i);
+            if (lane_idx < kTileWords) tile.word = words[lane_idx];
+            if (lane_idx == offsetof(RowTile, head) / 4) tile.word = first_head + rest - i * job.shared_heads;
         }
+    };
+    const auto read_tile = [&](Tile& tile) {
+        if constexpr (kListed) {
+            if (list < 0) return;
+            const int* words = reinterpret_cast<const int*>(job.tiles + list);
+            if (lane_idx < kTileWords) tile.word = words[lane_idx];
+            tile.page = read_page(list, 0, kMaxTilePages, 0, lane_idx);
+        } else {
+            const int num_pages = word_of(tile, offsetof(RowTile, num_pages));
+            const int seq = word_of(tile, offsetof(RowTile, seq));
+            const int first_block = word_of(tile, offsetof(RowTile, first_block));
+            if (num_pages > 0) tile.page = read_page(0, seq, num_pages, first_block, lane_idx);
+        }
+    };
+    /// Hands a tile, or the end, to the warpgroups and loads its queries.
+    const auto announce = [&](const Tile& tile) {
+        const int num_pages = word_of(tile, offsetof(RowTile, num_pages));
+        const int head = word_of(tile, offsetof(RowTile, head));
+        const int first_token = word_of(tile, offsetof(RowTile, first_token));
+        if (lane_idx == 0) ptx::barrier_wait(shared.q_empty[q.at], q.parity);
+        __syncwarp();
+        if (lane_idx < kTileWords) reinterpret_cast<int*>(shared.tile + tile_slot.at)[lane_idx] = tile.word;
+        __syncwarp();
         if (lane_idx == 0) {
-            ptx::barrier_wait(shared.q_empty[q.at], q.parity);
-            shared.tile[next.at] = tile;
-            if (last) {
+            if (num_pages == 0) {
                 ptx::barrier_arrive(shared.q_full[q.at]);
             } else {
-                ptx::barrier_arrive_expect(shared.q_full[q.at], q_bytes);
+                ptx::barrier_arrive_expect(shared.q_full[q.at], 2 * job.group * job.tile_tokens * 128);
                 for (int half = 0; half < 2; ++half)
                     ptx::tma_load_3d(shared.q[q.at] + half * kHalfQBytes, maps.q, shared.q_full[q.at],
-                                     half * 64, tile.head * job.group, tile.first_token);
+                                     half * 64, head * job.group, first_token);
             }
         }
         q.advance();
-        next.advance();
-        if (last) {
+        tile_slot.advance();
+    };
+    Tile tile{}, next{};
+    int drawn = draw();
+    find_tile(tile, __shfl_sync(kFull, drawn, 0));
+    read_tile(tile);
+    drawn = draw();
+    // With a slot to spare queries are asked for before the pages of the tile before are done.
+    constexpr bool kEarly = kQSlots<C> > 1;
+    if constexpr (kEarly) announce(tile);
+    for (;;) {
+        if constexpr (!kEarly) announce(tile);
+        const int num_pages = word_of(tile, offsetof(RowTile, num_pages));
+        const int head = word_of(tile, offsetof(RowTile, head));
+        if (num_pages == 0) {
             if constexpr (kCodes) {
                 if (lane_idx == 0) {
                     ptx::barrier_wait(shared.codes_empty[codes.at], codes.parity);
@@ -165,26 +218,30 @@ __device__ __forceinline__ void produce(const TileJob& job, const Maps& maps, Sh
             }
             return;
         }
-        const int32_t* table = p.block_table + tile.seq * p.block_table_stride + tile.first_block;
-        const TilePage* pages = job.pages + static_cast<int64_t>(index) * kMaxTilePages;
-        TilePage ahead{};  // a lane each of the next 32
+        TilePage ahead = tile.page, after{};  // a lane each of 32 pages, and of those behind them
         int page = 0, page_before;
-        for (int i = 0; i <= tile.num_pages; ++i) {
+        for (int i = 0; i <= num_pages; ++i) {
             page_before = page;
-            if (i < tile.num_pages) {
-                if (i % 32 == 0) {
-                    const int mine = min(i + lane_idx, tile.num_pages - 1);
-                    if constexpr (kListed)
-                        ahead = pages[mine];
-                    else
-                        ahead.page = table[tile.num_pages - 1 - mine];
-                }
+            if (i == 0) {
+                find_tile(next, __shfl_sync(kFull, drawn, 0));
+                drawn = draw();
+            }
+            if (i == 1) read_tile(next);
+            if (kEarly && i == min(num_pages, 3)) announce(next);
+            if constexpr (!kListed) {
+                if (i % 32 == 1 && i + 31 < num_pages)
+                    after = read_page(0, word_of(tile, offsetof(RowTile, seq)), num_pages,
+                                      word_of(tile, offsetof(RowTile, first_block)), i + 31 + lane_idx);
+                if (i % 32 == 0 && i > 0) ahead = after;
+            }
+            if (i < num_pages) {
                 page = __shfl_sync(kFull, ahead.page, i % 32);
                 const int chosen = kListed ? __shfl_sync(kFull, ahead.block_and_tokens, i % 32) : 0;
-                if (lane_idx == 0) load_keys(tile.head, page, chosen);
+                if (lane_idx == 0) load_keys(head, page, chosen);
             }
-            if (i > 0 && lane_idx == 0) load_values(tile.head, page_before);
+            if (i > 0 && lane_idx == 0) load_values(head, page_before);
         }
+        tile = next;
     }
 }
 

@@ -97,14 +97,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::let_successors_start();
     const int role = static_cast<int>(threadIdx.x) / 128;
     if (role == 0) {
-        ptx::release_registers<kCodes ? 40 : 24>();
+        ptx::release_registers<40>();
         const int warp_idx = static_cast<int>(threadIdx.x) / 32;
         if (warp_idx == 0)
             produce<C, kMode>(job, maps, shared);
         else if constexpr (kCodes)
             widen<kMode == TileMode::kListed>(shared, warp_idx - 1);
     } else {
-        ptx::take_registers<kCodes ? 232 : 240>();
+        ptx::take_registers<232>();
         if (role <= num_teams) consume<C, kMode>(job, shared, role - 1);
     }
 }
@@ -162,6 +162,7 @@ TileJob make_job(const PagedAttentionParams& p, const ListedTiles& list, int64_t
             .num_tiles = list.num_tiles,
             .next_unit = list.next_unit,
             .tiles = list.tiles,
+            .order = list.order,
             .pages = list.pages,
             .part_sums = nullptr,
             .part_stats = nullptr,
@@ -192,6 +193,7 @@ void paged_prefill(const PagedAttentionParams& p, Stream stream) {
     const ListedTiles list{.num_tiles = reinterpret_cast<int*>(workspace + plan.num_tiles),
                            .next_unit = reinterpret_cast<int*>(workspace + plan.next_unit),
                            .tiles = reinterpret_cast<RowTile*>(workspace + plan.tiles),
+                           .order = nullptr,
                            .pages = nullptr};
     TileJob job = make_job(p, list, plan.tile_tokens, plan.shared_heads);
     const bool joins = plan.parts == DensePlan::kJoined;

@@ -13,44 +13,59 @@ struct Rows {
     float best[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 };
 
-/// Scores become weights 2^(score * scale - maximum * scale); `rescale` brings earlier sums to the new
-/// maximum. Keys past last_key[row] do not count.
-template <bool kMasked>
-__device__ __forceinline__ void weigh(float (&s)[64], Rows& rows, float (&rescale)[2],
-                                      const float (&scale_log2)[2], const int (&last_key)[2], int t) {
-    if constexpr (kMasked) {
-#pragma unroll
-        for (int j = 0; j < 16; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-                if (8 * j + 2 * t + e % 2 > last_key[e / 2]) s[4 * j + e] = -INFINITY;
-    }
-    float shift[2];
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-        float best = rows.best[row];
-#pragma unroll
-        for (int j = 0; j < 16; ++j) best = fmaxf(best, fmaxf(s[4 * j + 2 * row], s[4 * j + 2 * row + 1]));
-        best = fmaxf(best, __shfl_xor_sync(kFull, best, 1));
-        best = fmaxf(best, __shfl_xor_sync(kFull, best, 2));
-        shift[row] = best == -INFINITY ? 0 : __fmul_rn(best, scale_log2[row]);  // -inf - -inf would be NaN
-        // Exactly 1 where the maximum stays: sums are then left alone. Rounded alike wherever the compiler
-        // puts this: with parts, equal rows must get equal bits.
-        const float change = ptx::exp2_approx(fmaf(rows.best[row], scale_log2[row], -shift[row]));
-        rescale[row] = best == rows.best[row] ? 1.0f : change;
-        rows.best[row] = best;
-        rows.sum[row] = __fmul_rn(rows.sum[row], rescale[row]);
-    }
+/// Keys past last_key[row] do not count.
+__device__ __forceinline__ void mask(float (&s)[64], const int (&last_key)[2], int t) {
 #pragma unroll
     for (int j = 0; j < 16; ++j)
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            float* pair = s + 4 * j + 2 * row;
-            pair[0] = ptx::exp2_approx(fmaf(pair[0], scale_log2[row], -shift[row]));
-            pair[1] = ptx::exp2_approx(fmaf(pair[1], scale_log2[row], -shift[row]));
-            rows.sum[row] += pair[0] + pair[1];
-        }
+        for (int e = 0; e < 4; ++e)
+            if (8 * j + 2 * t + e % 2 > last_key[e / 2]) s[4 * j + e] = -INFINITY;
 }
+
+/// Turns scores into weights 2^(score * scale - maximum * scale).
+struct Softmax {
+    float scale_log2[2], shift[2];
+
+    /// `rescale` brings earlier sums to the new maximum. A maximum that weights exceed by no more than
+    /// 2^kSlack stays as it is: they have the same relative errors, and sums need no rescaling.
+    template <int kSlack>
+    __device__ __forceinline__ void begin(const float (&s)[64], Rows& rows, float (&rescale)[2],
+                                          const float (&scale)[2]) {
+        float best[2] = {rows.best[0], rows.best[1]};
+#pragma unroll
+        for (int j = 0; j < 16; ++j)
+#pragma unroll
+            for (int row = 0; row < 2; ++row)
+                best[row] = fmaxf(best[row], fmaxf(s[4 * j + 2 * row], s[4 * j + 2 * row + 1]));
+        quad_max(best);
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            scale_log2[row] = scale[row];
+            if (kSlack > 0 && (best[row] - rows.best[row]) * scale[row] <= kSlack) best[row] = rows.best[row];
+            // -inf - -inf would be NaN.
+            shift[row] = best[row] == -INFINITY ? 0 : __fmul_rn(best[row], scale[row]);
+            // Exactly 1 where the maximum stays: sums are then left alone. Rounded alike wherever the
+            // compiler puts this: with parts, equal rows must get equal bits.
+            const float change = ptx::exp2_approx(fmaf(rows.best[row], scale[row], -shift[row]));
+            rescale[row] = best[row] == rows.best[row] ? 1.0f : change;
+            rows.best[row] = best[row];
+            rows.sum[row] = __fmul_rn(rows.sum[row], rescale[row]);
+        }
+    }
+    /// Half of the keys.
+    template <int kHalf>
+    __device__ __forceinline__ void weigh(float (&s)[64], Rows& rows) const {
+#pragma unroll
+        for (int j = 8 * kHalf; j < 8 * kHalf + 8; ++j)
+#pragma unroll
+            for (int row = 0; row < 2; ++row) {
+                float* pair = s + 4 * j + 2 * row;
+                pair[0] = ptx::exp2_approx(fmaf(pair[0], scale_log2[row], -shift[row]));
+                pair[1] = ptx::exp2_approx(fmaf(pair[1], scale_log2[row], -shift[row]));
+                rows.sum[row] += pair[0] + pair[1];
+            }
+    }
+};
 
 /// Products of bf16, or of f16 for codes.
 template <bool kCodes>
@@ -67,6 +82,13 @@ __device__ __forceinline__ void multiply_transposed(float (&d)[64], const uint32
         ptx::wgmma_transposed_f16(d, a, b, true);
     else
         ptx::wgmma_transposed_bf16(d, a, b, true);
+}
+
+/// Zeros that the compiler does not know: where some warps have constants as operands, the assembler
+/// serialises all products (C7512).
+__device__ __forceinline__ void clear_operand(uint32_t (&a)[4]) {
+#pragma unroll
+    for (uint32_t& x : a) asm volatile("mov.b32 %0, 0;" : "=r"(x));
 }
 
 /// What brings two sums of weighted rows to their larger maximum (base 2).
@@ -118,6 +140,7 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
     Rows rows;
     int block = 0;         // listed: TilePage::block_and_tokens
     int num_left = 0;      // pages of the tile after this one
+    int position = 0;      // of the tile's first token; listed: of this warp's
     int num_keys = kPage;  // slots in use of the page whose V comes next
     float scale_log2[2] = {job.scale_log2, job.scale_log2}, out_scale = 1;
     const auto multiply_keys = [&] {
@@ -169,45 +192,47 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
         release(shared.v_empty[v.at]);
         v.advance();
     };
-    const auto weigh_page = [&]<bool kMasked>() {
-        if constexpr (kListed) {
-            // The 16 rows of a warp are one token.
-            const int token = team * 4 + warp_idx;
-            const int visible =
-                shared.tile[slot.at].first_position + token - (block >> kTilePageShift) * kPage;
-            const int last_key[2] = {visible, visible};
-            if ((block >> token & 1) == 0) {
-                rescale[0] = rescale[1] = 1;
-            } else if (visible >= kPage - 1)
-                weigh<false>(s, rows, rescale, scale_log2, last_key, t);
-            else
-                weigh<true>(s, rows, rescale, scale_log2, last_key, t);
-        } else {
-            int last_key[2] = {};
-            if constexpr (kMasked) {
-                const int first = shared.tile[slot.at].first_position - block * kPage;
-                last_key[0] = first + token_of(0);
-                last_key[1] = first + token_of(1);
-            }
-            weigh<kMasked>(s, rows, rescale, scale_log2, last_key, t);
+    /// Scores become weights; `leave_product` waits for the product before, whose sums are scaled to the new
+    /// maximum if they are of the same tile.
+    const auto weigh_page = [&]<bool kMasked, bool kSameTile>(auto&& leave_product) {
+        // The 16 rows of a warp of a listed tile are one token, which may not attend to the page.
+        const bool chosen = !kListed || (block >> (team * 4 + warp_idx) & 1) != 0;
+        const int first = position - (kListed ? block >> kTilePageShift : block) * kPage;
+        Softmax softmax;
+        if (chosen) {
+            if (kListed ? first < kPage - 1 : kMasked)
+                mask(s, {first + (kListed ? 0 : token_of(0)), first + (kListed ? 0 : token_of(1))}, t);
+            softmax.begin<kListed ? 8 : 0>(s, rows, rescale, scale_log2);
+            softmax.weigh<0>(s, rows);
+            if constexpr (!kListed) softmax.weigh<1>(s, rows);
         }
-    };
-    const auto pack_weights = [&] {
+        leave_product();
+        if (!chosen) {
+#pragma unroll
+            for (auto& step : weights) clear_operand(step);
+            return;
+        }
+        // These hide what follows.
+        if constexpr (kListed) softmax.weigh<1>(s, rows);
 #pragma unroll
         for (int j = 0; j < 16; ++j)
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 const float *pair = s + 4 * j + 2 * row, low = pair[0], high = pair[1];
-                const uint32_t packed = kCodes ? ptx::pack_f16(low, high) : ptx::pack_bf16(low, high);
                 weights[j / 2][j % 2 * 2 + row] =
-                    kListed && (block >> (team * 4 + warp_idx) & 1) == 0 ? 0 : packed;
+                    kCodes ? ptx::pack_f16(low, high) : ptx::pack_bf16(low, high);
             }
+        if (kSameTile && __any_sync(kFull, rescale[0] != 1 || rescale[1] != 1)) {
+#pragma unroll
+            for (int i = 0; i < 64; ++i) o[i] *= rescale[i / 2 % 2];
+        }
     };
     /// The tile in `slot`, or none if there are no more.
     const auto next_tile = [&] {
         ptx::barrier_wait(shared.q_full[q.at], q.parity);
         num_left = shared.tile[slot.at].num_pages;
         block = kParts ? shared.tile[slot.at].first_block + num_left : num_left;
+        position = shared.tile[slot.at].first_position + (kListed ? team * 4 + warp_idx : 0);
         rows = Rows{};
         if constexpr (kCodes) {
             if (num_left == 0) return false;
@@ -318,7 +343,7 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
             store(tile, done.sum, done.scale);
     };
     /// Scores of a page beside the product with V of the page before, which has arrived.
-    const auto step = [&]<bool kMasked>() {
+    const auto step = [&]<bool kMasked, bool kSameTile>() {
         await_keys();
         await_turn();
         multiply_keys();
@@ -326,18 +351,14 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
         pass_turn();
         ptx::wgmma_wait<1>();
         leave_keys();
-        weigh_page.template operator()<kMasked>();
-        ptx::wgmma_wait_after(rows.sum[0] + rows.sum[1]);
-        leave_values();
-        pack_weights();
+        weigh_page.template operator()<kMasked, kSameTile>([&] {
+            ptx::wgmma_wait_after(rows.sum[0] + rows.sum[1]);
+            leave_values();
+        });
     };
     const auto next_page = [&]<bool kMasked>() {
         await_values();
-        step.template operator()<kMasked>();
-        if (__any_sync(kFull, rescale[0] != 1 || rescale[1] != 1)) {
-#pragma unroll
-            for (int i = 0; i < 64; ++i) o[i] *= rescale[i / 2 % 2];
-        }
+        step.template operator()<kMasked, true>();
     };
 
     if (!next_tile()) return;
@@ -346,8 +367,7 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
     multiply_keys();
     ptx::wgmma_wait<0>();
     leave_keys();
-    weigh_page.template operator()<true>();
-    pack_weights();
+    weigh_page.template operator()<true, false>([] {});
     clear_values();
     bool first_part = true;
     for (;;) {
@@ -357,7 +377,7 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
             while (num_left > 0) next_page.template operator()<false>();
         } else {
             // Blocks that every row sees all of.
-            const int num_whole = (shared.tile[slot.at].first_position + 1) / kPage;
+            const int num_whole = (position + 1) / kPage;
             while (block > max(num_whole, end)) next_page.template operator()<true>();
             while (block > end) next_page.template operator()<false>();
         }
@@ -379,7 +399,7 @@ __device__ __forceinline__ void consume(const TileJob& job, Shared<C>& shared, i
         } else {
             rows = Rows{};
         }
-        step.template operator()<true>();
+        step.template operator()<true, false>();
         finish(tile, done, first_part, last_part);
         first_part = last_part;
         clear_values();

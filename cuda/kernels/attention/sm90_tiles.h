@@ -10,6 +10,7 @@ namespace mmx::cuda::sm90 {
 struct ListedTiles {
     int *num_tiles, *next_unit;  // next_unit starts at 0
     RowTile* tiles;
+    const int* order;       // tiles in the order in which they are begun
     const TilePage* pages;  // [tile, kMaxTilePages], descending blocks, at least one
 };
 

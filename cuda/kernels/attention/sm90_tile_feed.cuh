@@ -174,6 +174,11 @@ __device__ __forceinline__ void produce(const TileJob& job, const Maps& maps, Sh
             if (num_pages > 0) tile.page = read_page(0, seq, num_pages, first_block, lane_idx);
         }
     };
+    Tile tile{}, next{};
+    int drawn = draw();
+    find_tile(tile, __shfl_sync(kFull, drawn, 0));
+    read_tile(tile);
+    drawn = draw();
     /// Hands a tile, or the end, to the warpgroups and loads its queries.
     const auto announce = [&](const Tile& tile) {
         const int num_pages = word_of(tile, offsetof(RowTile, num_pages));
@@ -196,11 +201,6 @@ __device__ __forceinline__ void produce(const TileJob& job, const Maps& maps, Sh
         q.advance();
         tile_slot.advance();
     };
-    Tile tile{}, next{};
-    int drawn = draw();
-    find_tile(tile, __shfl_sync(kFull, drawn, 0));
-    read_tile(tile);
-    drawn = draw();
     // With a slot to spare queries are asked for before the pages of the tile before are done.
     constexpr bool kEarly = kQSlots<C> > 1;
     if constexpr (kEarly) announce(tile);

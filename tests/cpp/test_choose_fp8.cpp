@@ -84,7 +84,7 @@ void test_tiles_of_experts() {
 void test_workspace() {
     EXPECT(fp8_gate_up_workspace_bytes(gate_up(1, 3072, 1536)) == 8 * 1536 * 4);
     EXPECT(fp8_gate_up_workspace_bytes(gate_up(256, 3072, 1536)) == 0);
-    EXPECT(fp8_gate_up_workspace_bytes(gate_up(8192, 3072, 1536)) == kFp8CountBytes + 65536 * 3072);
+    EXPECT(fp8_gate_up_workspace_bytes(gate_up(8192, 3072, 1536)) == kMoeCountBytes + 65536 * 3072);
     EXPECT(fp8_gate_up_workspace_bytes(gate_up(8192, 3000, 1536)) == int64_t{65536} * 1536 * 4);
 }
 
@@ -118,6 +118,16 @@ void test_split_rows() {
             }
 }
 
+/// Full and half tiles cover every row once, and no unit of 64 rows is empty.
+void test_split_wide_rows() {
+    for (int rows = 0; rows <= 1000; ++rows) {
+        const Fp8WideTiles tiles = split_wide_rows(rows);
+        EXPECT(tiles.half == 0 || tiles.half == 1);
+        EXPECT(2 * tiles.full + tiles.half == (rows + 63) / 64);
+        EXPECT(tiles.full + tiles.half == split_rows(rows, 128, 64).count);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -127,5 +137,6 @@ int main() {
     test_workspace();
     test_stream_plan();
     test_split_rows();
+    test_split_wide_rows();
     return test::finish("choose_fp8");
 }

@@ -23,13 +23,24 @@ enum class Fp8Tile {
 inline constexpr int kFp8FewHeight = 8;    // rows of a tile
 inline constexpr int kFp8FewMaxRows = 64;  // of all experts
 inline constexpr int kFp8FewMaxStages = 8;
-inline constexpr int64_t kFp8FewMaxK = 8192;                   // all of k lies in shared memory
-inline constexpr int64_t kFp8StreamMaxK = 65536;               // all scales do
-inline constexpr int64_t kFp8CountBytes = kMoeMaxExperts * 4;  // of workspace before the copy of x
+inline constexpr int64_t kFp8FewMaxK = 8192;      // all of k lies in shared memory
+inline constexpr int64_t kFp8StreamMaxK = 65536;  // all scales do
 
 inline Fp8Tile choose_fp8_tile(int64_t num_rows, int64_t num_experts, int64_t k) {
     if (num_rows <= kFp8FewMaxRows && k <= kFp8FewMaxK) return Fp8Tile::kFew;
     return num_rows <= 24 * num_experts ? Fp8Tile::k256x32 : Fp8Tile::kWide;
+}
+
+/// Row tiles of an expert in the wide kernels: full ones of 128 rows, the last of which has more than 64, and
+/// a half one if no more than 64 rows are left.
+struct Fp8WideTiles {
+    static constexpr int kRows = 128;
+    int full, half;
+};
+
+constexpr Fp8WideTiles split_wide_rows(int rows) {
+    const int full = (rows + Fp8WideTiles::kRows / 2 - 1) / Fp8WideTiles::kRows;
+    return {full, rows > full * Fp8WideTiles::kRows};
 }
 
 /// The streaming kernel of few dense rows: every thread block takes an equal number of neighbouring weight
@@ -84,7 +95,7 @@ inline int64_t fp8_gate_up_workspace_bytes(const Fp8MoeGateUpParams& p) {
     const Fp8Tile tile = choose_fp8_tile(num_rows, p.num_local_experts, p.hidden);
     if (!sm90_fp8_fits(p) || tile == Fp8Tile::kFew)
         return num_rows * p.inter * static_cast<int64_t>(sizeof(float));
-    return tile == Fp8Tile::kWide ? kFp8CountBytes + num_rows * p.hidden : 0;
+    return tile == Fp8Tile::kWide ? kMoeCountBytes + num_rows * p.hidden : 0;
 }
 
 inline bool sm90_fp8_fits(const Fp8MoeDownParams& p) {

@@ -1,13 +1,15 @@
 #include "cuda/kernels/moe/sm90_fp8_wide.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/common/chain.h"
+#include "cuda/common/ptx/elect.cuh"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/tensor_map.h"
 #include "cuda/kernels/moe/choose_fp8.h"
 #include "cuda/kernels/moe/row_copies.cuh"
-#include "cuda/kernels/moe/sm90_fp8_tile.cuh"
+#include "cuda/kernels/moe/sm90_fp8_wide_work.cuh"
 
 /// Tiles of 128 rows of x x 256 weight rows: with rows first a thread needs the scales of two rows, not of 32
 /// columns, and a row's largest magnitude lies in four lanes. Each of two warpgroups has 64 rows and all of
@@ -19,34 +21,31 @@ namespace {
 
 constexpr int kStages = 4, kThreads = 384, kProducts = 2;
 constexpr int kN = kFp8Block;  // weight rows of one product: gate and up, or the tile's halves
-constexpr int kTileRows = kProducts * kN, kMaxRows = 2 * kFp8Half;
+constexpr int kTileRows = kProducts * kN, kMaxRows = kFp8WideRows;
 constexpr int kBoxBytes = kN * kFp8Block;
 constexpr int kScaleRun = 4;          // steps whose scales a quad has at a time, a step a lane
 constexpr int kStagedRow = 128 + 16;  // bytes; 16 more than needed keep it free of bank conflicts
 constexpr int kToldUnits = 2 * kStages;
+constexpr int kCleared = kMoeCountBytes / 4;  // ticket and counts
+static_assert(kCleared <= 1024);
 
 /// Of kWidth weight rows of each block of weights.
 template <int kWidth>
 using Sums = float[kProducts][kWidth / 2];
 
-/// kCluster: two thread blocks share their weights where they differ in rows.
-template <bool kGateUp_, int kCluster_>
-struct Config {
-    static constexpr bool kGateUp = kGateUp_;
-    static constexpr int kCluster = kCluster_;
-    using List = MoeWorkList<kMaxRows, kCluster, kFp8Half>;
-};
+template <bool kGateUp>
+using Items = std::conditional_t<kGateUp, Fp8DrawnItems, Fp8DealtItems>;
 
-template <class C>
+template <bool kGateUp>
 struct Shared {
     alignas(1024) uint8_t weights[kStages][kProducts * kBoxBytes];
     alignas(1024) uint8_t rows[kStages][kMaxRows * kFp8Block];
     alignas(16) uint8_t staged[8][16 * kStagedRow];  // of each warp
     uint64_t full[kStages], empty[kStages];
-    typename C::List list;
-    MoeUnit units[kToldUnits];   // those that the ring holds, in turn
-    int expert;                  // the one whose rows are asked for now; of gate and up
-    float amax[2][2][kFp8Half];  // of a split tile's rows, from each warpgroup; in turn
+    typename Items<kGateUp>::List list;
+    Fp8WideUnit units[kToldUnits];  // those that the ring holds, in turn
+    int expert;                     // the one whose rows are asked for now; of gate and up
+    float amax[2][2][kFp8Half];     // of a split tile's rows, from each warpgroup; in turn
 };
 
 /// What a warpgroup does of a tile.
@@ -54,7 +53,7 @@ struct Part {
     bool is_split;
     int first_row, first_column;  // in the tile, in each block of weights
 
-    __device__ __forceinline__ Part(const MoeUnit& unit, int group)
+    __device__ __forceinline__ Part(const Fp8WideUnit& unit, int group)
         : is_split(unit.num_rows <= kFp8Half),
           first_row(is_split ? 0 : group * kFp8Half),
           first_column(is_split ? group * (kN / 2) : 0) {}
@@ -63,9 +62,8 @@ struct Part {
     }
 };
 
-template <class C>
 __device__ __forceinline__ void copy_rows(const Fp8Job& job, const RowCopies<uint8_t>& copies,
-                                          Shared<C>& shared) {
+                                          Shared<true>& shared) {
     constexpr int kAtOnce = 2;
     const int pieces = job.num_steps * (kFp8Block / 16);
     copy_rows(job, copies, shared, pieces, [&](const uint4* from, uint4* to, int lane_idx) {
@@ -83,57 +81,76 @@ __device__ __forceinline__ void copy_rows(const Fp8Job& job, const RowCopies<uin
 }
 
 /// By one thread.
-template <class C>
+template <bool kGateUp>
 __device__ __forceinline__ void produce(const Fp8Job& job, const Fp8Maps& maps,
-                                        const RowCopies<uint8_t>& copies, Shared<C>& shared, int rank) {
+                                        const RowCopies<uint8_t>& copies, int32_t* ticket,
+                                        Shared<kGateUp>& shared) {
     Ring<kStages> ring(0);
-    int expert = -1, count = 0;
-    for (int item = static_cast<int>(blockIdx.x) / C::kCluster; item < shared.list.num_items();
-         item += static_cast<int>(gridDim.x) / C::kCluster, ++count) {
-        const MoeUnit unit = shared.list.unit(item, rank);
+    auto items = [&] {
+        if constexpr (kGateUp)
+            return Fp8DrawnItems{shared.list, ticket};
+        else
+            return Fp8DealtItems(shared.list);
+    }();
+    int expert = -1;
+    const auto wait_for_its_rows = [&](const Fp8WideUnit& unit) {
+        if (!kGateUp || unit.expert == expert || unit.num_rows == 0) return;
+        expert = unit.expert;
+        static_cast<volatile int&>(shared.expert) = expert;
+        const int* first_row = shared.list.first_row + expert;
+        wait_for_rows(copies.counts + expert, first_row[1] - first_row[0]);
+    };
+    Fp8WideUnit unit = items.next();
+    wait_for_its_rows(unit);
+    for (int count = 0;; ++count) {
         // Why no barrier: its first stage, once full, publishes it; and no more units than stages are ahead.
         shared.units[count % kToldUnits] = unit;
-        if (C::kGateUp && unit.expert != expert) {
-            expert = unit.expert;
-            static_cast<volatile int&>(shared.expert) = expert;
-            const int* first_row = shared.list.first_row + expert;
-            wait_for_rows(copies.counts + expert, first_row[1] - first_row[0]);
-        }
+        if (unit.num_rows == 0) break;
         const int row_boxes = unit.num_rows > kFp8Half ? 2 : 1;
-        const int row = unit.weight_tile * (C::kGateUp ? kN : kTileRows);
-        const int box_step = C::kGateUp ? job.weight_rows / 2 : kN;
-        for (int step = 0; step < job.num_steps; ++step) {
-            uint64_t& full = shared.full[ring.at];
-            uint8_t* to = shared.weights[ring.at];
-            const int k = step * kFp8Block;
-            ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);
-            ptx::barrier_arrive_expect(full, kProducts * kBoxBytes + row_boxes * kFp8Half * kFp8Block);
-            if (C::kCluster > 1 && unit.is_weight_shared) {
-                ptx::tma_load_3d_multicast(to + rank * kBoxBytes, maps.weight, full, (1 << C::kCluster) - 1,
-                                           k, row + rank * box_step, unit.expert);
-            } else {
+        const int row = unit.weight_tile * (kGateUp ? kN : kTileRows);
+        const int box_step = kGateUp ? job.weight_rows / 2 : kN;
+        int step = 0;
+        const auto ask_until = [&](int end) {
+#pragma unroll 1
+            for (; step < end; ++step) {
+                uint64_t& full = shared.full[ring.at];
+                uint8_t* to = shared.weights[ring.at];
+                const int k = step * kFp8Block;
+                ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);
+                ptx::barrier_arrive_expect(full, kProducts * kBoxBytes + row_boxes * kFp8Half * kFp8Block);
                 ptx::tma_load_3d(to, maps.weight, full, k, row, unit.expert);
                 ptx::tma_load_3d(to + kBoxBytes, maps.weight, full, k, row + box_step, unit.expert);
+                ptx::tma_load_3d(shared.rows[ring.at], maps.rows, full, k, unit.first_row, 0);
+                if (row_boxes == 2)
+                    ptx::tma_load_3d(shared.rows[ring.at] + kFp8Half * kFp8Block, maps.rows, full, k,
+                                     unit.first_row + kFp8Half, 0);
+                ring.advance();
             }
-            for (int box = 0; box < row_boxes; ++box)
-                ptx::tma_load_3d(shared.rows[ring.at] + box * kFp8Half * kFp8Block, maps.rows, full, k,
-                                 unit.first_row + box * kFp8Half, 0);
-            ring.advance();
-        }
+        };
+        // The next unit is drawn, looked up and its rows waited for a step apart, while the ring is full.
+        ask_until(job.num_steps - 3);
+        items.draw();
+        ask_until(job.num_steps - 2);
+        const Fp8WideUnit next = items.next();
+        ask_until(job.num_steps - 1);
+        wait_for_its_rows(next);
+        ask_until(job.num_steps);
+        unit = next;
     }
-    if (C::kGateUp) static_cast<volatile int&>(shared.expert) = job.num_experts;
+    if (kGateUp) static_cast<volatile int&>(shared.expert) = job.num_experts;
+    // A stage without contents publishes that there is no more.
+    ptx::barrier_wait(shared.empty[ring.at], ring.parity ^ 1);
+    ptx::barrier_arrive(shared.full[ring.at]);
 }
 
-/// Gives back a stage that this warp has read, to all who write it.
-template <class C>
-__device__ __forceinline__ void release(Shared<C>& shared, int stage) {
-    const int lane_idx = static_cast<int>(threadIdx.x) % 32;
-    if constexpr (C::kCluster > 1) {
-        if (lane_idx < C::kCluster) ptx::barrier_arrive_at(shared.empty[stage], lane_idx);
-    } else {
-        if (lane_idx == 0) ptx::barrier_arrive(shared.empty[stage]);
-    }
+/// Gives back a stage that this warp has read.
+template <bool kGateUp>
+__device__ __forceinline__ void release(Shared<kGateUp>& shared, int stage) {
+    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.empty[stage]);
 }
+
+/// What is the same in all lanes, told to the compiler.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xFFFFFFFFu, x, 0); }
 
 /// Scales on their way: of rows g and g + 8, and of both blocks of weights. A lane of a quad has one step of
 /// a run, one run ahead.
@@ -145,12 +162,13 @@ struct Scales {
         const int step = min(first_step + static_cast<int>(threadIdx.x) % kScaleRun, job.num_steps - 1);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-            next[i] = __ldg((i < 2 ? job.x_scale : job.weight_scale) + from[i] + step);
+            next[i] =
+                __ldg((i < 2 ? job.x_scale : job.weight_scale) + (from[i] + static_cast<uint32_t>(step)));
     }
 
     /// `rows`: of find_rows.
     template <bool kGateUp>
-    __device__ __forceinline__ void begin(const Fp8Job& job, const MoeUnit& unit, const int (&rows)[2]) {
+    __device__ __forceinline__ void begin(const Fp8Job& job, const Fp8WideUnit& unit, const int (&rows)[2]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             from[i] = static_cast<uint32_t>((kGateUp ? rows[i] / job.topk : rows[i]) * job.num_steps);
@@ -165,7 +183,7 @@ struct Scales {
 
 /// Rows g and g + 8 of this warp: in the plan, or of gate and up what the plan says of them.
 template <bool kGateUp>
-__device__ __forceinline__ void find_rows(int (&rows)[2], const Fp8Job& job, const MoeUnit& unit,
+__device__ __forceinline__ void find_rows(int (&rows)[2], const Fp8Job& job, const Fp8WideUnit& unit,
                                           int warp_row) {
     const int g = static_cast<int>(threadIdx.x) % 32 / 4;
 #pragma unroll
@@ -175,12 +193,14 @@ __device__ __forceinline__ void find_rows(int (&rows)[2], const Fp8Job& job, con
     }
 }
 
-template <class C, int kWidth>
-__device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<C>& shared, Ring<kStages>& ring,
+template <int kWidth, bool kGateUp>
+__device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<kGateUp>& shared, Ring<kStages>& ring,
                                          const Fp8Job& job, Scales& scales, const Part& mine) {
     const int quad = static_cast<int>(threadIdx.x) % 32 / 4 * 4;
-    const uint32_t rows = ptx::smem_address(shared.rows[0]) + mine.first_row * kFp8Block,
-                   weights = ptx::smem_address(shared.weights[0]) + mine.first_column * kFp8Block;
+    ring.at = uniform(ring.at);
+    ring.parity = uniform(ring.parity);
+    const uint32_t rows = ptx::smem_address(shared.rows[0]) + uniform(mine.first_row) * kFp8Block,
+                   weights = ptx::smem_address(shared.weights[0]) + uniform(mine.first_column) * kFp8Block;
     ptx::UniformOperand a(rows + ring.at * sizeof(shared.rows[0])),
         b(weights + ring.at * sizeof(shared.weights[0]));
     ptx::barrier_wait(shared.full[ring.at], ring.parity);
@@ -209,11 +229,15 @@ __device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<C>& shared, 
                     ring.advance();
                     a = ptx::UniformOperand(rows + ring.at * sizeof(shared.rows[0]));
                     b = ptx::UniformOperand(weights + ring.at * sizeof(shared.weights[0]));
-                    if (first + i + 1 < job.num_steps) ptx::barrier_wait(shared.full[ring.at], ring.parity);
                 }
                 ptx::wgmma_wait<0>();
+                uint32_t is_full = 1;
+                if (h == kProducts - 1) {
+                    release(shared, stage);
+                    if (first + i + 1 < job.num_steps)
+                        is_full = ptx::barrier_try(shared.full[ring.at], ring.parity);
+                }
                 ptx::keep_registers(part);
-                if (h == kProducts - 1) release<C>(shared, stage);
 #pragma unroll
                 for (int j = 0; j < kWidth / 2; j += 4) {
                     sums[h][j] = fmaf(part[j], upper, sums[h][j]);
@@ -221,6 +245,7 @@ __device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<C>& shared, 
                     sums[h][j + 2] = fmaf(part[j + 2], lower, sums[h][j + 2]);
                     sums[h][j + 3] = fmaf(part[j + 3], lower, sums[h][j + 3]);
                 }
+                if (!is_full) ptx::barrier_wait(shared.full[ring.at], ring.parity);
             }
         }
     }
@@ -229,7 +254,7 @@ __device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<C>& shared, 
 /// 16 rows of a warp as bf16.
 template <int kWidth>
 __device__ __forceinline__ void store(const Fp8Job& job, const Sums<kWidth>& sums, uint8_t* staged,
-                                      const MoeUnit& unit, const Part& mine) {
+                                      const Fp8WideUnit& unit, const Part& mine) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32, piece = lane_idx % 8;  // of 16 bytes
     const int warp_row = mine.warp_row(), channel = unit.weight_tile * kTileRows;
     const uint32_t to = ptx::smem_address(staged) + lane_idx % 16 * kStagedRow + lane_idx / 16 * 16;
@@ -260,14 +285,15 @@ __device__ __forceinline__ void store(const Fp8Job& job, const Sums<kWidth>& sum
 
 /// 16 rows of a warp: the activation in fp32, then e4m3 with a scale per row and 128 channels. `amax`:
 /// [2][64] of a split tile, which no warpgroup writes again before both have read it.
-template <int kWidth>
+template <int kWidth, class F>
 __device__ __forceinline__ void store_gate_up(const Fp8Job& job, Sums<kWidth>& sums, uint8_t* staged,
-                                              const MoeUnit& unit, const Part& mine,
-                                              float (&amax)[2][kFp8Half]) {
+                                              const Fp8WideUnit& unit, const Part& mine,
+                                              float (&amax)[2][kFp8Half], F&& after_activation) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32, warp_row = mine.warp_row();
     const int group = mine.first_column / (kN / 2);  // of a split tile
     float (&h)[kWidth / 2] = sums[0];
     fp8_activate(job, h, sums[1]);
+    after_activation();
     float most[2] = {}, factor[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -300,71 +326,75 @@ __device__ __forceinline__ void store_gate_up(const Fp8Job& job, Sums<kWidth>& s
     for (int j = 0; j < kWidth / 8; j += 4)
         ptx::store_matrices(to + j * 8, {pairs(j, 0), pairs(j, 1), pairs(j + 2, 0), pairs(j + 2, 1)});
     __syncwarp();
-    constexpr int kPieces = kWidth / 16;  // of 16 bytes in a row
-    const int piece = lane_idx % kPieces;
-    uint8_t* out = static_cast<uint8_t*>(job.out) + (unit.first_row + warp_row) * job.out_stride +
+    constexpr int kPieces = kWidth / 16, kRows = 32 / kPieces;  // 16 bytes in a row; rows at a time
+    const int row = lane_idx / kPieces, piece = lane_idx % kPieces;
+    const int num_rows = unit.num_rows - warp_row;
+    uint4 some[16 / kRows];
+#pragma unroll
+    for (int i = 0; i < 16 / kRows; ++i)
+        some[i] = *reinterpret_cast<const uint4*>(staged + (row + kRows * i) * kStagedRow + piece * 16);
+    __syncwarp();
+    uint8_t* out = static_cast<uint8_t*>(job.out) + (unit.first_row + warp_row + row) * job.out_stride +
                    unit.weight_tile * kN + mine.first_column + piece * 16;
 #pragma unroll
-    for (int row = lane_idx / kPieces; row < 16; row += 32 / kPieces) {
-        const uint4 v = *reinterpret_cast<const uint4*>(staged + row * kStagedRow + piece * 16);
-        if (warp_row + row < unit.num_rows)
-            *reinterpret_cast<uint4*>(out + row * job.out_stride) =
-                make_uint4(__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.z, v.w, 0x5410),
-                           __byte_perm(v.x, v.y, 0x7632), __byte_perm(v.z, v.w, 0x7632));
+    for (int i = 0; i < 16 / kRows; ++i) {
+        const uint4 v = some[i];
+        ptx::store_16_if(row + kRows * i < num_rows, out + kRows * i * job.out_stride,
+                         __byte_perm(v.x, v.y, 0x5410), __byte_perm(v.z, v.w, 0x5410),
+                         __byte_perm(v.x, v.y, 0x7632), __byte_perm(v.z, v.w, 0x7632));
     }
-    __syncwarp();
 }
 
-template <class C>
-__device__ __forceinline__ void consume(const Fp8Job& job, Shared<C>& shared) {
+template <bool kGateUp>
+__device__ __forceinline__ void consume(const Fp8Job& job, Shared<kGateUp>& shared) {
     const int warp_idx = static_cast<int>(threadIdx.x) / 32 - 4, group = warp_idx / 4;
-    const int first_item = static_cast<int>(blockIdx.x) / C::kCluster,
-              item_step = static_cast<int>(gridDim.x) / C::kCluster, num_items = shared.list.num_items();
     Ring<kStages> ring(0);
     Scales scales;
     int rows[2];
+    // Rows of unit number `count`; 0: there is none.
     const auto find = [&](int count) {
         ptx::barrier_wait(shared.full[ring.at], ring.parity);
-        const MoeUnit& unit = shared.units[count % kToldUnits];
-        find_rows<C::kGateUp>(rows, job, unit, Part(unit, group).warp_row());
+        const Fp8WideUnit& unit = shared.units[count % kToldUnits];
+        const int num_rows = uniform(unit.num_rows);
+        if (num_rows == 0) return 0;
+        find_rows<kGateUp>(rows, job, unit, Part(unit, group).warp_row());
+        return num_rows;
     };
-    const auto begin = [&](int count) {
-        scales.begin<C::kGateUp>(job, shared.units[count % kToldUnits], rows);
-    };
-    if (first_item < num_items) {
-        find(0);
-        begin(0);
-    }
-    for (int item = first_item, count = 0, num_split = 0; item < num_items; item += item_step, ++count) {
-        const MoeUnit unit = shared.units[count % kToldUnits];
+    const auto begin = [&](int count) { scales.begin<kGateUp>(job, shared.units[count % kToldUnits], rows); };
+    int next_rows = find(0);
+    if (next_rows) begin(0);
+    for (int count = 0, num_split = 0; next_rows; ++count) {
+        const Fp8WideUnit unit = shared.units[count % kToldUnits];
         const Part mine(unit, group);
-        const bool has_next = item + item_step < num_items;
         const auto work = [&]<int kWidth>() {
             Sums<kWidth> sums = {};
-            multiply<C, kWidth>(sums, shared, ring, job, scales, mine);
-            if (has_next) find(count + 1);
+            multiply<kWidth, kGateUp>(sums, shared, ring, job, scales, mine);
+            next_rows = find(count + 1);
             uint8_t* staged = shared.staged[warp_idx];
-            if (!unit.is_valid) return;
-            if constexpr (C::kGateUp)
-                store_gate_up<kWidth>(job, sums, staged, unit, mine, shared.amax[num_split % 2]);
-            else
+            const auto begin_next = [&] {
+                if (next_rows) begin(count + 1);
+            };
+            if constexpr (kGateUp) {
+                store_gate_up<kWidth>(job, sums, staged, unit, mine, shared.amax[num_split % 2], begin_next);
+            } else {
+                begin_next();
                 store<kWidth>(job, sums, staged, unit, mine);
+            }
         };
         if (mine.is_split)
             work.template operator()<kN / 2>();
         else
             work.template operator()<kN>();
         num_split += mine.is_split;
-        if (has_next) begin(count + 1);
     }
 }
 
-template <class C>
+template <bool kGateUp>
 __global__ void __launch_bounds__(kThreads, 1)
     fp8_wide_kernel(const __grid_constant__ Fp8Job job, const __grid_constant__ Fp8Maps maps,
-                    const __grid_constant__ RowCopies<uint8_t> copies) {
+                    const __grid_constant__ RowCopies<uint8_t> copies, int32_t* ticket) {
     extern __shared__ uint8_t raw[];
-    auto& shared = *reinterpret_cast<Shared<C>*>(raw + (1024 - ptx::smem_address(raw) % 1024) % 1024);
+    auto& shared = *reinterpret_cast<Shared<kGateUp>*>(raw + (1024 - ptx::smem_address(raw) % 1024) % 1024);
     const int tid = static_cast<int>(threadIdx.x);
     if (tid == 0) {
         shared.expert = 0;
@@ -372,7 +402,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         ptx::prefetch_map(maps.rows);
         for (int i = 0; i < kStages; ++i) {
             ptx::barrier_init(shared.full[i], 1);
-            ptx::barrier_init(shared.empty[i], 8 * C::kCluster);
+            ptx::barrier_init(shared.empty[i], 8);
         }
         ptx::barrier_init_done();
     }
@@ -382,67 +412,61 @@ __global__ void __launch_bounds__(kThreads, 1)
         shared.list.fill(job.offsets, job.num_experts, job.num_weight_tiles);
     else if (tid == 0)
         shared.list.fill_one(job.num_rows, job.num_weight_tiles);
-    int rank = 0;
-    if constexpr (C::kCluster > 1) {
-        rank = ptx::cluster_rank();
-        ptx::cluster_sync();
-    } else {
-        __syncthreads();
-    }
+    __syncthreads();
     if (tid < 128) {
         ptx::release_registers<40>();
-        if (tid == 0) produce<C>(job, maps, copies, shared, rank);
-        if (C::kGateUp && tid >= 32) copy_rows<C>(job, copies, shared);
+        if (tid < 32 && ptx::elect_one()) produce<kGateUp>(job, maps, copies, ticket, shared);
+        if constexpr (kGateUp)
+            if (tid >= 32) copy_rows(job, copies, shared);
     } else {
         ptx::take_registers<232>();
-        consume<C>(job, shared);
+        consume<kGateUp>(job, shared);
     }
-    // A block's shared memory must outlive its neighbour's last arrival there.
-    if constexpr (C::kCluster > 1) ptx::cluster_sync();
 }
 
-__global__ void __launch_bounds__(kMoeMaxExperts) clear_kernel(int32_t* counts) {
+__global__ void __launch_bounds__(kCleared) clear_kernel(int32_t* workspace) {
     ptx::let_successors_start();
     ptx::wait_for_predecessors();
-    counts[threadIdx.x] = 0;
+    workspace[threadIdx.x] = 0;
 }
 
-template <class C>
+/// `ticket`: of gate and up.
+template <bool kGateUp>
 void launch(const char* op, Fp8Job job, const void* x, const void* weight, const RowCopies<uint8_t>& copies,
-            Stream stream) {
+            int32_t* ticket, Stream stream) {
     const int64_t k = int64_t{job.num_steps} * kFp8Block, rows = job.weight_rows;
+    // Weights of experts are read once, as boxes need them; those of a dense product stay in the L2.
+    const auto promotion = job.offsets ? CU_TENSOR_MAP_L2_PROMOTION_NONE : CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
     const Fp8Maps maps{make_tensor_map<3>(weight, {k, rows, job.num_experts}, {k, rows * k},
-                                          {kFp8Block, kN, 1}, CU_TENSOR_MAP_DATA_TYPE_UINT8),
+                                          {kFp8Block, kN, 1}, CU_TENSOR_MAP_DATA_TYPE_UINT8, promotion),
                        make_tensor_map<3>(x, {k, job.num_rows, 1}, {k, job.num_rows * k},
                                           {kFp8Block, kFp8Half, 1}, CU_TENSOR_MAP_DATA_TYPE_UINT8)};
     job.num_weight_tiles = static_cast<int>(ceil_div(rows, int64_t{kTileRows}));
-    constexpr size_t kSmemBytes = sizeof(Shared<C>) + 1024;
+    constexpr size_t kSmemBytes = sizeof(Shared<kGateUp>) + 1024;
     static_assert(kSmemBytes <= 227 * 1024);
     // The host does not know the rows per expert: at most one part-filled tile each.
     const int64_t tiles = job.num_rows / kMaxRows + std::min(job.num_experts, job.num_rows);
-    static const int64_t resident =
-        num_resident_blocks(fp8_wide_kernel<C>, kThreads, kSmemBytes, C::kCluster);
-    const int64_t blocks = std::min(resident, align_up(tiles * job.num_weight_tiles, int64_t{C::kCluster}));
-    LaunchChain{op, dim3(static_cast<unsigned>(blocks)), kThreads, kSmemBytes, stream, C::kCluster}(
-        fp8_wide_kernel<C>, job, maps, copies);
+    static const int64_t resident = num_resident_blocks(fp8_wide_kernel<kGateUp>, kThreads, kSmemBytes, 1);
+    const int64_t blocks = std::min(resident, tiles * job.num_weight_tiles);
+    LaunchChain{op, dim3(static_cast<unsigned>(blocks)), kThreads, kSmemBytes, stream}(
+        fp8_wide_kernel<kGateUp>, job, maps, copies, ticket);
 }
 
 }  // namespace
 
 void fp8_wide(const char* op, Fp8Job job, const void* weight, Stream stream) {
-    if (job.offsets)
-        launch<Config<false, 2>>(op, job, job.x, weight, {}, stream);
-    else
-        launch<Config<false, 1>>(op, job, job.x, weight, {}, stream);
+    launch<false>(op, job, job.x, weight, {}, nullptr, stream);
 }
 
 void fp8_gate_up_wide(const char* op, Fp8Job job, const void* weight, void* workspace, Stream stream) {
+    char* bytes = static_cast<char*>(workspace);
+    int32_t* ticket = static_cast<int32_t*>(workspace);
     const RowCopies<uint8_t> copies{.from = job.x,
-                                    .to = static_cast<uint8_t*>(workspace) + kFp8CountBytes,
-                                    .counts = static_cast<int32_t*>(workspace),
+                                    .to = reinterpret_cast<uint8_t*>(bytes + kMoeCountBytes),
+                                    .counts = reinterpret_cast<int32_t*>(bytes + kMoeTicketBytes),
                                     .from_stride = job.x_stride};
-    LaunchChain{op, dim3(1), kMoeMaxExperts, 0, stream}(clear_kernel, copies.counts);
-    launch<Config<true, 1>>(op, job, copies.to, weight, copies, stream);
+    LaunchChain{op, dim3(1), kCleared, 0, stream}(clear_kernel, ticket);
+    launch<true>(op, job, copies.to, weight, copies, ticket, stream);
 }
 
 }  // namespace mmx::cuda::sm90

@@ -84,6 +84,28 @@ def test_after_a_single_call_only_the_end_is_left(family: Family) -> None:
     assert not driver.may(m.tokenizer.encode_plain("x")[0])
 
 
+def test_what_fits_is_not_cut_short() -> None:
+    """Near the limit texts and numbers end early only where the rest would not fit behind them."""
+    m = model("m3")
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    ns = "]<]minimax[>["
+    opening = f'{ns}<tool_call>\n{ns}<invoke name="get_weather">{ns}<city>'
+    ending = f"{ns}</city>{ns}</invoke>\n{ns}</tool_call>"
+    constraint = calls(m, [tool("get_weather", city)], "grammar", most=1)
+    Driver(m, constraint, 100).say(opening + "Paris" + ending)
+    number = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    rule = document(m, number, "grammar")
+    Driver(m, rule, rule.reserve + len(m.tokenizer.encode('{"n": '))).say('{"n": 4213}')
+    endless = Driver(m, constraint, 100)
+    endless.say(opening)
+    (letter,), count = m.tokenizer.encode_plain("q"), 0
+    while endless.may(letter):
+        endless.sequence.advance(letter)
+        count += 1
+    assert count < 50
+    endless.say(ending)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_thought_is_free_text_without_an_early_end(family: Family) -> None:
     m = model(family)

@@ -8,14 +8,18 @@ left on a short way: of the tokens it allows, those that close something are the
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from typing import Literal
 
 import llguidance
+import numpy as np
 
 from mmx.grammar.errors import reason_of
 from mmx.grammar.tags import OpenTags
 from mmx.grammar.vocabulary import Row, Vocabulary, allow, allow_only, allows, forbid
 from mmx.protocol import Constraint
+
+LOOK_EVERY = 8  # tokens between looks for the way to the end, each of which takes as many masks as it is long
 
 _Phase = Literal["thought", "choice", "grammar", "free", "block", "done"]
 
@@ -61,6 +65,7 @@ class Sequence:
         self._num_thought = 0
         self._recent: deque[int] = deque(maxlen=max(map(len, constraint.bad_sequences), default=1))
         self._num_closed = 0  # tokens of ``closing`` that have been written
+        self._way = self._looked_at = limit + LOOK_EVERY  # tokens to the end as last found, and when
         self._enforced = prototype is not None and constraint.trigger is None
         self._budget = self._thought_budget()
         self._allowed = None if constraint.allowed_ids is None else vocabulary.row(constraint.allowed_ids)
@@ -146,6 +151,8 @@ class Sequence:
         if token_id in self._vocabulary.eos_ids:
             self._phase = "done"
             return
+        closing, at = self._constraint.closing, self._num_closed
+        self._num_closed = at + 1 if at < len(closing) and token_id == closing[at] else 0
         if not matcher.consume_token(token_id):
             raise GrammarError(f"the grammar does not allow the token {token_id}")
         if self._tags is not None:
@@ -198,20 +205,62 @@ class Sequence:
             return True
         if self._phase in ("thought", "free") or (self._phase == "choice" and not self._enforced):
             return False
+        self._match(row)
+        left = self._limit - self._num_tokens
+        if left <= constraint.reserve:
+            plain = row & vocabulary.plain_row
+            self._close(row)
+            if plain.any() and self._may_go_on(left, plain):
+                row |= plain
+        elif self._phase == "choice":
+            allow(row, [i for i in (constraint.thought_open, constraint.thought_close) if i is not None])
+        return True
+
+    def _match(self, row: Row) -> None:
+        """What the grammar allows."""
         matcher = self._matcher
         assert matcher is not None
         matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if matcher.is_error():
             raise GrammarError(f"the grammar can not be followed: {reason_of(matcher.get_error())}")
-        if allows(row, vocabulary.eos_ids[0]):
-            allow(row, vocabulary.eos_ids)
+        if allows(row, self._vocabulary.eos_ids[0]):
+            allow(row, self._vocabulary.eos_ids)
         if self._tags is not None:
             self._tags.restrict(row)
-        if self._limit - self._num_tokens <= constraint.reserve:
-            self._close(row)
-        elif self._phase == "choice":
-            allow(row, [i for i in (constraint.thought_open, constraint.thought_close) if i is not None])
-        return True
+
+    def _may_go_on(self, left: int, plain: Row) -> bool:
+        """Whether the text or number that is being written may become longer, by ``plain`` tokens: they do
+        not change what is to be written behind it."""
+        if self._phase == "choice" or self._num_closed or (self._tags is not None and self._tags.inside):
+            return False
+        # The way is not quite the shortest: a model spells as it likes.
+        margin, letter = 12 + self._constraint.reserve // 4, self._constraint.letter
+        if letter is not None and not allows(plain, letter):
+            margin //= 4  # a number, which ends by itself, and would be another one if it were cut short
+        if left <= self._way + margin and left <= self._looked_at - LOOK_EVERY:
+            self._way, self._looked_at = self._way_out(), left
+        return left > self._way + margin
+
+    def _way_out(self) -> int:
+        """How many tokens the end takes if only closers are written, or the first token that fits."""
+        assert self._matcher is not None
+        probe, row = copy(self), np.zeros(self._vocabulary.num_words, np.int32)
+        probe._matcher = self._matcher.deep_copy()
+        probe._tags = None if self._tags is None else self._tags.copy()
+        for count in range(self._constraint.reserve):
+            try:
+                probe._match(row)
+            except GrammarError:
+                break  # the matcher has limits that the answer itself need not meet
+            probe._close(row)
+            if any(allows(row, eos) for eos in self._vocabulary.eos_ids):
+                return count
+            if not row.any():
+                break
+            probe._consume(int(np.unpackbits(row.view(np.uint8), bitorder="little").argmax()))
+            if probe._phase != self._phase:
+                return count + 1
+        return self._constraint.reserve
 
     def _close(self, row: Row) -> None:
         """Leave only what leads to the end."""
@@ -221,10 +270,8 @@ class Sequence:
                 allow_only(row, self._vocabulary.eos_ids)
                 return
         closing, at = constraint.closing, self._num_closed
-        self._num_closed = 0
         if at < len(closing) and allows(row, closing[at]):
             allow_only(row, [closing[at]])
-            self._num_closed = at + 1
             return
         # Why not the closing tag again at once, if it broke off: it is text here, and would be for ever.
         in_text = constraint.letter is not None and allows(row, constraint.letter)

@@ -16,6 +16,12 @@ class OpenTags:
         self._open: list[tuple[bytes, set[bytes]]] = [(b"", set())]  # name, names inside
         self._tag: bytes | None = None  # what has been written since a separator
 
+    def copy(self) -> OpenTags:
+        """The same state, to go on from it."""
+        other = OpenTags(self._vocabulary, self._separator)
+        other._open, other._tag = [(name, set(used)) for name, used in self._open], self._tag
+        return other
+
     @property
     def inside(self) -> bool:
         """Whether a tag has begun and not ended."""

@@ -13,6 +13,9 @@ Row = np.ndarray[tuple[int], np.dtype[np.int32]]
 """A token mask: bit ``i % 32`` of word ``i // 32`` allows token ``i``."""
 
 
+_MARKS = frozenset(b"\"'\\/<>[]{}:,")
+
+
 class _Source:
     """What ``llguidance.TokenizerWrapper`` asks for."""
 
@@ -35,7 +38,8 @@ class _Source:
 
 
 class Vocabulary:
-    """``num_words`` is the length of a mask; ``text_row`` allows all tokens that are text."""
+    """``num_words`` is the length of a mask; ``text_row`` allows all tokens that are text, ``plain_row``
+    those without punctuation that an answer is built of."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         source = _Source(tokenizer)
@@ -47,6 +51,8 @@ class Vocabulary:
         special = frozenset(source.special_token_ids)
         self.text_row = self.row(i for i in range(self.size) if i not in special)
         self.id_of = {text: i for i, text in enumerate(self._tokens) if i not in special}
+        # What goes on with a text or a number and can not begin or end anything.
+        self.plain_row = self.row(i for text, i in self.id_of.items() if not _MARKS.intersection(text))
         self.special = special
         self.closing_tags = [(i, text) for text, i in self.id_of.items() if text.startswith(b"</")]
         self.slashes = [(i, text) for text, i in self.id_of.items() if text.startswith(b"/")]

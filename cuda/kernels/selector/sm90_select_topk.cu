@@ -11,7 +11,7 @@ namespace mmx::cuda::sm90 {
 
 namespace {
 
-constexpr int kValues = 8;  // scores per lane
+constexpr int kMostValues = 8;  // scores per lane
 constexpr int kPage = 128;
 
 /// How many candidates reach each of three thresholds, of which every next one is higher.
@@ -49,17 +49,173 @@ struct Candidates {
     SelectLists lists;
 };
 
+/// Sum over the lanes before this one of x, at most kValues.
+template <int kValues>
+__device__ __forceinline__ int count_before(int x) {
+    static_assert(kValues < 16);
+    const unsigned lower_lanes = (1u << threadIdx.x % 32) - 1;
+    int sum = 0;
+#pragma unroll
+    for (int bit = 0; 1 << bit <= kValues; ++bit)
+        sum += __popc(__ballot_sync(kFull, x >> bit & 1) & lower_lanes) << bit;
+    return sum;
+}
+
+/// A row to rank.
+struct Row {
+    const float* scores;          // of every block, from multiples of four on a whole float4
+    const SelectCandidate* list;  // or what stretches of pages left
+    int num_listed;
+    int visible;  // blocks
+    int32_t* out;
+};
+
+/// By kWarps warps: the chosen blocks of a row of more than topk. A lane's candidates are kValues neighbours.
 /// The threshold is found two bits a round, from the highest bit in which candidates differ, and the search
 /// ends as soon as it separates exactly the wanted number: about log2(candidates) / 2 + 1 rounds for scores
-/// without ties. kRows rows per block when a warp has its own row, else one row of kWarps warps, which hold
-/// contiguous candidates in the order of their blocks.
+/// without ties.
+template <int kWarps, int kValues, bool kLists>
+__device__ __forceinline__ void rank(const SelectBlocksParams& p, const Row& row, int part) {
+    __shared__ uint32_t slots[2][kWarps];
+    __shared__ uint32_t extremes[2][kWarps];
+    __shared__ int counts[2][kWarps];
+    const int lane_idx = static_cast<int>(threadIdx.x % 32);
+    const int topk = static_cast<int>(p.topk), visible = row.visible;
+    const int forced_end = static_cast<int>(p.init_blocks),
+              forced_begin = visible - static_cast<int>(p.local_blocks);
+    const int wanted = topk - forced_end - static_cast<int>(p.local_blocks);
+
+    const int first = (part * 32 + lane_idx) * kValues;
+    uint32_t key[kValues];                   // 0: no candidate
+    int listed[kValues];                     // lists: the block
+    uint32_t largest = 0, smallest = kFull;  // the latter less 1, which leaves out what is no candidate
+    float score[kValues];
+    // All of them before any is looked at.
+    if constexpr (kLists) {
+        constexpr int kKept = static_cast<int>(kSelectKept);
+        static_assert(kKept % kValues == 0 && kValues % 2 == 0);
+        const auto* mine = reinterpret_cast<const uint4*>(
+            row.list + first / kKept * (kSelectTileRows * kSelectKept) + first % kKept);
+#pragma unroll
+        for (int i = 0; i < kValues; i += 2) {
+            const uint4 two = first < row.num_listed ? mine[i / 2] : make_uint4(0, 0, 0, 0);
+            key[i] = two.x, listed[i] = static_cast<int>(two.y);
+            key[i + 1] = two.z, listed[i + 1] = static_cast<int>(two.w);
+        }
+    } else if constexpr (kValues % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < kValues; i += 4) {
+            float4 x{};
+            if (first + i < forced_begin) x = *reinterpret_cast<const float4*>(row.scores + first + i);
+            score[i] = x.x, score[i + 1] = x.y, score[i + 2] = x.z, score[i + 3] = x.w;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) score[i] = first + i < forced_begin ? row.scores[first + i] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+        if constexpr (!kLists)
+            key[i] = first + i >= forced_end && first + i < forced_begin ? ordered(score[i]) : 0;
+        largest = max(largest, key[i]);
+        smallest = min(smallest, key[i] - 1);
+    }
+    largest = __reduce_max_sync(kFull, largest);
+    smallest = __reduce_min_sync(kFull, smallest);
+    if constexpr (kWarps > 1) {
+        if (lane_idx == 0) extremes[0][part] = largest, extremes[1][part] = smallest;
+        __syncthreads();
+        largest = __reduce_max_sync(kFull, lane_idx < kWarps ? extremes[0][lane_idx] : 0);
+        smallest = __reduce_min_sync(kFull, lane_idx < kWarps ? extremes[1][lane_idx] : kFull);
+    }
+
+    // Invariant: at least `wanted` candidates are >= threshold.
+    uint32_t threshold = wanted == 0 ? kFull : largest;
+    bool exact = wanted == 0;
+    ++smallest;
+    if (!exact && largest != smallest) {
+        const auto fewest = static_cast<uint32_t>(wanted);
+        int low = (31 - __clz(largest ^ smallest)) & ~1, parity = 0;
+        threshold = low == 30 ? 0 : largest >> (low + 2) << (low + 2);
+        for (; low >= 0 && !exact; low -= 2) {
+            const uint32_t step = 1u << low;
+            Reached reached{};
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) {
+                count_if_reached(reached.first, key[i], threshold + step);
+                count_if_reached(reached.second, key[i], threshold + 2 * step);
+                count_if_reached(reached.third, key[i], threshold + 3 * step);
+            }
+            reached = row_sum<kWarps>(reached, slots, parity);
+            const uint32_t steps =
+                (reached.first >= fewest) + (reached.second >= fewest) + (reached.third >= fewest);
+            threshold += steps * step;
+            exact = reached.first == fewest || reached.second == fewest || reached.third == fewest;
+        }
+    }
+
+    // Chosen: forced, above the threshold, and the first `ties` of those that equal it.
+    const uint32_t limit = exact ? threshold : threshold + 1;
+    unsigned above = 0, equal = 0;  // bit i: of the lane's value i
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+        above |= static_cast<unsigned>(key[i] >= limit) << i;
+        equal |= static_cast<unsigned>(!exact && key[i] == threshold) << i;
+    }
+    int above_before = 0, equal_before = 0, ties = 0;
+    if (kWarps > 1 || !exact) {
+        const int num_above = __reduce_add_sync(kFull, __popc(above)),
+                  num_equal = __reduce_add_sync(kFull, __popc(equal));
+        ties = wanted - num_above;
+        if constexpr (kWarps > 1) {
+            if (lane_idx == 0) counts[0][part] = num_above, counts[1][part] = num_equal;
+            __syncthreads();
+            const int above_of = lane_idx < kWarps ? counts[0][lane_idx] : 0,
+                      equal_of = lane_idx < kWarps ? counts[1][lane_idx] : 0;
+            ties = wanted - __reduce_add_sync(kFull, above_of);
+            above_before = __reduce_add_sync(kFull, lane_idx < part ? above_of : 0);
+            equal_before = __reduce_add_sync(kFull, lane_idx < part ? equal_of : 0);
+        }
+    }
+    // Forced blocks lie between the scores, lists leave them out.
+    const int warp_first = part * 32 * kValues;
+    const int forced_before =
+        kLists ? forced_end : min(warp_first, forced_end) + max(0, warp_first - forced_begin);
+    int written = forced_before + above_before + min(ties, equal_before);
+    unsigned chosen = above;
+    if (!exact) {
+        int seen = equal_before + count_before<kValues>(__popc(equal));
+#pragma unroll
+        for (int i = 0; i < kValues; ++i)
+            if (equal >> i & 1) chosen |= static_cast<unsigned>(seen++ < ties) << i;
+    }
+    if constexpr (!kLists) {
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) {
+            const int block = first + i;
+            chosen |= static_cast<unsigned>(block < forced_end || (block >= forced_begin && block < visible))
+                      << i;
+        }
+    }
+    int32_t* to = row.out + written + count_before<kValues>(__popc(chosen));
+#pragma unroll
+    for (int i = 0; i < kValues; ++i)
+        if (chosen >> i & 1) *to++ = kLists ? listed[i] : first + i;
+    if constexpr (kLists) {
+        if (part != 0) return;
+        for (int i = lane_idx; i < topk; i += 32) {
+            if (i < forced_end) row.out[i] = i;
+            if (i >= forced_end + wanted) row.out[i] = visible - topk + i;
+        }
+    }
+}
+
+/// kRows rows per block when a warp has its own row, else one row of kWarps warps, which hold contiguous
+/// candidates in the order of their blocks; of a short context in a long page table, the first ones.
 template <int kWarps, int kRows, bool kLists>
 __global__ void __launch_bounds__(kWarps * kRows * 32)
     select_topk_kernel(SelectBlocksParams p, Candidates from) {
     static_assert(kWarps == 1 || kRows == 1);
-    __shared__ uint32_t slots[2][kWarps];
-    __shared__ uint32_t extremes[2][kWarps];
-    __shared__ int counts[2][kWarps];
     if (!kLists && !from.scores) ptx::wait_for_predecessors();  // the op's only kernel
     ptx::let_successors_start();
     const int warp_idx = static_cast<int>(threadIdx.x / 32), lane_idx = static_cast<int>(threadIdx.x % 32);
@@ -91,6 +247,8 @@ __global__ void __launch_bounds__(kWarps * kRows * 32)
             num_listed = (span.last - span.first + 1) * static_cast<int>(kSelectKept);
         }
     }
+    const Row mine{kLists ? nullptr : from.scores + row * from.score_stride, list, num_listed, visible, out};
+    asm volatile("" ::"l"(mine.scores), "l"(out), "r"(visible));
     ptx::wait_for_predecessors();
 
     if (visible <= topk) {
@@ -98,112 +256,21 @@ __global__ void __launch_bounds__(kWarps * kRows * 32)
             for (int i = lane_idx; i < topk; i += 32) out[i] = i < visible ? i : -1;
         return;
     }
-    const int forced_end = static_cast<int>(p.init_blocks),
-              forced_begin = visible - static_cast<int>(p.local_blocks);
-    const int wanted = topk - forced_end - static_cast<int>(p.local_blocks);
-
-    const int first = part * 32 * kValues;
-    uint32_t key[kValues];  // 0: no candidate
-    int listed[kValues];    // lists: the block
-    uint32_t largest = 0, smallest = kFull;
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-        const int place_idx = first + i * 32 + lane_idx;
-        key[i] = 0;
-        if constexpr (kLists) {
-            if (place_idx < num_listed) {
-                constexpr int kKept = static_cast<int>(kSelectKept);
-                const SelectCandidate c =
-                    list[place_idx / kKept * (kSelectTileRows * kSelectKept) + place_idx % kKept];
-                key[i] = c.key;
-                listed[i] = c.block;
-            }
-        } else if (place_idx >= forced_end && place_idx < forced_begin) {
-            key[i] = ordered(from.scores[row * from.score_stride + place_idx]);
+    if constexpr (!kLists) {
+        if (visible <= 32) {
+            if (part == 0) rank<1, 1, false>(p, mine, 0);
+            return;
         }
-        if (key[i] != 0) {
-            largest = max(largest, key[i]);
-            smallest = min(smallest, key[i]);
+        if (kWarps > 1 && visible <= 32 * kMostValues) {
+            if (part == 0) rank<1, kMostValues, false>(p, mine, 0);
+            return;
+        }
+        if (kWarps > 4 && visible <= 4 * 32 * kMostValues) {
+            if (part < 4) rank<4, kMostValues, false>(p, mine, part);
+            return;
         }
     }
-    largest = __reduce_max_sync(kFull, largest);
-    smallest = __reduce_min_sync(kFull, smallest);
-    if constexpr (kWarps > 1) {
-        if (lane_idx == 0) extremes[0][part] = largest, extremes[1][part] = smallest;
-        __syncthreads();
-        largest = __reduce_max_sync(kFull, lane_idx < kWarps ? extremes[0][lane_idx] : 0);
-        smallest = __reduce_min_sync(kFull, lane_idx < kWarps ? extremes[1][lane_idx] : kFull);
-    }
-
-    // Invariant: at least `wanted` candidates are >= threshold.
-    uint32_t threshold = wanted == 0 ? kFull : largest;
-    bool exact = wanted == 0;
-    if (!exact && largest != smallest) {
-        const auto fewest = static_cast<uint32_t>(wanted);
-        int low = (31 - __clz(largest ^ smallest)) & ~1, parity = 0;
-        threshold = low == 30 ? 0 : largest >> (low + 2) << (low + 2);
-        for (; low >= 0 && !exact; low -= 2) {
-            const uint32_t step = 1u << low;
-            Reached reached{};
-#pragma unroll
-            for (int i = 0; i < kValues; ++i) {
-                count_if_reached(reached.first, key[i], threshold + step);
-                count_if_reached(reached.second, key[i], threshold + 2 * step);
-                count_if_reached(reached.third, key[i], threshold + 3 * step);
-            }
-            reached = row_sum<kWarps>(reached, slots, parity);
-            const uint32_t steps =
-                (reached.first >= fewest) + (reached.second >= fewest) + (reached.third >= fewest);
-            threshold += steps * step;
-            exact = reached.first == fewest || reached.second == fewest || reached.third == fewest;
-        }
-    }
-
-    // Chosen: forced, above the threshold, and the first `ties` of those that equal it.
-    int num_above = 0, num_equal = 0;
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-        num_above += exact ? key[i] >= threshold : key[i] > threshold;
-        num_equal += !exact && key[i] == threshold;
-    }
-    num_above = __reduce_add_sync(kFull, num_above);
-    num_equal = __reduce_add_sync(kFull, num_equal);
-    int above_before = 0, equal_before = 0, all_above = num_above;
-    if constexpr (kWarps > 1) {
-        if (lane_idx == 0) counts[0][part] = num_above, counts[1][part] = num_equal;
-        __syncthreads();
-        const int above = lane_idx < kWarps ? counts[0][lane_idx] : 0;
-        const int equal = lane_idx < kWarps ? counts[1][lane_idx] : 0;
-        all_above = __reduce_add_sync(kFull, above);
-        above_before = __reduce_add_sync(kFull, lane_idx < part ? above : 0);
-        equal_before = __reduce_add_sync(kFull, lane_idx < part ? equal : 0);
-    }
-    const int ties = wanted - all_above;
-    // Forced blocks lie between the scores, lists leave them out.
-    const int forced_before = kLists ? forced_end : min(first, forced_end) + max(0, first - forced_begin);
-    int written = forced_before + above_before + min(ties, equal_before);
-    const unsigned lower_lanes = (1u << lane_idx) - 1;
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-        const int block = kLists ? listed[i] : first + i * 32 + lane_idx;
-        if (first + i * 32 >= (kLists ? num_listed : visible)) break;
-        const bool forced = !kLists && block < visible && (block < forced_end || block >= forced_begin);
-        const bool equal = !exact && key[i] == threshold;
-        const unsigned equal_lanes = __ballot_sync(kFull, equal);
-        const bool chosen = forced || (exact ? key[i] >= threshold : key[i] > threshold) ||
-                            (equal && equal_before + __popc(equal_lanes & lower_lanes) < ties);
-        const unsigned chosen_lanes = __ballot_sync(kFull, chosen);
-        if (chosen) out[written + __popc(chosen_lanes & lower_lanes)] = block;
-        written += __popc(chosen_lanes);
-        equal_before += __popc(equal_lanes);
-    }
-    if constexpr (kLists) {
-        if (part != 0) return;
-        for (int i = lane_idx; i < topk; i += 32) {
-            if (i < forced_end) out[i] = i;
-            if (i >= forced_end + wanted) out[i] = visible - topk + i;
-        }
-    }
+    rank<kWarps, kMostValues, kLists>(p, mine, part);
 }
 
 template <int kWarps, int kRows, bool kLists>
@@ -221,16 +288,16 @@ void select_topk(const SelectBlocksParams& p, Stream stream) {
     const Candidates from{.scores = ranks ? static_cast<const float*>(p.workspace) : nullptr,
                           .score_stride = select_score_stride(p),
                           .lists = {}};
-    if (p.max_blocks_per_seq <= 32 * kValues) return launch_topk<1, 4, false>(p, from, stream);
-    if (p.max_blocks_per_seq <= 4 * 32 * kValues) return launch_topk<4, 1, false>(p, from, stream);
-    static_assert(kSelectMaxBlocks <= 32 * 32 * kValues);
+    if (p.max_blocks_per_seq <= 32 * kMostValues) return launch_topk<1, 4, false>(p, from, stream);
+    if (p.max_blocks_per_seq <= 4 * 32 * kMostValues) return launch_topk<4, 1, false>(p, from, stream);
+    static_assert(kSelectMaxBlocks <= 32 * 32 * kMostValues);
     launch_topk<32, 1, false>(p, from, stream);
 }
 
 void select_topk_of_lists(const SelectBlocksParams& p, Stream stream) {
     const Candidates from{.scores = nullptr, .score_stride = 0, .lists = select_lists(p)};
-    static_assert(kSelectFewStretches * kSelectKept <= 32 * kValues);
-    static_assert(kSelectManyStretches * kSelectKept <= 4 * 32 * kValues);
+    static_assert(kSelectFewStretches * kSelectKept <= 32 * kMostValues);
+    static_assert(kSelectManyStretches * kSelectKept <= 4 * 32 * kMostValues);
     if (from.lists.max_stretches <= kSelectFewStretches) return launch_topk<1, 4, true>(p, from, stream);
     launch_topk<4, 1, true>(p, from, stream);
 }

@@ -112,15 +112,24 @@ void test_sparse() {
     p = sparse_params(1, 8192, 1024);
     p.base.cache_dtype = DType::kE4M3;
     EXPECT(choose_sparse(p) == AttentionKernel::kSm90Prefill);
-    // Under fixed_split the kernel follows from the model alone.
-    for (const int64_t tokens : {1, 32, 8192}) {
-        p = sparse_params(1, tokens, 1024);
-        p.base.fixed_split = true;
-        EXPECT(choose_sparse(p) == AttentionKernel::kSm90Prefill);
-        p.base.num_heads = 6 * 4;
-        EXPECT(choose_sparse(p) == AttentionKernel::kSm90Decode);
-        EXPECT((sparse_decode_split(p, 132) == SparseSplit{kFixedSplits, 1}));
-    }
+    // Under fixed_split decodes take a kernel of their own, with bf16 pages few of them; other models' heads
+    // too.
+    for (const bool codes : {false, true})
+        for (const int64_t tokens : {1, 24, 25, 8192}) {
+            p = sparse_params(1, tokens, 1024);
+            p.base.cache_dtype = codes ? DType::kE4M3 : DType::kBF16;
+            p.base.fixed_split = true;
+            const bool decodes = tokens <= (codes ? 25 : 24);
+            EXPECT(choose_sparse(p) ==
+                   (decodes ? AttentionKernel::kSm90Decode : AttentionKernel::kSm90Prefill));
+            EXPECT((sparse_workspace_bytes(p) == 0) == decodes);
+            p.topk = kFixedChoices + 1;
+            EXPECT(choose_sparse(p) == AttentionKernel::kSm90Prefill);
+            p.base.num_heads = 6 * 4;
+            EXPECT(choose_sparse(p) == AttentionKernel::kSm90Decode);
+            EXPECT((sparse_decode_split(p, 132) == SparseSplit{kFixedSplits, 1}));
+            EXPECT(!few_pages(p, sparse_decode_split(p, 132)));
+        }
 }
 
 /// Every split of a token's blocks is a cluster that Hopper can launch, and the chip holds all at once.
@@ -133,6 +142,9 @@ void test_sparse_splits() {
             EXPECT(split.blocks >= 1 && split.blocks <= topk);
             EXPECT(split.blocks == 1 || tokens * 4 * split.blocks <= 132 * split.per_multiprocessor);
             EXPECT(split.blocks > 1 || topk == 1 || tokens * 4 > 66);
+            EXPECT(few_pages(p, split) == (topk == 16 && tokens == 1));
+            p.base.cache_dtype = DType::kE4M3;
+            EXPECT(few_pages(p, sparse_decode_split(p, 132)) == (topk == 16 && tokens <= 3));
         }
     }
 }

@@ -47,7 +47,8 @@ class Writer:
             assert_equal(run(), expected)
 
 
-OPS = ["paged_attention", "select_blocks", "sparse_attention"]
+# Sparse attention: thread blocks with one page each, or a cluster of two that take turns with their slots.
+OPS = ["paged_attention", "select_blocks", "sparse_attention of 16", "sparse_attention of 2"]
 
 
 def runner(
@@ -62,7 +63,8 @@ def runner(
         return lambda: ops.select_blocks(q[:, :4], index_k, *tail, 4, 0, 1)
     if op == "paged_attention":
         return lambda: ops.paged_attention(q, k, v, *tail, SCALE)
-    ids = torch.tensor([0, -1], dtype=torch.int32, device=CUDA).repeat(len(lens), 2, 1)
+    ids = torch.full((len(lens), 2, int(op.split()[-1])), -1, dtype=torch.int32, device=CUDA)
+    ids[..., 0] = 0
     return lambda: ops.sparse_attention(q, k, v, ids, *tail, SCALE)
 
 

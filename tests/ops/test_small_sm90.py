@@ -18,6 +18,7 @@ DENSE = {
 SPARSE = {
     "one-token": ([(1, 2100)], (16, 1), 16),  # as many thread blocks as pages
     "decode": ([(1, 700), (2, 130)], (32, 2), 16),
+    "drafts": ([(2, 2100), (1, 130)], (32, 2), 16),  # the last token is not the one of its sequence's number
     "many": ([(1, 60 + 7 * i) for i in range(70)], (32, 2), 4),  # thread blocks that take several tokens
     "neighbours": ([(260, 700)], (16, 1), 4),  # tiles of tokens that share pages
     "lists": ([(256, 6000)], (16, 1), 8),  # tokens listed per page

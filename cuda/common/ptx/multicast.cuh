@@ -75,6 +75,13 @@ __device__ __forceinline__ void copy_async_16(uint32_t smem_address, const void*
         : "memory");
 }
 
+/// The same, and zeros if not wanted.
+__device__ __forceinline__ void copy_async_16_or_clear(uint32_t smem_address, const void* from, bool wanted) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_address), "l"(from),
+                 "r"(wanted ? 16 : 0)
+                 : "memory");
+}
+
 /// 4 bytes likewise, through the L1: for words of a row that are asked for one after the other.
 __device__ __forceinline__ void copy_async_4(uint32_t smem_address, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(smem_address), "l"(from) : "memory");

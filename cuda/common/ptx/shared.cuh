@@ -2,8 +2,14 @@
 
 #include <cstdint>
 
-/// 16 bytes from and to shared memory by address, as `smem_address` gives it.
+/// 4 or 16 bytes from and to shared memory by address, as `smem_address` gives it.
 namespace mmx::cuda::ptx {
+
+__device__ __forceinline__ int load_shared(uint32_t smem_address) {
+    int x;
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(smem_address) : "memory");
+    return x;
+}
 
 __device__ __forceinline__ void load_shared(uint32_t (&x)[4], uint32_t smem_address) {
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

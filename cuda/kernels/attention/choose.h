@@ -13,6 +13,10 @@ namespace mmx::cuda {
 
 inline constexpr int64_t kDecodeMaxTopk = 64;  // blocks of a (token, KV head) that a thread block lists
 inline constexpr int64_t kFixedSplits = 4;     // parts of a (token, KV head) under fixed_split, sparse
+// Under fixed_split a decode has a thread block per choice, up to so many of them; with bf16 pages, of which
+// a multiprocessor holds two, only for so many (token, KV head)s (measured: as fast as row tiles at 128).
+inline constexpr int64_t kFixedChoices = 16, kFixedMaxBF16Units = 96;
+inline constexpr int64_t kFewPages = 16;  // chosen blocks of which thread blocks copy one or two on their own
 inline constexpr int64_t kSparseKeptBytes = int64_t{16} << 20;
 // Dense decode: thread blocks of a launch, two a multiprocessor; tokens of a launch, whose list has what the
 // pages leave of shared memory; (token, KV head)s whose pages are cut into chunks of their own; draft tokens,
@@ -32,14 +36,21 @@ inline bool sm90_attention_fits(const PagedAttentionParams& p) {
            p.k_cache_block_stride % page_multiple == 0 && p.v_cache_block_stride % page_multiple == 0;
 }
 
+/// Whether query heads fill the rows of the kernels that are made for 16 per KV head.
+inline bool fills_rows(const SparseAttentionParams& p) {
+    return p.base.num_heads == 16 * p.base.num_kv_heads && p.base.num_kv_heads < 256;
+}
+
 inline AttentionKernel choose_sparse(const SparseAttentionParams& p) {
     const PagedAttentionParams& b = p.base;
     if (!sm90_attention_fits(b) || p.topk > kDecodeMaxTopk) return AttentionKernel::kSimple;
-    const bool fills_rows = b.num_heads == 16 * b.num_kv_heads && b.num_kv_heads < 256;
-    // Under fixed_split all tokens take the same kernels, so that the bits of a row are the same in every
-    // batch.
-    return fills_rows && (b.fixed_split || choices_meet(p)) ? AttentionKernel::kSm90Prefill
-                                                            : AttentionKernel::kSm90Decode;
+    if (!fills_rows(p)) return AttentionKernel::kSm90Decode;
+    if (choices_meet(p)) return AttentionKernel::kSm90Prefill;
+    // Under fixed_split both give a row the same bits.
+    const bool decodes =
+        !b.fixed_split || (p.topk <= kFixedChoices && (b.cache_dtype == DType::kE4M3 ||
+                                                       b.num_tokens * b.num_kv_heads <= kFixedMaxBF16Units));
+    return decodes ? AttentionKernel::kSm90Decode : AttentionKernel::kSm90Prefill;
 }
 
 /// Thread blocks (one cluster) that share the pages of one (token, KV head), and how many of them a
@@ -58,12 +69,19 @@ inline SparseSplit sparse_decode_split(const SparseAttentionParams& p, int64_t n
         SparseSplit split;
         int64_t most;
     };
-    constexpr Size kSizes[] = {{{16, 1}, 7}, {{8, 1}, 15}, {{6, 1}, 16},
-                               {{4, 1}, 30}, {{6, 2}, 40}, {{2, 1}, 66}};
+    const int64_t pairs = p.base.cache_dtype == DType::kE4M3 ? 32 : 40;
+    const Size sizes[] = {{{16, 1}, 7}, {{8, 1}, 15},    {{6, 1}, 16},
+                          {{4, 1}, 30}, {{6, 2}, pairs}, {{2, 1}, 66}};
     const int64_t units = p.base.num_tokens * p.base.num_kv_heads;
-    for (const Size& size : kSizes)
+    for (const Size& size : sizes)
         if (size.split.blocks <= p.topk && units * 132 <= size.most * num_multiprocessors) return size.split;
     return {1, 1};
+}
+
+/// Whether each thread block has so few pages that it is faster without a feeding warp (measured).
+inline bool few_pages(const SparseAttentionParams& p, const SparseSplit& split) {
+    const bool codes = p.base.cache_dtype == DType::kE4M3;
+    return !p.base.fixed_split && p.topk <= kFewPages && split.blocks >= (codes ? 8 : 16);
 }
 
 /// (token, KV head)s of a decode, the first ones, whose pages the L2 should keep for the next call; the

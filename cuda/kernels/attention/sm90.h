@@ -7,6 +7,9 @@
 namespace mmx::cuda::sm90 {
 
 void sparse_decode(const SparseAttentionParams& p, Stream stream);
+/// Of sparse_decode: where thread blocks have few pages (few_pages), and under fixed_split.
+void sparse_decode_few(const SparseAttentionParams& p, int64_t splits, Stream stream);
+void sparse_decode_fixed(const SparseAttentionParams& p, Stream stream);
 void sparse_prefill(const SparseAttentionParams& p, Stream stream);
 void paged_decode(const PagedAttentionParams& p, Stream stream);
 void paged_prefill(const PagedAttentionParams& p, Stream stream);

@@ -200,7 +200,7 @@ template <class C, int kSlots, bool kCrosses>
 struct PagedShared {
     PageRing<C, kSlots> ring;
     TokenList list;
-    alignas(16) char more_queries[kCrosses ? kQueryBytes : 16];  // units take turns with ring.queries
+    Queries more_queries[kCrosses ? 1 : 0];  // units take turns with ring.queries
 };
 
 /// The first pages are asked for by lengths and page tables as they were before the wait, as soon as it ends;
@@ -262,8 +262,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
         }
     } else {
         scale = score_scale(p, min(item.kv_head, num_heads - 1));
-        if (kCrosses) place_queries(shared.more_queries, make_uint4(0, 0, 0, 0));
-        place_queries(ring.queries, fetch(queries));
+        if constexpr (kCrosses) place_queries<C>(*shared.more_queries, make_uint4(0, 0, 0, 0));
+        place_queries<C>(ring.queries, fetch(queries));
     }
     stale |= static_cast<int>(threadIdx.x) < num_seqs && again != lens;
     int fed = early;
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
             if (share.count > 0) find_pages(0);
         } else {
             scale = score_scale(p, min(item.kv_head, num_heads - 1));
-            place_queries(ring.queries, fetch(queries_at(item)));
+            place_queries<C>(ring.queries, fetch(queries_at(item)));
         }
         __syncthreads();
     }
@@ -300,8 +300,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     if (share.count == 0) return;
     if constexpr (!kCrosses) {
         const int visible = shared.list.position[item.token] + 1 - item.page * kPage;
-        const Rows rows =
-            attend(ring, place, ring.queries, scale, share.count, [&](int i) { return visible - i * kPage; });
+        const Rows rows = attend<false>(ring, place, ring.queries, scale, share.count,
+                                        [&](int i) { return visible - i * kPage; });
         store_part<C, kCrosses>(p, shared.list, first_token, item, share.count, rows);
     } else {
         bool odd = false;
@@ -310,22 +310,26 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
             const int pages = min(share.count - done, item.num_pages - item.page);
             const int visible = shared.list.position[item.token] + 1 - item.page * kPage;
             float next_scale = 0;
+            Queries& next = odd ? ring.queries : *shared.more_queries;
             if (done + pages < share.count) {
                 item = item_at(share.begin + done + pages);
-                char* next = odd ? ring.queries : shared.more_queries;
                 const uint4* from = queries_at(item);
-                if (from) ptx::copy_async_16(ptx::smem_address(place_of_queries(next)), from);
+                if (from) ptx::copy_async_16(ptx::smem_address(place_of_queries(next.rows)), from);
                 next_scale = score_scale(p, item.kv_head);
             }
             ptx::commit_copies();
-            const Rows rows = attend(ring, place, odd ? shared.more_queries : ring.queries, scale, pages,
-                                     [&](int i) { return visible - i * kPage; });
+            const Rows rows = attend<false>(ring, place, odd ? *shared.more_queries : ring.queries, scale,
+                                            pages, [&](int i) { return visible - i * kPage; });
             // Why again: what is held beside the sums costs registers.
             item = item_at(share.begin + done);
             store_part<C, kCrosses>(p, shared.list, first_token, item, pages, rows);
             done += pages;
             if (done == share.count) return;
             ptx::wait_for_copies<0>();
+            // In place: threads of a row also write where its others have read.
+            const uint4 copied = *reinterpret_cast<const uint4*>(place_of_queries(next.rows));
+            __syncwarp();
+            place_queries<C>(next, copied);
             ptx::named_barrier(1, kWorkers);
             scale = next_scale;
             odd = !odd;

@@ -17,12 +17,18 @@ inline constexpr int kWarps = 8, kWorkers = kWarps * 32, kDecodeThreads = kWorke
 inline constexpr int kWeightStride = kPage * 2 + 16;  // bytes; spreads the rows of a fragment over the banks
 inline constexpr int kQueryBytes = kRows * kQueryStride;
 
+/// Queries of a unit, as fragments are loaded from them.
+struct Queries {
+    alignas(16) char rows[kQueryBytes];
+    float factor[kRows];  // what fragments must be multiplied by to be the queries
+};
+
 /// K and V of a page take a slot of the ring each.
 template <class C, int kSlots>
 struct PageRing {
     alignas(1024) char slots[kSlots][kPageBytes<C>];
     alignas(16) char weights[kRows * kWeightStride];
-    alignas(16) char queries[kQueryBytes];
+    Queries queries;
     alignas(16) float row_max[kRows][kWarps];
     uint64_t full[kSlots], empty[kSlots];
 };
@@ -138,22 +144,19 @@ __device__ __forceinline__ float score_scale(const PagedAttentionParams& p, int 
     return p.scale * ptx::kLog2e * (p.k_scale ? p.k_scale[kv_head] : 1.0f);
 }
 
-/// A worker's 16 bytes of the queries in shared memory.
-__device__ __forceinline__ char* place_of_queries(char* queries) {
-    const int tid = static_cast<int>(threadIdx.x);
-    return queries + tid / 16 * kQueryStride + tid % 16 * 16;
-}
-
 /// By the workers: what they fetched, for all of them behind their next barrier.
-__device__ __forceinline__ void place_queries(char* queries, const uint4& fetched) {
-    *reinterpret_cast<uint4*>(place_of_queries(queries)) = fetched;
+template <class C>
+__device__ __forceinline__ void place_queries(Queries& queries, const uint4& fetched) {
+    const float factor = Pages<C>::place_queries(queries.rows, fetched);
+    if (threadIdx.x % 16 == 0) queries.factor[threadIdx.x / 16] = factor;
 }
 
 /// By the workers, behind a barrier since the queries were placed: softmax over `count` pages of which
-/// visible_of(i) keys may be seen, a call of the whole warp each.
-template <class C, int kSlots, class F>
+/// visible_of(i) keys may be seen, a call of the whole warp each. kAhead: values become fragments beside the
+/// exponentials, for which registers have to be free.
+template <bool kAhead, class C, int kSlots, class F>
 __device__ __forceinline__ Rows attend(PageRing<C, kSlots>& ring, RingPlace<kSlots>& place,
-                                       const char* queries, float scale, int count, F&& visible_of) {
+                                       const Queries& queries, float scale, int count, F&& visible_of) {
     const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32, lane_idx = tid % 32;
     const int g = lane_idx / 4, t = lane_idx % 4;
     const auto sync = [] {
@@ -167,9 +170,9 @@ __device__ __forceinline__ Rows attend(PageRing<C, kSlots>& ring, RingPlace<kSlo
     Rows rows;
     uint32_t q[8][4];
     float scale_log2[2];
-    Pages<C>::load_queries(q, scale_log2, queries);
+    load_queries(q, queries.rows);
 #pragma unroll
-    for (float& factor : scale_log2) factor *= scale;
+    for (int row = 0; row < 2; ++row) scale_log2[row] = queries.factor[g + 8 * row] * scale;
     for (int i = 0; i < count; ++i) {
         const int visible = visible_of(i);
         float s[2][4] = {};
@@ -177,6 +180,7 @@ __device__ __forceinline__ Rows attend(PageRing<C, kSlots>& ring, RingPlace<kSlo
         Pages<C>::score(s, q, ptx::smem_address(ring.slots[place.at]), warp_idx * 16);
         release(ring.empty[place.at], s[0][0]);
         place = place.next();
+        char* values = ring.slots[place.at];
         if (visible < kPage) {
 #pragma unroll
             for (int n = 0; n < 2; ++n)
@@ -193,7 +197,24 @@ __device__ __forceinline__ Rows attend(PageRing<C, kSlots>& ring, RingPlace<kSlo
             best = fmaxf(best, __shfl_xor_sync(kFull, best, 2));
             if (t == 0) ring.row_max[g + 8 * row][warp_idx] = best;
         }
+        if (visible < kPage) {
+            ptx::barrier_wait(ring.full[place.at], place.parity);
+            // An unused slot may hold NaN, and 0 x NaN is NaN.
+            constexpr int kRowPieces = kDim * static_cast<int>(sizeof(C)) / 16;
+            for (int j = visible * kRowPieces + tid; j < kPage * kRowPieces; j += kWorkers) {
+                const int key = j / kRowPieces, piece = j % kRowPieces;
+                *reinterpret_cast<uint4*>(values + piece / 8 * (kPage * 128) + key * 128 + piece % 8 * 16) =
+                    make_uint4(0, 0, 0, 0);
+            }
+            ptx::fence_async_proxy();
+        }
         sync();
+        uint32_t v[8][4];
+        const auto load_values = [&] {
+            ptx::barrier_wait(ring.full[place.at], place.parity);
+            Pages<C>::load_values(v, ptx::smem_address(values), warp_idx);
+        };
+        if (kAhead) load_values();
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const float4* found = reinterpret_cast<const float4*>(ring.row_max[g + 8 * row]);
@@ -217,21 +238,11 @@ __device__ __forceinline__ Rows attend(PageRing<C, kSlots>& ring, RingPlace<kSlo
                 rows.o[n][2 * row + 1] *= correction;
             }
         }
-        char* values = ring.slots[place.at];
-        ptx::barrier_wait(ring.full[place.at], place.parity);
-        if (visible < kPage) {
-            // An unused slot may hold NaN, and 0 x NaN is NaN.
-            constexpr int kRowPieces = kDim * static_cast<int>(sizeof(C)) / 16;
-            for (int j = visible * kRowPieces + tid; j < kPage * kRowPieces; j += kWorkers) {
-                const int key = j / kRowPieces, piece = j % kRowPieces;
-                *reinterpret_cast<uint4*>(values + piece / 8 * (kPage * 128) + key * 128 + piece % 8 * 16) =
-                    make_uint4(0, 0, 0, 0);
-            }
-            ptx::fence_async_proxy();
-        }
         sync();
-        Pages<C>::add_values(rows.o, ptx::smem_address(ring.weights), kWeightStride,
-                             ptx::smem_address(values), warp_idx);
+        if (!kAhead) load_values();
+        add_values<C>(rows.o,
+                      ptx::smem_address(ring.weights) + lane_idx % 16 * kWeightStride + lane_idx / 16 * 16,
+                      32, v);
         release(ring.empty[place.at], rows.o[0][0]);
         place = place.next();
     }

@@ -27,6 +27,24 @@ struct PackedRow {
 
     PackedRow() = default;
 
+    /// Of values up to `largest`: of what is too close to a power of two to stay below 512 the next one. Not
+    /// under 9, for the inverse; 255 is not finite.
+    __device__ __forceinline__ static uint32_t exponent_of(float largest) {
+        return max(__float_as_uint(largest * (1 + 0x1p-9f)) >> 23, 9u);
+    }
+    __device__ __forceinline__ static float scale_of(uint32_t exponent) {
+        return __uint_as_float((262 - exponent) << 23);  // 2^(8 - (exponent - 127))
+    }
+    /// The integer that is kept of a value.
+    __device__ __forceinline__ static float rounded(float value, float scale) {
+        return fmaf(value, scale, kMagic) - kMagic;
+    }
+    __device__ __forceinline__ static float max_or_nan(float x, float y) {
+        float z;
+        asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+        return z;
+    }
+
     template <class F>
     __device__ __forceinline__ explicit PackedRow(F&& value) {
         float scale[32 / kGroup];
@@ -36,10 +54,8 @@ struct PackedRow {
             float largest = 0;
 #pragma unroll
             for (int i = 0; i < kGroup; ++i) largest = max_or_nan(largest, fabsf(value(group * kGroup + i)));
-            // Of what is too close to a power of two to stay below 512 the next one. Not under 9, for the
-            // inverse; 255 is not finite.
-            const uint32_t exponent = max(__float_as_uint(largest * (1 + 0x1p-9f)) >> 23, 9u);
-            scale[group] = __uint_as_float((262 - exponent) << 23);  // 2^(8 - (exponent - 127))
+            const uint32_t exponent = exponent_of(largest);
+            scale[group] = scale_of(exponent);
             words[kWords - 1] |= exponent << 8 * group;
         }
         const auto code = [&](int i) {
@@ -84,13 +100,6 @@ struct PackedRow {
             const uint4 x = __ldcs(reinterpret_cast<const uint4*>(row + 512 * i) + lane);
             words[4 * i] = x.x, words[4 * i + 1] = x.y, words[4 * i + 2] = x.z, words[4 * i + 3] = x.w;
         }
-    }
-
-  private:
-    __device__ __forceinline__ static float max_or_nan(float x, float y) {
-        float z;
-        asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-        return z;
     }
 };
 

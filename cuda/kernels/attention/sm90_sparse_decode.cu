@@ -1,11 +1,11 @@
 #include "cpp/core/math.h"
 #include "cuda/common/chain.h"
-#include "cuda/common/ptx/cluster.cuh"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/multicast.cuh"
 #include "cuda/kernels/attention/choose.h"
 #include "cuda/kernels/attention/sm90.h"
 #include "cuda/kernels/attention/sm90_decode.cuh"
+#include "cuda/kernels/attention/sm90_splits.cuh"
 
 namespace mmx::cuda::sm90 {
 
@@ -13,18 +13,11 @@ namespace {
 
 constexpr int kTableEntries = 512;  // longer rows of the page table are not fetched on a guess
 
-/// Rows of each head that a block of the cluster owns.
-template <int kSplits>
-constexpr int kOwn = (kRows + kSplits - 1) / kSplits;
-
 template <class C, int kSlots, int kSplits>
 struct Shared {
     PageRing<C, kSlots> ring;
-    // What the blocks of the cluster push here: this block's part of the rows from each of them, in rank
-    // order, with their maxima and sums.
-    alignas(16) float received[kSplits == 1 ? 1 : kSplits * kOwn<kSplits>][kDim];
-    float2 received_stats[kSplits == 1 ? 1 : kSplits * kOwn<kSplits>];
-    uint64_t received_all;
+    Parts<kSplits> parts;
+    uint64_t parts_there;
     alignas(16) int table[kTableEntries];
 };
 
@@ -90,57 +83,6 @@ __device__ __forceinline__ int look_up(const PagedAttentionParams& p, int token,
     return listed;
 }
 
-/// By the workers: each row goes to the block that owns it, which sums the parts in rank order.
-template <class C, int kSlots, int kSplits>
-__device__ __forceinline__ void merge_splits(Shared<C, kSlots, kSplits>& shared,
-                                             const PagedAttentionParams& p, const Unit& unit,
-                                             const Rows& rows, int split) {
-    constexpr int kMine = kOwn<kSplits>;
-    const int tid = static_cast<int>(threadIdx.x), lane_idx = tid % 32, g = lane_idx / 4;
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-        const int head = g + 8 * row, owner = head / kMine, place = split * kMine + head % kMine;
-        const auto address = [&](const void* here) {
-            return ptx::cluster_address(ptx::smem_address(here), owner);
-        };
-        const uint32_t barrier = address(&shared.received_all), received = address(shared.received[place]);
-        Pages<C>::for_each_run(rows.o, row, tid / 32, [&](int d, auto... values) {
-            ptx::store_remote(received + d * static_cast<int>(sizeof(float)), values..., barrier);
-        });
-        if (tid / 32 == 0 && lane_idx % 4 == 0)
-            ptx::store_remote(address(&shared.received_stats[place]), rows.max[row], rows.sum(row), barrier);
-    }
-    // Four dimensions of a row are summed by so many neighbouring lanes.
-    constexpr int kLanes = kSplits >= 8 ? 4 : kSplits >= 4 ? 2 : 1, kParts = (kSplits + kLanes - 1) / kLanes;
-    static_assert(kMine * (kDim / 4) * kLanes <= kWorkers);
-    const int item = tid / kLanes, part = tid % kLanes, own = item / (kDim / 4), d = item % (kDim / 4) * 4;
-    const int head = split * kMine + own;
-    const float v_scale = v_scale_of(p, unit);
-    ptx::barrier_wait(shared.received_all, 0);
-    if (own >= kMine) return;
-    Piece all = merge<kParts>([&](int i) {
-        const int from = part * kParts + i, place = from * kMine + own;
-        if (from >= kSplits || head >= kRows) return Piece{};
-        const float2 stats = shared.received_stats[place];
-        return Piece{*reinterpret_cast<const float4*>(&shared.received[place][d]), stats.x, stats.y};
-    });
-    float best = all.max;
-#pragma unroll
-    for (int other = 1; other < kLanes; other *= 2) best = fmaxf(best, __shfl_xor_sync(kFull, best, other));
-    const float weight = ptx::exp2_approx(all.max - (best == -INFINITY ? 0.0f : best));
-    float sums[5] = {all.x.x * weight, all.x.y * weight, all.x.z * weight, all.x.w * weight,
-                     all.sum * weight};
-#pragma unroll
-    for (int other = 1; other < kLanes; other *= 2)
-#pragma unroll
-        for (float& sum : sums) sum += __shfl_xor_sync(kFull, sum, other);
-    if (part != 0 || head >= unit.group) return;
-    const float factor = sums[4] == 0 ? 0.0f : __fdividef(v_scale, sums[4]);
-    *reinterpret_cast<uint2*>(out_of(p, unit, head) + d) =
-        make_uint2(ptx::pack_bf16(sums[0] * factor, sums[1] * factor),
-                   ptx::pack_bf16(sums[2] * factor, sums[3] * factor));
-}
-
 /// The blocks of a cluster share the pages of one (token, KV head); a block on its own takes units in turn.
 template <class C, int kSlots, int kSplits, int kPerMultiprocessor>
 __global__ void __launch_bounds__(kDecodeThreads, kPerMultiprocessor)
@@ -151,13 +93,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kPerMultiprocessor)
     const bool feeds = threadIdx.x >= kWorkers;
     const int split = static_cast<int>(blockIdx.x) % kSplits;
     if (feeds) {
-        if (kSplits > 1 && threadIdx.x % 32 == 0) {
-            const int rows = max(0, min(kOwn<kSplits>, kRows - split * kOwn<kSplits>));
-            ptx::barrier_init(shared.received_all, 1);
-            ptx::barrier_arrive_expect(
-                shared.received_all,
-                rows * kSplits * static_cast<int>(sizeof(shared.received[0]) + sizeof(float2)));
-        }
+        if (kSplits > 1 && threadIdx.x % 32 == 0) expect_parts<kSplits>(shared.parts_there, split);
         init(shared.ring, maps);
     }
     touch(p.base);
@@ -194,18 +130,22 @@ __global__ void __launch_bounds__(kDecodeThreads, kPerMultiprocessor)
             const float scale = score_scale(p.base, kv_head);
             const Unit unit = make_unit(p.base, token, kv_head);
             if (unit.seq >= 0) {
-                place_queries(shared.ring.queries, fetched);
+                place_queries<C>(shared.ring.queries, fetched);
                 ptx::named_barrier(1, kWorkers);
                 if (kSplits > 1) ptx::cluster_wait();
                 const int listed = choice.size();
                 const int begin = listed * split / kSplits, count = listed * (split + 1) / kSplits - begin;
-                const Rows rows = attend(shared.ring, place, shared.ring.queries, scale, count, [&](int k) {
-                    return unit.position + 1 - pick(choice.id0, choice.id1, begin + k) * kPage;
-                });
+                const Rows rows = attend<kPerMultiprocessor == 1>(
+                    shared.ring, place, shared.ring.queries, scale, count, [&](int k) {
+                        return unit.position + 1 - pick(choice.id0, choice.id1, begin + k) * kPage;
+                    });
                 if constexpr (kSplits == 1) {
                     store_rows<C>(p.base, unit, rows);
                 } else {
-                    merge_splits(shared, p.base, unit, rows, split);
+                    push_parts<C>(shared.parts, shared.parts_there, rows.o, rows.max,
+                                  {rows.sum(0), rows.sum(1)}, split);
+                    merge_parts(shared.parts, shared.parts_there, p.base, unit, split,
+                                v_scale_of(p.base, unit));
                 }
             }
         }
@@ -253,7 +193,9 @@ void launch_split(const SparseAttentionParams& p, const SparseSplit& split, Stre
 }  // namespace
 
 void sparse_decode(const SparseAttentionParams& p, Stream stream) {
+    if (fills_rows(p) && p.base.fixed_split) return sparse_decode_fixed(p, stream);
     const SparseSplit split = sparse_decode_split(p, num_multiprocessors());
+    if (few_pages(p, split)) return sparse_decode_few(p, split.blocks, stream);
     p.base.cache_dtype == DType::kE4M3 ? launch_split<e4m3>(p, split, stream)
                                        : launch_split<bf16>(p, split, stream);
 }

@@ -29,6 +29,7 @@ LIMITS = [
     {"minimum": 3, "maximum": 77},
     {"minimum": -12, "maximum": 5},
     {"exclusiveMinimum": -1, "exclusiveMaximum": 10},
+    {"exclusiveMinimum": -2.5, "exclusiveMaximum": 2.5, "minimum": -2},
     {"minimum": 100},
     {"maximum": -7},
     {"minimum": 1.5, "maximum": 10.25},

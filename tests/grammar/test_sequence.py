@@ -106,6 +106,14 @@ def test_what_fits_is_not_cut_short() -> None:
     endless.say(ending)
 
 
+def test_a_number_that_could_only_go_on_to_an_excluded_one() -> None:
+    limits = {"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 10}
+    schema = {"type": "object", "properties": {"a": limits}, "required": ["a"]}
+    ns = "]<]minimax[>["
+    driver = Driver(model("m3"), calls(model("m3"), [tool("f", schema)], "grammar", most=1))
+    driver.say(f'{ns}<tool_call>\n{ns}<invoke name="f">{ns}<a>1{ns}</a>{ns}</invoke>\n{ns}</tool_call>')
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_thought_is_free_text_without_an_early_end(family: Family) -> None:
     m = model(family)

@@ -153,6 +153,7 @@ class Constraints:
                 if not isinstance(error, GrammarError):
                     log.error("the mask of request %s failed", seq.request_id, exc_info=error)
                 tracked.error = error
+                self._grammars.clear()  # what a matcher shares with its copies may be unusable now
                 found.append(np.zeros_like(tracked.row))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 
 _DIGITS = 15  # before and after the point: what a double surely keeps
@@ -18,6 +19,14 @@ def number(
     below: Decimal | None,
 ) -> str:
     """Terminal of the numbers with ``minimum <= x <= maximum`` and ``above < x < below``."""
+    if integer:
+        # Why: values taken out of a terminal can leave beginnings that lead nowhere: the matcher fails there
+        if above is not None:
+            next_one = Decimal(math.floor(above) + 1)
+            minimum, above = next_one if minimum is None else max(minimum, next_one), None
+        if below is not None:
+            last = Decimal(math.ceil(below) - 1)
+            maximum, below = last if maximum is None else min(maximum, last), None
     limits = [limit for limit in (minimum, maximum, above, below) if limit is not None]
     if not integer and not limits:
         return _ANY

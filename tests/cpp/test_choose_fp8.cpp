@@ -74,9 +74,12 @@ void test_tiles_of_experts() {
     EXPECT(choose_fp8_tile(64, 256, 2 * kFp8FewMaxK) == Fp8Tile::k256x32);
     EXPECT(choose_fp8_tile(24 * 256, 256, 3072) == Fp8Tile::k256x32);
     EXPECT(choose_fp8_tile(64 * 256, 256, 3072) == Fp8Tile::kWide);
-    EXPECT(choose_fp8_dense_tile(16, 8192, 3072) == Fp8Tile::kStream);
-    EXPECT(choose_fp8_dense_tile(16, 8192, 2 * kFp8StreamMaxK) == Fp8Tile::k64x64);
-    EXPECT(choose_fp8_dense_tile(17, 8192, 3072) == Fp8Tile::k64x64);
+    EXPECT(choose_fp8_dense_tile(8, 8192, 3072) == Fp8Tile::kStream);
+    EXPECT(choose_fp8_dense_tile(8, 8192, 2 * kFp8StreamMaxK) == Fp8Tile::k64x64);
+    EXPECT(choose_fp8_dense_tile(9, 8192, 3072) == Fp8Tile::kRows);
+    EXPECT(choose_fp8_dense_tile(64, 8192, 3072) == Fp8Tile::kRows);
+    EXPECT(choose_fp8_dense_tile(64, 8192, 2 * kFp8RowsMaxK) == Fp8Tile::k64x64);
+    EXPECT(choose_fp8_dense_tile(65, 8192, 3072) == Fp8Tile::k64x64);
     EXPECT(choose_fp8_dense_tile(4096, 6144, 3072) == Fp8Tile::kWide);
 }
 
@@ -91,19 +94,35 @@ void test_workspace() {
 /// Streamed products: tiles of at most 64 weight rows in equal shares, a ring and scales that fit.
 void test_stream_plan() {
     constexpr int64_t kSharedMemory = 227 * 1024;
-    for (const int64_t m : {1, 8, 9, 16})
-        for (const int64_t n : {128, 1024, 3072, 6144, 8192, 12800, 200064}) {
-            const Fp8StreamPlan plan = make_fp8_stream_plan(m, n, 132);
-            EXPECT(plan.columns >= m && plan.columns <= Fp8StreamPlan::kMaxRows);
-            EXPECT(plan.box_rows <= Fp8StreamPlan::kTileRows && plan.box_rows % 8 == 0);
-            EXPECT(plan.smem_bytes(kFp8StreamMaxK / kFp8Group) <= kSharedMemory);
-            for (int64_t t = 0; t < plan.num_tiles; ++t) {
-                const int64_t rows = n * (t + 1) / plan.num_tiles - n * t / plan.num_tiles;
-                EXPECT(rows > 0 && rows <= plan.box_rows);
-            }
+    for (const int64_t n : {128, 1024, 3072, 6144, 8192, 12800, 200064}) {
+        const Fp8StreamPlan plan = make_fp8_stream_plan(n, 132);
+        EXPECT(plan.box_rows <= Fp8StreamPlan::kTileRows && plan.box_rows % 8 == 0);
+        EXPECT(plan.smem_bytes(kFp8StreamMaxK / kFp8Group) <= kSharedMemory);
+        for (int64_t t = 0; t < plan.num_tiles; ++t) {
+            const int64_t rows = n * (t + 1) / plan.num_tiles - n * t / plan.num_tiles;
+            EXPECT(rows > 0 && rows <= plan.box_rows);
         }
-    EXPECT(make_fp8_stream_plan(1, 3072, 132).num_tiles == 132);
-    EXPECT(make_fp8_stream_plan(1, 3072, 132).box_rows == 24);
+    }
+    EXPECT(make_fp8_stream_plan(3072, 132).num_tiles == 132);
+    EXPECT(make_fp8_stream_plan(3072, 132).box_rows == 24);
+}
+
+/// Up to 64 rows: tiles that cover the weight rows once, of widths for which there is a kernel; a ring that
+/// fits beside the scales and has a stage for every turn.
+void test_rows_plan() {
+    constexpr int64_t kSharedMemory = 227 * 1024;
+    for (const int64_t m : {9, 16, 17, 33, 64})
+        for (int64_t n = 128; n <= 16384; n += 128) {
+            const Fp8RowsPlan plan = make_fp8_rows_plan(m, n, 132);
+            EXPECT(plan.x_rows >= m && plan.x_rows <= Fp8RowsPlan::kMaxRows && plan.x_rows % 8 == 0);
+            EXPECT(plan.num_tiles * plan.tile_rows >= n && (plan.num_tiles - 1) * plan.tile_rows < n);
+            EXPECT(plan.takes_turns ? plan.tile_rows <= 32 : plan.tile_rows == 48 || plan.tile_rows == 64);
+            EXPECT(plan.stages >= 3 && plan.stages <= Fp8RowsPlan::kMaxStages);
+            EXPECT(plan.smem_bytes(kFp8RowsMaxK / kFp8Group) <= kSharedMemory);
+        }
+    EXPECT(make_fp8_rows_plan(16, 3072, 132).num_tiles == 128);
+    EXPECT(make_fp8_rows_plan(16, 3072, 132).tile_rows == 24);
+    EXPECT(make_fp8_rows_plan(16, 8192, 132).tile_rows == 64);
 }
 
 /// Tiles of rows cover every row once, are multiples of 8 (or 64) high and nearly equal.
@@ -136,6 +155,7 @@ int main() {
     test_tiles_of_experts();
     test_workspace();
     test_stream_plan();
+    test_rows_plan();
     test_split_rows();
     test_split_wide_rows();
     return test::finish("choose_fp8");

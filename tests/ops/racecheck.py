@@ -194,6 +194,20 @@ EXPLAINED = [
         "next.",
     ),
     Explained(
+        ("acc[i] = round > 0 ? sums[i * Tile::kSet] : 0.0f;", "sums[i * Tile::kSet] = acc[i];"),
+        "lane_leaves_for_warp",
+        (
+            (
+                "sm90_fp8_stream_rows.cuh",
+                "__syncwarp(); if (lane_idx == 0) "
+                "ptx::barrier_arrive(shared.turn[(turn + 1) % kTurns][warp_idx]);",
+            ),
+            ("sm90_fp8_stream_rows.cuh", "ptx::barrier_wait(shared.turn[turn][warp_idx], turn_parity);"),
+        ),
+        "Sums that warps of the groups have in turn: one reads, adds and writes them, then a lane arrives "
+        "for it at the next group's `turn`, where that group's warp waits before it does the same.",
+    ),
+    Explained(
         ("shared.notes[slot][warp_idx] = note;", "ld.shared.v4.u32"),
         "lane_leaves_for_warp",
         (LISTS_RELEASE, ("sm90_sparse_prefill.cu", "release(shared.q_empty[slot_now()]);")),

@@ -93,7 +93,10 @@ __global__ void __launch_bounds__(kDecodeThreads, kPerMultiprocessor)
     const bool feeds = threadIdx.x >= kWorkers;
     const int split = static_cast<int>(blockIdx.x) % kSplits;
     if (feeds) {
-        if (kSplits > 1 && threadIdx.x % 32 == 0) expect_parts<kSplits>(shared.parts_there, split);
+        if (kSplits > 1 && threadIdx.x % 32 == 0) {
+            ptx::barrier_init(shared.parts_there, 1);
+            expect_parts<kSplits>(shared.parts_there, split);
+        }
         init(shared.ring, maps);
     }
     touch(p.base);

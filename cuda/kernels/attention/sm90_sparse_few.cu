@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kWorkers, 1)
     const int split = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y),
               token = static_cast<int>(blockIdx.z);
     if (tid == 0) {
-        expect_parts<kSplits>(shared.parts_there, split);
+        ptx::barrier_init(shared.parts_there, 1);
         ptx::barrier_init_done();
     }
     touch(b);
@@ -71,6 +71,7 @@ __global__ void __launch_bounds__(kWorkers, 1)
     ptx::commit_copies();
     ptx::wait_for_copies<0>();
     __syncthreads();
+    if (tid == 0) expect_parts<kSplits>(shared.parts_there, split);
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
 

@@ -134,9 +134,6 @@ __global__ void __launch_bounds__(kWorkers, sizeof(C) == 1 ? 4 : 2)
               token = static_cast<int>(blockIdx.z);
     if (tid == 0) {
         ptx::barrier_init(shared.parts_there, 1);
-        ptx::barrier_arrive_expect(
-            shared.parts_there,
-            kBlocks * static_cast<int>(sizeof(shared.rows[0]) + sizeof(shared.units[0]) + sizeof(float2)));
         ptx::barrier_init_done();
     }
     touch(b);
@@ -148,6 +145,10 @@ __global__ void __launch_bounds__(kWorkers, sizeof(C) == 1 ? 4 : 2)
     asm volatile("" ::"l"(ids), "l"(queries), "l"(b.v_scale), "l"(b.k_cache), "l"(b.v_cache),
                  "l"(b.k_cache_block_stride), "l"(b.v_cache_block_stride));
     __syncthreads();
+    if (tid == 0)
+        ptx::barrier_arrive_expect(
+            shared.parts_there,
+            kBlocks * static_cast<int>(sizeof(shared.rows[0]) + sizeof(shared.units[0]) + sizeof(float2)));
     ptx::cluster_arrive();
     ptx::wait_for_predecessors();
     ptx::let_successors_start();

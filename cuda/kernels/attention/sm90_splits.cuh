@@ -19,11 +19,10 @@ struct Parts {
     float2 stats[kSplits == 1 ? 1 : kSplits * kOwn<kSplits>];
 };
 
-/// By one thread, before the cluster's barrier.
+/// By one thread, behind the barrier's init and before the cluster's barrier.
 template <int kSplits>
 __device__ __forceinline__ void expect_parts(uint64_t& all, int split) {
     const int rows = max(0, min(kOwn<kSplits>, kRows - split * kOwn<kSplits>));
-    ptx::barrier_init(all, 1);
     ptx::barrier_arrive_expect(all, rows * kSplits * static_cast<int>(kDim * sizeof(float) + sizeof(float2)));
 }
 

@@ -3,6 +3,7 @@
 #include "cuda/kernels/moe/sm90_fp8.h"
 #include "cuda/kernels/moe/sm90_fp8_few.cuh"
 #include "cuda/kernels/moe/sm90_fp8_stream.cuh"
+#include "cuda/kernels/moe/sm90_fp8_stream_rows.cuh"
 #include "cuda/kernels/moe/sm90_fp8_wide.h"
 
 namespace mmx::cuda::sm90 {
@@ -52,17 +53,14 @@ void launch(const Rows& p, Stream stream) {
     launch_fp8_gemm<C>(p.op, job, p.weight, stream);
 }
 
-void launch_stream(const Rows& p, Stream stream) {
-    const Fp8StreamPlan plan = make_fp8_stream_plan(p.num_rows, p.n, num_multiprocessors());
-    if (plan.columns == 8)
-        launch_fp8_stream<Fp8StreamTile<1>>(p.op, make_job(p), p.weight, plan, stream);
-    else
-        launch_fp8_stream<Fp8StreamTile<2>>(p.op, make_job(p), p.weight, plan, stream);
-}
-
 void launch(Fp8Tile tile, const Rows& p, Stream stream) {
     switch (tile) {
-        case Fp8Tile::kStream: return launch_stream(p, stream);
+        case Fp8Tile::kStream:
+            return launch_fp8_stream(p.op, make_job(p), p.weight,
+                                     make_fp8_stream_plan(p.n, num_multiprocessors()), stream);
+        case Fp8Tile::kRows:
+            return launch_fp8_rows(p.op, make_job(p), p.weight,
+                                   make_fp8_rows_plan(p.num_rows, p.n, num_multiprocessors()), stream);
         case Fp8Tile::k64x64: return launch<Fp8Config<false, 64, 64, 6>>(p, stream);
         case Fp8Tile::kFew: return launch_fp8_few<false>(p.op, make_job(p), p.weight, nullptr, stream);
         case Fp8Tile::k256x32: return launch<Fp8Config<false, 256, 32, 5>>(p, stream);

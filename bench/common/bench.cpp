@@ -106,8 +106,8 @@ std::vector<DType> Bench::dtypes() const {
 
 Buffer Bench::randn(DType dtype, int64_t count, float scale) {
     // Why a sample to draw from, and a limit beyond which the numbers repeat: making gigabytes of normals on
-    // the host takes minutes.
-    constexpr int64_t kSample = 1 << 16, kUnique = 1 << 24;
+    // the host takes minutes. An odd limit, or pages would repeat as they are and blocks tie in the selector.
+    constexpr int64_t kSample = 1 << 16, kUnique = (1 << 24) + 1;
     uint64_t state = seed_++;
     std::vector<uint8_t> sample;
     for (int64_t i = 0; i < kSample; ++i) append(sample, dtype, scale * next_normal(state));

@@ -37,60 +37,27 @@ struct Fp8DrawnItems {
 /// Tiles with more than 64 rows (full) and with fewer (half), numbered separately: numbered together, every
 /// third block would get all half tiles of experts with three row tiles, as the number of blocks and those of
 /// an expert's tiles have factors in common.
-struct Fp8WideList {
-    static constexpr int kHalfBits = 10;
+struct Fp8WideList : ExpertSums {
+    static constexpr int kHalfBits = 10;  // sums of row tiles: full << kHalfBits | half
     static_assert(kMoeMaxExperts < 1 << kHalfBits);
-
-    int tiles_before[kMoeMaxExperts + 1];  // row tiles of the experts before: full << kHalfBits | half
-    int first_row[kMoeMaxExperts + 1];
-    int tiles_of_run[kMoeMaxExperts / 32];
-    int num_experts, num_weight_tiles;
 
     __device__ __forceinline__ static int tiles_of(int num_rows) {
         const Fp8WideTiles tiles = split_wide_rows(num_rows);
         return tiles.full << kHalfBits | tiles.half;
     }
-    __device__ __forceinline__ int before(int expert, bool is_half) const {
-        const int tiles = tiles_before[expert];
+    __device__ __forceinline__ int tiles_before(int expert, bool is_half) const {
+        const int tiles = before[expert];
         return is_half ? tiles % (1 << kHalfBits) : tiles >> kHalfBits;
     }
     __device__ __forceinline__ int num_items(bool is_half) const {
-        return before(num_experts, is_half) * num_weight_tiles;
+        return tiles_before(num_experts, is_half) * num_weight_tiles;
     }
 
-    /// By all threads of the block; the caller synchronises the block before the list is read.
     __device__ __forceinline__ void fill(const int32_t* offsets, int experts, int weight_tiles) {
-        const int tid = static_cast<int>(threadIdx.x), num_threads = static_cast<int>(blockDim.x);
-        for (int e = tid; e <= experts; e += num_threads) first_row[e] = offsets[e];
-        __syncthreads();
-        // Runs of 32 experts, each summed by one warp.
-        for (int first = tid / 32 * 32; first < experts; first += num_threads) {
-            const int e = first + tid % 32;
-            const int tiles = e < experts ? tiles_of(first_row[e + 1] - first_row[e]) : 0;
-            const int sum = warp_prefix_sum(tiles);
-            if (e < experts) tiles_before[e] = sum - tiles;
-            if (tid % 32 == 31) tiles_of_run[first / 32] = sum;
-        }
-        __syncthreads();
-        for (int e = tid; e <= experts; e += num_threads) {
-            int base = 0;
-            for (int run = 0; run < (e < experts ? e / 32 : (experts + 31) / 32); ++run)
-                base += tiles_of_run[run];
-            tiles_before[e] = base + (e < experts ? tiles_before[e] : 0);
-        }
-        if (tid == 0) {
-            num_experts = experts;
-            num_weight_tiles = weight_tiles;
-        }
+        ExpertSums::fill(offsets, experts, weight_tiles, tiles_of);
     }
-
-    /// The same for one expert that has all rows. By one thread.
     __device__ __forceinline__ void fill_one(int num_rows, int weight_tiles) {
-        first_row[0] = tiles_before[0] = 0;
-        first_row[1] = num_rows;
-        tiles_before[1] = tiles_of(num_rows);
-        num_experts = 1;
-        num_weight_tiles = weight_tiles;
+        ExpertSums::fill_one(num_rows, weight_tiles, tiles_of);
     }
 
     __device__ __forceinline__ int expert_of(int item, bool is_half) const {
@@ -98,14 +65,14 @@ struct Fp8WideList {
         int low = 0, high = num_experts;
         while (high - low > 1) {
             const int middle = (low + high) / 2;
-            (before(middle, is_half) <= tile ? low : high) = middle;
+            (tiles_before(middle, is_half) <= tile ? low : high) = middle;
         }
         return low;
     }
 
     __device__ __forceinline__ Fp8WideUnit unit(int item, int expert, bool is_half) const {
         const int begin = first_row[expert], end = first_row[expert + 1];
-        const int index = item - before(expert, is_half) * num_weight_tiles;
+        const int index = item - tiles_before(expert, is_half) * num_weight_tiles;
         const int full = split_wide_rows(end - begin).full;
         const int tiles = is_half ? 1 : full;  // that share weights
         const int first = begin + (is_half ? full : index % tiles) * kFp8WideRows;

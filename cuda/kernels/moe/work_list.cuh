@@ -18,36 +18,33 @@ struct MoeUnit {
     bool is_valid;            // false: in step only
 };
 
-/// Items are numbered expert by expert, row tiles of the same weights next to each other, so that weights are
-/// read from memory once and rows stay in the L2.
-template <int kMaxHeight, int kCluster, int kHeightStep = 8>
-struct MoeWorkList {
-    int first_item[kMoeMaxExperts + 1];
+/// A sum over the experts before each, and where its rows begin.
+struct ExpertSums {
+    int before[kMoeMaxExperts + 1];
     int first_row[kMoeMaxExperts + 1];
-    int items_of_run[kMoeMaxExperts / 32];
+    int of_run[kMoeMaxExperts / 32];
     int num_experts, num_weight_tiles;
 
-    __device__ __forceinline__ int num_items() const { return first_item[num_experts]; }
-
-    /// By all threads of the block; the caller synchronises the block before the list is read.
-    __device__ __forceinline__ void fill(const int32_t* offsets, int experts, int weight_tiles) {
+    /// `of(num_rows)`: what an expert adds. By all threads of the block; the caller synchronises the block
+    /// before the sums are read.
+    template <class Of>
+    __device__ __forceinline__ void fill(const int32_t* offsets, int experts, int weight_tiles, Of of) {
         const int tid = static_cast<int>(threadIdx.x), num_threads = static_cast<int>(blockDim.x);
         for (int e = tid; e <= experts; e += num_threads) first_row[e] = offsets[e];
         __syncthreads();
         // Runs of 32 experts, each summed by one warp.
         for (int first = tid / 32 * 32; first < experts; first += num_threads) {
             const int e = first + tid % 32;
-            const int items = e < experts ? items_of(first_row[e + 1] - first_row[e], weight_tiles) : 0;
-            const int sum = warp_prefix_sum(items);
-            if (e < experts) first_item[e] = sum - items;
-            if (tid % 32 == 31) items_of_run[first / 32] = sum;
+            const int mine = e < experts ? of(first_row[e + 1] - first_row[e]) : 0;
+            const int sum = warp_prefix_sum(mine);
+            if (e < experts) before[e] = sum - mine;
+            if (tid % 32 == 31) of_run[first / 32] = sum;
         }
         __syncthreads();
         for (int e = tid; e <= experts; e += num_threads) {
             int base = 0;
-            for (int run = 0; run < (e < experts ? e / 32 : (experts + 31) / 32); ++run)
-                base += items_of_run[run];
-            first_item[e] = base + (e < experts ? first_item[e] : 0);
+            for (int run = 0; run < (e < experts ? e / 32 : (experts + 31) / 32); ++run) base += of_run[run];
+            before[e] = base + (e < experts ? before[e] : 0);
         }
         if (tid == 0) {
             num_experts = experts;
@@ -56,12 +53,28 @@ struct MoeWorkList {
     }
 
     /// The same for one expert that has all rows. By one thread.
-    __device__ __forceinline__ void fill_one(int num_rows, int weight_tiles) {
-        first_row[0] = first_item[0] = 0;
+    template <class Of>
+    __device__ __forceinline__ void fill_one(int num_rows, int weight_tiles, Of of) {
+        first_row[0] = before[0] = 0;
         first_row[1] = num_rows;
-        first_item[1] = items_of(num_rows, weight_tiles);
+        before[1] = of(num_rows);
         num_experts = 1;
         num_weight_tiles = weight_tiles;
+    }
+};
+
+/// Items are numbered expert by expert, row tiles of the same weights next to each other, so that weights are
+/// read from memory once and rows stay in the L2.
+template <int kMaxHeight, int kCluster, int kHeightStep = 8>
+struct MoeWorkList : ExpertSums {
+    __device__ __forceinline__ int num_items() const { return before[num_experts]; }
+
+    __device__ __forceinline__ void fill(const int32_t* offsets, int experts, int weight_tiles) {
+        ExpertSums::fill(offsets, experts, weight_tiles,
+                         [&](int num_rows) { return items_of(num_rows, weight_tiles); });
+    }
+    __device__ __forceinline__ void fill_one(int num_rows, int weight_tiles) {
+        ExpertSums::fill_one(num_rows, weight_tiles, [&](int rows) { return items_of(rows, weight_tiles); });
     }
 
     /// Row tiles in full clusters share their weights; the others of a cluster's width split the weight
@@ -74,10 +87,10 @@ struct MoeWorkList {
 
     /// The tile of block `rank` of the cluster in item number `item`.
     __device__ __forceinline__ MoeUnit unit(int item, int rank) const {
-        const int expert = place_in(first_item, num_experts, item);
+        const int expert = place_in(before, num_experts, item);
         const int begin = first_row[expert], end = first_row[expert + 1];
         const RowTiles tiles = split_rows(end - begin, kMaxHeight, kHeightStep);
-        int index = item - first_item[expert], row_tile, weight_tile;
+        int index = item - before[expert], row_tile, weight_tile;
         const int full = tiles.count / kCluster;
         const bool is_shared = kCluster > 1 && index < full * num_weight_tiles;
         if (kCluster == 1 || is_shared) {

@@ -90,9 +90,10 @@ __device__ __forceinline__ void fp8_rows_multiply(float (&part)[Tile::kN / 2], c
 
 template <class Tile>
 struct Fp8RowsScales {
-    const float *upper, *lower,
-        *weight;        // of rows g and g + 8 of the warp; of the weight blocks, stride apart
-    int stride, split;  // eights of columns before the second block
+    const float *upper, *lower;  // of rows g and g + 8 of the warp
+    const float* weight;         // of the two weight blocks, `stride` apart
+    int stride;
+    int split;  // eights of columns before the second block
 
     struct Step {
         float upper[2], lower[2];

@@ -7,8 +7,7 @@ from typing import Any
 from server.helpers import ScriptedEngine, check_error, serving
 
 USER = [{"role": "user", "content": "hi"}]
-CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-ASKED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -18,6 +17,12 @@ NOTHING: dict[str, Any] = {}
 def strict(parameters: dict[str, Any]) -> dict[str, Any]:
     """A strict tool."""
     return {"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}
+
+
+def asked(arguments: str) -> dict[str, Any]:
+    """A turn of the assistant that calls a function."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
 CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
@@ -36,7 +41,7 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ),
     ({"messages": [*USER, {"role": "tool", "content": "x"}]}, (400, "tool_call_mismatch", "messages[1]")),
     (
-        {"messages": [*USER, ASKED, {"role": "tool", "content": "x", "tool_call_id": "c2"}]},
+        {"messages": [*USER, asked("{}"), {"role": "tool", "content": "x", "tool_call_id": "c2"}]},
         (400, "tool_call_mismatch", "messages[2]"),
     ),
     ({"model": "nobody"}, (404, "model_not_found", "model")),
@@ -77,6 +82,7 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"logit_bias": {"x": 1}}, (400, "invalid_value", "logit_bias")),
     ({"logit_bias": {"999999": 1}}, (400, "invalid_value", "logit_bias")),
     ({"logit_bias": {"1": 101}}, (400, "invalid_value", "logit_bias")),
+    ({"logit_bias": {"1" * 5000: 1}}, (400, "invalid_value", "logit_bias")),
     ({"stream_options": {"include_usage": True}}, (400, "invalid_value", "stream_options")),
     ({"stream": True, "stream_interval": 0}, (400, "invalid_value", "stream_interval")),
     ({"prompt_logprobs": 21}, (400, "invalid_value", "prompt_logprobs")),
@@ -103,6 +109,9 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"structured_outputs": {"tree": "a"}}, (400, "unsupported_parameter", "structured_outputs.tree")),
     ({"structured_outputs": {"choice": []}}, (400, "invalid_type", "structured_outputs.choice")),
     ({"guided_json": "{"}, (400, "invalid_schema", "guided_json")),
+    ({"guided_json": "[" * 100_000}, (400, "invalid_schema", "guided_json")),
+    ({"guided_json": "[" * 101 + "]" * 101}, (400, "invalid_schema", "guided_json")),
+    ({"guided_json": '{"const": "\\ud800"}'}, (400, "invalid_schema", "guided_json")),
     ({"guided_grammar": "start: ("}, (400, "invalid_grammar", "guided_grammar")),
     ({"guided_regex": "a", "guided_choice": ["b"]}, (400, "unsupported_combination", "guided_choice")),
     ({"guided_regex": "a", "ignore_eos": True}, (400, "unsupported_combination", "ignore_eos")),
@@ -110,6 +119,11 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"allowed_token_ids": []}, (400, "invalid_value", "allowed_token_ids")),
     ({"allowed_token_ids": [10**9]}, (400, "invalid_value", "allowed_token_ids")),
     ({"bad_words": [""]}, (400, "invalid_value", "bad_words")),
+    ({"messages": [*USER, asked('{"a":' + "[" * 500 + "]" * 500 + "}")]}, (400, "invalid_value", ARGUMENTS)),
+    ({"messages": [*USER, asked('{"a": "\\ud800"}')]}, (400, "invalid_value", ARGUMENTS)),
+    ({"messages": [*USER, asked('{"a": 1e400}')]}, (400, "invalid_value", ARGUMENTS)),
+    ({"tools": [{"type": "web_search"}]}, (400, "unsupported_tool_type", "tools[0].type")),
+    ({"tools": [{"type": "function"}]}, (400, "missing_required_parameter", "tools[0].function")),
     ({"tools": [TOOL, TOOL]}, (400, "invalid_value", "tools[1].function.name")),
     (
         {"tools": [{"type": "function", "function": {"name": "a b"}}]},
@@ -167,6 +181,7 @@ COMPLETION_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"prompt": []}, (400, "empty_array", "prompt")),
     ({"prompt": [1, "x"]}, (400, "invalid_type", "prompt[0]")),
     ({"prompt": [[1], [1.5]]}, (400, "invalid_type", "prompt[1]")),
+    ({"prompt": ["a", ""]}, (400, "invalid_value", "prompt[1]")),
     ({"prompt": ["x"] * 1025}, (400, "invalid_value", "prompt")),
     ({"prompt": [10**7]}, (400, "invalid_value", "prompt")),
     ({"prompt": [1] * 4096}, (400, "context_length_exceeded", "prompt")),
@@ -204,9 +219,11 @@ async def test_text_endpoints_table() -> None:
             ("/detokenize", {}, (400, "missing_required_parameter", "tokens")),
             ("/detokenize", {"tokens": [10**7]}, (400, "invalid_value", "tokens")),
             ("/abort_request", {}, (400, "missing_required_parameter", "request_id")),
+            ("/abort_request", {"rid": 5}, (400, "missing_required_parameter", "request_id")),
             ("/v1/embeddings", {}, (404, "not_supported_by_model", None)),
         ):
             check_error(*await server.post(path, body), expected)
+        assert await server.post("/abort_request", {"request_id": None, "rid": "x"}) == (200, {"aborted": []})
         check_error(*await server.get("/v1/models/nobody"), (404, "model_not_found", "model"))
         check_error(*await server.get("/nowhere"), (404, "not_found", None))
 

@@ -14,6 +14,15 @@ from server.test_messages_api import PATH, TOOLS, USER, client_of, events_of
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://example.org/x.png"}}
 RESULT = {"type": "tool_result", "tool_use_id": "x", "content": "r"}
+CALLED = [
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "text", "text": "Well."},
+            {"type": "tool_use", "id": "a", "name": "f", "input": {}},
+        ],
+    }
+]
 ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens is required"),
     ({"max_tokens": 0}, "max_tokens must be at least 1"),
@@ -30,6 +39,11 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
         {"messages": [*USER, {"role": "assistant", "content": [{"type": "tool_use", "input": 3}]}]},
         "messages[1].content[0].input",
     ),
+    (
+        {"messages": [*USER, *CALLED, {"role": "user", "content": [RESULT]}]},
+        "messages[2].content[0].tool_use_id: 'x' is no call",
+    ),
+    ({"messages": [*USER, *CALLED, *USER]}, "messages[1].content[1]: has no tool_result block"),
     ({"messages": [*USER, {"role": "assistant", "content": ""}]}, "messages must end with the user"),
     ({"system": [IMAGE]}, "system[0] must be a text block"),
     ({"temperature": 3}, "temperature"),
@@ -72,6 +86,8 @@ async def test_errors() -> None:
             assert answer["error"]["type"] == "invalid_request_error"
             assert expected in answer["error"]["message"], (fields, answer)
         assert not server.engine.submitted
+        off = {"model": MODEL, "max_tokens": 5, "messages": USER, "mcp_servers": []}
+        assert (await server.post(PATH, off))[0] == 200
         status, answer = await server.post(PATH, {"model": "m", "max_tokens": 1, "messages": USER})
         assert (status, answer["error"]["type"]) == (404, "not_found_error")
         async with server.http.get(PATH) as response:

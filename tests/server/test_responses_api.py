@@ -194,10 +194,11 @@ async def test_sealed_thoughts_go_round() -> None:
         body = {"input": "a", "include": ["reasoning.encrypted_content"], "store": False}
         _, answer = await server.post(PATH, body)
         thought = {**answer["output"][0], "content": None}
-        forged = {**thought, "encrypted_content": "abc"}
+        not_ours = ["input[1].encrypted_content is not of this server"]
         for item, warnings, seen in (
             (thought, [], True),
-            (forged, ["input[1].encrypted_content is not of this server"], False),
+            ({**thought, "encrypted_content": "abc"}, not_ours, False),
+            ({**thought, "encrypted_content": "mmx.ü"}, not_ours, False),
         ):
             history = [{"role": "user", "content": "a"}, item, answer["output"][1]]
             _, again = await server.post(PATH, {"input": [*history, {"role": "user", "content": "b"}]})

@@ -15,6 +15,9 @@ from server.test_responses_api import PATH, TOOLS, events_of
 
 IMAGE = {"type": "input_image", "image_url": "https://example.org/x.png"}
 RESULT = {"type": "function_call_output", "call_id": "c", "output": ""}
+USER = {"role": "user", "content": "a"}
+THOUGHT = {"type": "reasoning", "summary": []}
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"input": None}, (400, "invalid_type", "input")),
     ({"input": []}, (400, "empty_array", "input")),
@@ -34,6 +37,8 @@ ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
         {"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]},
         (400, "missing_required_parameter", "input[0].call_id"),
     ),
+    ({"input": [USER, THOUGHT, {**CALL, "arguments": "{"}]}, (400, "invalid_value", "input[2].arguments")),
+    ({"input": [USER, THOUGHT, CALL, USER]}, (400, "tool_call_mismatch", "input[2]")),
     (
         {
             "input": [

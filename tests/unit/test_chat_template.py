@@ -463,5 +463,10 @@ def test_accepted_oddities() -> None:
     asked_before = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}}
     assert M3.render([old[0], asked_before, old[2]]) == M3.render(old)
     assert M3.render([user("a"), asked]).text.count("<response>") == 0
+    refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    refused = {"role": "assistant", "content": None, "refusal": "No."}
+    said = M3.render([user("a"), {"role": "assistant", "content": "No."}, user("b")])
+    assert M3.render([user("a"), refusal, user("b")]).text == said.text
+    assert M3.render([user("a"), refused, user("b")]).text == said.text
     swapped = M3.render([ASKED, result("c2", "two"), result("c1", "one")]).text
     assert "<response>one</response>\n<response>two</response>" in swapped

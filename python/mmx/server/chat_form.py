@@ -17,17 +17,19 @@ from mmx.server.prepare import Incoming, accept
 from mmx.server.schemas import ChatRequest
 from mmx.server.state import STATE, ServerState
 
-_INDEX = re.compile(r"\bmessages\[(\d+)\]")
+_INDEX = re.compile(r"\bmessages\[(\d+)\](?:\.tool_calls\[(\d+)\](?:\.function)?)?")
 
 
 @dataclass
 class ChatForm:
     """``body`` is the chat request, ``origins`` the path in the client's request of each of its messages,
-    ``names`` the client's word for fields that chat calls otherwise."""
+    ``call_origins`` that of each call by the numbers of message and call, ``names`` the client's word for
+    what chat calls otherwise."""
 
     body: dict[str, Any]
     names: dict[str, str]
     origins: list[str] = field(default_factory=list)
+    call_origins: dict[tuple[int, int], str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -43,14 +45,23 @@ class ChatForm:
         self.messages.append(message)
         self.origins.append(origin)
 
+    def add_call(self, origin: str, call_id: str, name: str, arguments: str | dict[str, Any]) -> None:
+        """Let the last message call a function."""
+        calls = self.messages[-1].setdefault("tool_calls", [])
+        self.call_origins[len(self.messages) - 1, len(calls)] = origin
+        function = {"name": name, "arguments": arguments}
+        calls.append({"id": call_id, "type": "function", "function": function})
+
     def rename(self, text: str) -> str:
-        """``text`` with the client's names of fields."""
+        """``text`` with the client's names."""
         return self._name.sub(lambda found: self.names[found[0]], _INDEX.sub(self._origin, text))
 
     def _origin(self, found: re.Match[str]) -> str:
         # The text may quote a client that writes such words itself.
         index = int(found[1])
-        return self.origins[index] if index < len(self.origins) else found[0]
+        if index >= len(self.origins):
+            return found[0]
+        return self.call_origins.get((index, int(found[2] or -1)), self.origins[index])
 
     @contextmanager
     def client_words(self) -> Iterator[None]:

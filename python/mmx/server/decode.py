@@ -19,33 +19,33 @@ _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$.*)`)?$", re.DOTALL)
 
 def decode_object(body: bytes) -> dict[str, Any]:
     """The JSON object in ``body``; 400 ``invalid_json`` for anything else."""
-    try:
-        value = msgspec.json.decode(body)
-    except msgspec.ValidationError:
-        raise ApiError("invalid_json", "the request body holds a number that is out of range") from None
-    except msgspec.DecodeError as exc:
-        raise ApiError("invalid_json", f"the request body is not valid JSON: {_tame(str(exc))}") from None
-    except UnicodeDecodeError:
-        raise ApiError("invalid_json", "the request body is not valid UTF-8") from None
-    except RecursionError:
-        raise _too_deep() from None
+    value = decode_json(body, "the request body", "invalid_json")
     if not isinstance(value, dict):
         raise ApiError("invalid_json", "the request body must be a JSON object")
-    # Only a body with many brackets can be deep; the others skip the walk.
-    if body.count(b"[") + body.count(b"{") > MAX_NESTING:
-        _check_depth(value)
     return value
 
 
-def _too_deep() -> ApiError:
-    return ApiError("invalid_json", f"the request body is nested deeper than {MAX_NESTING} levels")
-
-
-def _tame(text: str) -> str:
-    return clip(text.removeprefix("JSON is malformed: "))
+def decode_json(text: bytes, name: str, code: str, param: str | None = None) -> Any:
+    """The value of a JSON text from a client; ApiError ``code`` says what is wrong with ``name``."""
+    try:
+        value = msgspec.json.decode(text)
+        # Only a text with many brackets can be deep; the others skip the walk.
+        if text.count(b"[") + text.count(b"{") > MAX_NESTING:
+            _check_depth(value)
+        return value
+    except msgspec.ValidationError:
+        problem = "holds a number that is out of range"
+    except msgspec.DecodeError as exc:
+        problem = f"is not valid JSON: {clip(str(exc).removeprefix('JSON is malformed: '))}"
+    except UnicodeDecodeError:
+        problem = "is not valid UTF-8"
+    except RecursionError:
+        problem = f"is nested deeper than {MAX_NESTING} levels"
+    raise ApiError(code, f"{name} {problem}", param)
 
 
 def _check_depth(root: Any) -> None:
+    """RecursionError if ``root`` holds more levels than are allowed."""
     level = [root]
     for _ in range(MAX_NESTING):
         below: list[Any] = []
@@ -55,7 +55,7 @@ def _check_depth(root: Any) -> None:
         if not below:
             return
         level = below
-    raise _too_deep()
+    raise RecursionError
 
 
 def _integer_fields(kind: type[msgspec.Struct]) -> frozenset[str]:

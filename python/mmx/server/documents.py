@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from mmx.grammar import Document
+from mmx.server.decode import decode_json
 from mmx.server.errors import ApiError, clip, invalid, missing, unsupported
 from mmx.server.schemas import Generate
 
@@ -80,10 +80,7 @@ def _document(kind: str, value: Any, path: str) -> Document | None:
             return Document(kind, None, path)
         case "json_schema":
             if isinstance(value, str):
-                try:
-                    value = json.loads(value)
-                except ValueError:
-                    raise invalid(path, "is not valid JSON", "invalid_schema") from None
+                value = decode_json(value.encode(), path, "invalid_schema", path)
             if not isinstance(value, dict | bool):
                 raise invalid(path, "must be a JSON schema", "invalid_type")
         case "choice":

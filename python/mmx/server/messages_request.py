@@ -26,6 +26,8 @@ _NAMES = {
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "tool message": "tool_result block",
+    "tool_call_id": "tool_use_id",
     "function.name": "name",
     "function.strict": "strict",
     "function.parameters": "input_schema",

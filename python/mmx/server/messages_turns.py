@@ -141,13 +141,12 @@ def _add_assistant(form: ChatForm, path: str, blocks: list[_Block], signer: Sign
             case "tool_use":
                 if not isinstance(value.get("input"), dict):
                     raise invalid(f"{at}.input", "must be an object", "invalid_type")
-                function = {"name": text_of(value, "name", at), "arguments": value["input"]}
-                calls.append({"id": text_of(value, "id", at), "type": "function", "function": function})
+                calls.append((at, text_of(value, "id", at), text_of(value, "name", at), value["input"]))
             case _:
                 raise _unknown_block(block, "text, thinking, redacted_thinking or tool_use")
     message: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
-    if calls:
-        message["tool_calls"] = calls
     form.add(path, message)
+    for call in calls:
+        form.add_call(*call)

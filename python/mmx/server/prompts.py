@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 
-from mmx.server.errors import ApiError, clip, invalid
+from mmx.server.errors import ApiError, clip, invalid, missing
 from mmx.server.model_front import ModelFront
-from mmx.server.schemas import ChatRequest, CompletionRequest, Tool
+from mmx.server.schemas import NO_FUNCTION, ChatRequest, CompletionRequest, Tool
 from mmx.server.state import ServerState
 from mmx.tokenizer import ChatTemplateError
 
@@ -120,7 +120,10 @@ def check_tools(tools: list[Tool] | None) -> None:
     for i, tool in enumerate(tools or ()):
         name, path = tool.function.name, f"tools[{i}].function.name"
         if tool.type != "function":
-            raise ApiError("unsupported_tool_type", "tools must have type function", f"tools[{i}].type")
+            problem = f"must be function, got {clip(tool.type)!r}"
+            raise invalid(f"tools[{i}].type", problem, "unsupported_tool_type")
+        if tool.function is NO_FUNCTION:
+            raise missing(f"tools[{i}].function")
         if not 1 <= len(name) <= 64 or not all(c.isascii() and (c.isalnum() or c in "_.-:/") for c in name):
             raise invalid(path, f"must be 1 to 64 of a-z A-Z 0-9 _ . - : /, got {clip(name)!r}")
         if name in seen:
@@ -154,9 +157,9 @@ async def completion_prompts(
     work = partial(_encode_all, front, texts, add)
     encoded = iter(work() if sum(map(len, texts)) <= SMALL_TEXT else await in_pool(state, work))
     result = [Prompt(next(encoded), p) if isinstance(p, str) else Prompt(p, None) for p in found]
-    for prompt in result:
+    for i, prompt in enumerate(result):
         if not prompt.token_ids:
-            raise invalid("prompt", "must hold at least one token")
+            raise invalid(_prompt_path(i, len(result)), "must hold at least one token")
     return result
 
 
@@ -165,12 +168,15 @@ def _encode_all(front: ModelFront, texts: list[str], add_special_tokens: bool) -
 
 
 def _checked(prompt: Any, index: int, count: int) -> str | list[int]:
-    path = "prompt" if count == 1 else f"prompt[{index}]"
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, list) and all(type(item) is int for item in prompt):
         return prompt
-    raise invalid(path, "must be a string or a list of token ids", "invalid_type")
+    raise invalid(_prompt_path(index, count), "must be a string or a list of token ids", "invalid_type")
+
+
+def _prompt_path(index: int, count: int) -> str:
+    return "prompt" if count == 1 else f"prompt[{index}]"
 
 
 def check_ids(ids: list[int], vocab_size: int, param: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from typing import Any
 
@@ -25,14 +24,14 @@ def _unseal(sealed: str) -> str | None:
         return None
     try:
         return base64.b64decode(sealed.removeprefix(_SEAL), validate=True).decode()
-    except (binascii.Error, UnicodeError):
+    except ValueError:
         return None
 
 
 def add_items(form: ChatForm, items: list[dict[str, Any]], path: str, store: ResponseStore | None) -> None:
     """Add what the items say to ``form``. Thoughts, texts and calls of the assistant in a row become one
     message. ``store`` resolves references."""
-    turn: dict[str, Any] | None = None
+    in_turn = False
     for i, item in enumerate(items):
         at = f"{path}[{i}]"
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
@@ -42,12 +41,12 @@ def add_items(form: ChatForm, items: list[dict[str, Any]], path: str, store: Res
             item = store.item(text_of(item, "id", at), at)
             kind = item["type"]
         if kind in ("reasoning", "function_call") or (kind == "message" and item.get("role") == "assistant"):
-            if turn is None:
-                turn = {"role": "assistant", "content": ""}
-                form.add(at, turn)
-            _extend(turn, kind, item, at, form.warnings)
+            if not in_turn:
+                form.add(at, {"role": "assistant", "content": ""})
+            in_turn = True
+            _extend(form, kind, item, at)
             continue
-        turn = None
+        in_turn = False
         if kind == "message":
             _add_message(form, item, at)
         elif kind == "function_call_output":
@@ -58,18 +57,17 @@ def add_items(form: ChatForm, items: list[dict[str, Any]], path: str, store: Res
             form.add(at, {"role": "user", "content": json.dumps(item, ensure_ascii=False)})
 
 
-def _extend(turn: dict[str, Any], kind: str, item: dict[str, Any], at: str, warnings: list[str]) -> None:
+def _extend(form: ChatForm, kind: str, item: dict[str, Any], at: str) -> None:
+    turn = form.messages[-1]
     if kind == "message":
         turn["content"] += _text(item.get("content"), f"{at}.content")
     elif kind == "reasoning":
-        thought = _thought(item, at, warnings)
+        thought = _thought(item, at, form.warnings)
         if thought:
             earlier = turn.get("reasoning_content")
             turn["reasoning_content"] = thought if earlier is None else f"{earlier}\n{thought}"
     else:
-        function = {"name": text_of(item, "name", at), "arguments": text_of(item, "arguments", at)}
-        call = {"id": text_of(item, "call_id", at), "type": "function", "function": function}
-        turn.setdefault("tool_calls", []).append(call)
+        form.add_call(at, *(text_of(item, name, at) for name in ("call_id", "name", "arguments")))
 
 
 def _thought(item: dict[str, Any], at: str, warnings: list[str]) -> str:

@@ -26,6 +26,8 @@ _NAMES = {
     "max_tokens": "max_output_tokens",
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
+    "tool message": "function_call_output",
+    "tool_call_id": "call_id",
     "function.name": "name",
     "function.strict": "strict",
     "function.parameters": "parameters",

@@ -169,9 +169,9 @@ async def abort_request(request: web.Request) -> web.StreamResponse:
     if body.get("abort_all") is True:
         ids = list(state.live)
     else:
-        request_id = body.get("request_id", body.get("rid"))
+        request_id = body.get("rid") if body.get("request_id") is None else body["request_id"]
         if not isinstance(request_id, str):
-            raise invalid("request_id", "must be given as a string", "missing_required_parameter")
+            raise invalid("request_id", "or rid must be given as a string", "missing_required_parameter")
         ids = [request_id]
     return web.json_response({"aborted": [request_id for request_id in ids if _abort(state, request_id)]})
 

@@ -54,7 +54,7 @@ def _stop(request: Generate) -> tuple[str, ...]:
 def _logit_bias(request: Generate, vocab_size: int) -> dict[int, float]:
     bias = {}
     for key, value in (request.logit_bias or {}).items():
-        if not key.isascii() or not key.isdigit() or int(key) >= vocab_size:
+        if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= vocab_size:
             raise invalid("logit_bias", f"keys must be token ids below {vocab_size}, got {clip(key)!r}")
         bias[int(key)] = value
     return bias

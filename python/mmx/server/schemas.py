@@ -62,9 +62,14 @@ class Function(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
+NO_FUNCTION = Function(name="")
+
+
 class Tool(msgspec.Struct, frozen=True):
+    """``function`` is required, but of another ``type`` than function none is expected."""
+
     type: str
-    function: Function
+    function: Function = NO_FUNCTION
 
 
 class Thinking(msgspec.Struct, frozen=True):
@@ -237,4 +242,5 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "return_token_times": (False,),
     "suffix": ("",),
     "mm_processor_kwargs": ({},),
+    "mcp_servers": ([],),
 }

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+import msgspec
 
 Family = Literal["m2", "m3"]
 Message = dict[str, Any]
 
+MAX_NESTING = 100
 _ROLES = ("root", "system", "developer", "user", "assistant", "tool", "function")
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "input_video")
 
 
@@ -113,9 +115,10 @@ def _content(content: Any, path: str, family: Family | None, allow_media: bool, 
             has_media = True
             parts.append(dict(part))
         elif kind in _TEXT_PARTS:
-            if not isinstance(part.get("text"), str):
-                raise ChatTemplateError(f"{path}[{i}].text", "must be a string")
-            parts.append({**part, "type": "text"})
+            name = "refusal" if kind == "refusal" else "text"
+            if not isinstance(part.get(name), str):
+                raise ChatTemplateError(f"{path}[{i}].{name}", "must be a string")
+            parts.append({**part, "type": "text", "text": part[name]})
         else:
             expected = ", ".join((*_TEXT_PARTS, *_MEDIA_PARTS))
             raise ChatTemplateError(f"{path}[{i}].type", f"must be one of {expected}, got {kind!r}")
@@ -144,6 +147,8 @@ def _normalize_assistant(message: Message, path: str) -> None:
     calls, old_form = message.pop("tool_calls", None), message.pop("function_call", None)
     if old_form is not None and not calls:
         calls = [{"type": "function", "function": old_form}]
+    if not message["content"] and isinstance(message.get("refusal"), str):
+        message["content"] = message["refusal"]
     if calls is not None and (isinstance(calls, str) or not isinstance(calls, Sequence)):
         raise ChatTemplateError(f"{path}.tool_calls", "must be a list")
     if calls:
@@ -174,18 +179,23 @@ def _tool_call(call: Any, path: str) -> dict[str, Any]:
         arguments = {}
     elif isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments, parse_constant=_refuse_constant)
+            arguments = msgspec.json.decode(arguments)
         except (ValueError, RecursionError) as error:
             raise ChatTemplateError(
                 f"{path}.function.arguments", f"must be JSON text of an object: {error}"
             ) from None
+    if _deeper(arguments, MAX_NESTING):
+        raise ChatTemplateError(f"{path}.function.arguments", f"is nested deeper than {MAX_NESTING} levels")
     if not isinstance(arguments, Mapping):
         raise ChatTemplateError(f"{path}.function.arguments", "must be an object or JSON text of an object")
     return {**call, "function": {**function, "arguments": dict(arguments)}}
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+def _deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(item, levels - 1) for item in inner)
 
 
 def _order_tool_results(messages: list[Message], family: Family | None, warnings: list[str]) -> None:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cuda/common/paged.cuh"
+#include "cuda/common/reduce.cuh"
 
 namespace mmx::cuda {
 
@@ -27,7 +28,7 @@ __device__ __forceinline__ TokenPlace warp_place_of(int token, const int32_t* cu
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x % 32); i < num_seqs; i += 32)
         ended += cu_seqlens_q[i + 1] <= token;
-    const int seq = __reduce_add_sync(0xFFFFFFFFu, ended);
+    const int seq = __reduce_add_sync(kFull, ended);
     if (seq == num_seqs) return {-1, 0};
     return {seq, static_cast<int64_t>(seq_lens[seq]) - cu_seqlens_q[seq + 1] + token};
 }

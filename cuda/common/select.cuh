@@ -8,8 +8,7 @@
 /// depend on the order in which threads add.
 namespace mmx::cuda {
 
-constexpr uint32_t kFullWarp = 0xFFFFFFFFu;
-constexpr uint32_t kNanKey = 0xFFFFFFFFu;
+inline constexpr uint32_t kNanKey = 0xFFFFFFFFu;
 
 /// Unsigned keys in the order of the floats; -0 equals 0, NaN is above all.
 __device__ __forceinline__ uint32_t order_key(float x) {
@@ -24,7 +23,7 @@ __device__ __forceinline__ float key_value(uint32_t key) {
 
 __device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(kFullWarp, x, offset);
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(kFull, x, offset);
     return x;
 }
 
@@ -57,16 +56,16 @@ __device__ uint64_t block_scan(uint64_t x, SelectShared& s, uint64_t* total) {
 /// bins[bin] += weight for the active lanes; called by whole warps. Why not one atomic per lane: neighbours
 /// often share a bin, and 64-bit shared atomics on one address are slow.
 __device__ __forceinline__ void add_to_bins(uint64_t* bins, bool active, uint32_t bin, uint64_t weight) {
-    uint32_t left = __ballot_sync(kFullWarp, active);
+    uint32_t left = __ballot_sync(kFull, active);
     while (left) {
         const int leader = __ffs(static_cast<int>(left)) - 1;
-        const uint32_t chosen = __shfl_sync(kFullWarp, bin, leader);
+        const uint32_t chosen = __shfl_sync(kFull, bin, leader);
         const bool mine = active && bin == chosen;
         const uint64_t sum = warp_sum(mine ? weight : 0);
         if (static_cast<int>(threadIdx.x % 32) == leader)
             atomicAdd(reinterpret_cast<unsigned long long*>(bins + bin),
                       static_cast<unsigned long long>(sum));
-        left &= ~__ballot_sync(kFullWarp, mine);
+        left &= ~__ballot_sync(kFull, mine);
     }
 }
 

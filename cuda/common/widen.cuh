@@ -2,6 +2,7 @@
 
 #include "cuda/common/ptx/mma.cuh"
 #include "cuda/common/ptx/shared.cuh"
+#include "cuda/common/reduce.cuh"
 
 /// From e4m3 pages to operands of f16 tensor core products, both exact, within shared memory. All tiles lie
 /// as the copy engine leaves them with the 128-byte swizzle: 16 bytes `chunk` of row r at chunk ^ r % 8.
@@ -69,7 +70,7 @@ __device__ __forceinline__ float rows_to_f16(uint32_t rows, uint32_t half_bytes)
         for (int j = 0; j < 4; ++j) largest = __vmaxu2(largest, x[j] & 0x7FFF7FFF);
     }
     largest = max(largest & 0xFFFF, largest >> 16);
-    largest = max(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
+    largest = max(largest, __shfl_xor_sync(kFull, largest, 1));
     const uint32_t exponent = max(largest >> 7, 15u);
     const float shrink = __uint_as_float((268 - exponent) << 23);  // 2^(14 - (exponent - 127))
 #pragma unroll

@@ -23,8 +23,8 @@ __device__ int block_exclusive_sum(int x, int* total) {
     if (lane == 31) warp_totals[warp] = inclusive;
     __syncthreads();
     const int own = lane < kPlanThreads / 32 ? warp_totals[lane] : 0, up_to = warp_prefix_sum(own);
-    *total = __shfl_sync(0xFFFFFFFFu, up_to, 31);
-    const int before = __shfl_sync(0xFFFFFFFFu, up_to - own, warp);
+    *total = __shfl_sync(kFull, up_to, 31);
+    const int before = __shfl_sync(kFull, up_to - own, warp);
     __syncthreads();
     return before + inclusive - x;
 }

@@ -57,14 +57,14 @@ __device__ Tile find_tile(const int32_t* offsets, int num_experts, int number) {
         const int count = (end - begin + kBlockM - 1) / kBlockM;
         const int inclusive = warp_prefix_sum(count);
         const int index = number - (before + inclusive - count);
-        const unsigned owner = __ballot_sync(0xFFFFFFFFu, index >= 0 && index < count);
+        const unsigned owner = __ballot_sync(kFull, index >= 0 && index < count);
         if (owner) {
             const int source = __ffs(static_cast<int>(owner)) - 1;
-            const int m0 = __shfl_sync(0xFFFFFFFFu, begin + index * kBlockM, source);
-            const int last = __shfl_sync(0xFFFFFFFFu, end, source);
+            const int m0 = __shfl_sync(kFull, begin + index * kBlockM, source);
+            const int last = __shfl_sync(kFull, end, source);
             return {first + source, m0, min(m0 + kBlockM, last)};
         }
-        before += __shfl_sync(0xFFFFFFFFu, inclusive, 31);
+        before += __shfl_sync(kFull, inclusive, 31);
     }
     return {-1, 0, 0};
 }

@@ -3,7 +3,7 @@
 #include "cuda/common/peers.cuh"
 #include "cuda/common/ptx/grid.cuh"
 #include "cuda/common/ptx/multicast.cuh"
-#include "cuda/common/row_sum.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/kernels/launchers.h"
 

@@ -52,7 +52,7 @@ struct Scratch {
 #pragma unroll 4
         for (int64_t i = threadIdx.x % 32; i < num_parts; i += 32)
             most = max(most, part_keys[row * num_parts + i]);
-        return __reduce_max_sync(kFullWarp, most);
+        return __reduce_max_sync(kFull, most);
     }
 };
 
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kScanThreads) max_kernel(Rows rows, Scratch w)
         uint32_t key = 0;
 #pragma unroll
         for (int i = 0; i < kChunk / 32; ++i) key = max(key, keys[c][i]);
-        key = __reduce_max_sync(kFullWarp, key);
+        key = __reduce_max_sync(kFull, key);
         if (lane == 0 && first + c < w.num_chunks) w.chunk_keys[row * w.num_chunks + first + c] = key;
         most = max(most, key);
     }
@@ -175,7 +175,7 @@ struct Row {
         const int lane = threadIdx.x % 32;
         for (int64_t base = threadIdx.x - lane; base < num_chunks; base += kThreads) {
             const int64_t chunk = base + lane;
-            uint32_t live = __ballot_sync(kFullWarp, chunk < num_chunks && chunk_keys[chunk] >= least_key);
+            uint32_t live = __ballot_sync(kFull, chunk < num_chunks && chunk_keys[chunk] >= least_key);
             for (; live; live &= live - 1) f(base + __ffs(static_cast<int>(live)) - 1);
         }
     }
@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(kThreads)
         if (threadIdx.x == 0) count = 0;
         __syncthreads();
         row.for_elements({value_key, kAnyId}, [&](bool kept, uint32_t key, uint32_t) {
-            const uint32_t larger = __ballot_sync(kFullWarp, kept && key > value_key);
+            const uint32_t larger = __ballot_sync(kFull, kept && key > value_key);
             if (threadIdx.x % 32 == 0 && larger) atomicAdd(&count, static_cast<uint32_t>(__popc(larger)));
         });
         __syncthreads();

@@ -27,7 +27,7 @@ __device__ __forceinline__ uint64_t rank_key(float score, int64_t block, bool fo
 __device__ uint64_t block_max(uint64_t x) {
     __shared__ uint64_t partial[kWarps];
     for (int offset = 16; offset > 0; offset /= 2) {
-        const uint64_t other = __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+        const uint64_t other = __shfl_xor_sync(kFull, x, offset);
         x = other > x ? other : x;
     }
     __syncthreads();
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) select_blocks_kernel(SelectBlocksPar
     for (int64_t first = 0; first < visible; first += 32) {
         const int64_t block = first + lane;
         const bool kept = block < visible && key_of(block) >= threshold;
-        const unsigned mask = __ballot_sync(0xFFFFFFFFu, kept);
+        const unsigned mask = __ballot_sync(kFull, kept);
         if (kept) ids[count + __popc(mask & ((1u << lane) - 1))] = static_cast<int32_t>(block);
         count += __popc(mask);
     }

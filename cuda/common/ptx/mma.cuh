@@ -2,8 +2,6 @@
 
 #include <cstdint>
 
-#include "cuda/common/types.cuh"
-
 namespace mmx::cuda::ptx {
 
 /// acc[16,8] += a[16,16] . b[16,8] of one warp, bf16 to fp32. With g = lane / 4 and t = lane % 4: a0 and a1
@@ -43,15 +41,6 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&m)[4], uint3
                  : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
                  : "r"(smem_address)
                  : "memory");
-}
-
-/// 16 bytes that are read once: they leave the L1 to data that is read again.
-__device__ __forceinline__ uint4 load_once(const void* address) {
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(address));
-    return v;
 }
 
 /// Two floats as a pair of bf16, `low` in the lower half.

@@ -45,8 +45,7 @@ __device__ __forceinline__ void tma_load_3d_multicast(void* smem, const CUtensor
                                                       uint16_t blocks, int c0, int c1, int c2) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], "
-        "[%1, {%4, %5, %6}], [%2], %3;" ::"r"(smem_address(smem)),
+        "[%0], [%1, {%4, %5, %6}], [%2], %3;" ::"r"(smem_address(smem)),
         "l"(&map), "r"(smem_address(&barrier)), "h"(blocks), "r"(c0), "r"(c1), "r"(c2)
         : "memory");
 }
@@ -56,8 +55,7 @@ __device__ __forceinline__ void tma_load_5d_multicast(void* smem, const CUtensor
                                                       int c4) {
     asm volatile(
         "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], "
-        "[%1, {%4, %5, %6, %7, %8}], [%2], %3;" ::"r"(smem_address(smem)),
+        "[%0], [%1, {%4, %5, %6, %7, %8}], [%2], %3;" ::"r"(smem_address(smem)),
         "l"(&map), "r"(smem_address(&barrier)), "h"(blocks), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
         : "memory");
 }

@@ -78,8 +78,7 @@ __device__ __forceinline__ void tma_load_4d(void* smem, const CUtensorMap& map, 
                                             int c1, int c2, int c3) {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
-        "%6}], "
-        "[%2];" ::"r"(smem_address(smem)),
+        "%6}], [%2];" ::"r"(smem_address(smem)),
         "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
         : "memory");
 }
@@ -88,8 +87,7 @@ __device__ __forceinline__ void tma_load_3d(void* smem, const CUtensorMap& map, 
                                             int c1, int c2, uint64_t policy) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
-        "[%1, "
-        "{%3, %4, %5}], [%2], %6;" ::"r"(smem_address(smem)),
+        "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(smem_address(smem)),
         "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "l"(policy)
         : "memory");
 }
@@ -98,8 +96,7 @@ __device__ __forceinline__ void tma_load_4d(void* smem, const CUtensorMap& map, 
                                             int c1, int c2, int c3, uint64_t policy) {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
-        "[%1, "
-        "{%3, %4, %5, %6}], [%2], %7;" ::"r"(smem_address(smem)),
+        "[%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(smem_address(smem)),
         "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(policy)
         : "memory");
 }

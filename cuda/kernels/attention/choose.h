@@ -13,16 +13,17 @@ namespace mmx::cuda {
 
 inline constexpr int64_t kDecodeMaxTopk = 64;  // blocks of a (token, KV head) that a thread block lists
 inline constexpr int64_t kFixedSplits = 4;     // parts of a (token, KV head) under fixed_split, sparse
-// Under fixed_split a decode has a thread block per choice, up to so many of them; with bf16 pages, of which
-// a multiprocessor holds two, only for so many (token, KV head)s (measured: as fast as row tiles at 128).
+// Sparse decodes under fixed_split have a thread block per choice, up to kFixedChoices of them. A
+// multiprocessor holds only two with bf16 pages: row tiles are as fast at 128 (token, KV head)s (measured).
 inline constexpr int64_t kFixedChoices = 16, kFixedMaxBF16Units = 96;
 inline constexpr int64_t kFewPages = 16;  // chosen blocks of which thread blocks copy one or two on their own
+// Bytes of K and V that the L2 should keep for the next sparse decode (sparse_kept_units).
 inline constexpr int64_t kSparseKeptBytes = int64_t{16} << 20;
-// Dense decode: thread blocks of a launch, two a multiprocessor; tokens of a launch, whose list has what the
-// pages leave of shared memory; (token, KV head)s whose pages are cut into chunks of their own; draft tokens,
-// of which more go through row tiles.
-inline constexpr int64_t kPagedDecodeBlocks = 2 * 132, kPagedDecodeTokens = 224;
-inline constexpr int64_t kPagedMaxChunkedUnits = 132, kPagedMaxDraftTokens = 8192;
+// Dense decode.
+inline constexpr int64_t kPagedDecodeBlocks = 2 * 132;  // thread blocks of a launch, two a multiprocessor
+inline constexpr int64_t kPagedDecodeTokens = 224;  // of a launch; their list has the memory that pages leave
+inline constexpr int64_t kPagedMaxChunkedUnits = 132;  // (token, KV head)s of which each is cut into chunks
+inline constexpr int64_t kPagedMaxDraftTokens = 8192;  // more drafts than these go through row tiles
 
 enum class AttentionKernel { kSimple, kSm90Decode, kSm90Prefill };
 

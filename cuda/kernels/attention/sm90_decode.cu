@@ -240,6 +240,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     if (feeds && share.count > 0) find_pages(0);
     const int early = num_seqs > kDecodeThreads ? 0 : min(share.count, kSlots / 2);
     const uint4* queries = queries_at(item);
+    // Fetched and computed before the wait instead of behind it.
     asm volatile("" ::"l"(queries), "l"(entry), "r"(page_of_lane));
     ptx::wait_for_predecessors();
     ptx::let_successors_start();

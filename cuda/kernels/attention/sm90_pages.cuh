@@ -2,6 +2,7 @@
 
 #include "cuda/common/ptx/mma.cuh"
 #include "cuda/common/ptx/tma.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/vec.cuh"
 
 /// Pages of 128 keys x 128 dimensions in shared memory, as the copy engine leaves them with the 128-byte
@@ -125,7 +126,7 @@ struct Pages<e4m3> {
         largest = max(largest & 0xFFFF, largest >> 16);  // magnitude bits of a bf16
 #pragma unroll
         for (int other = 1; other < 16; other *= 2)
-            largest = max(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, other));
+            largest = max(largest, __shfl_xor_sync(kFull, largest, other));
         const uint32_t exponent = max(largest >> 7, 15u);
         const float shrink = __uint_as_float((268 - exponent) << 23);  // 2^(14 - (exponent - 127))
         const auto pack = [&](uint32_t pair) {

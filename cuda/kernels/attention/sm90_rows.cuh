@@ -4,6 +4,7 @@
 
 #include "cuda/common/ptx/mma.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/types.cuh"
 
 /// Pieces that attention kernels share: 64 rows of a warpgroup, 128 columns, in the layout of
 /// ptx::Wgmma (lane 4g + t holds rows g and g + 8 of its warp).
@@ -25,7 +26,7 @@ __device__ __forceinline__ void quad_transpose(uint32_t (&r)[4], int t) {
         for (int i = 0; i < 4; ++i) {
             if (i & bit) continue;
             const bool upper = (t & bit) != 0;
-            const uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, upper ? r[i] : r[i | bit], bit);
+            const uint32_t got = __shfl_xor_sync(kFull, upper ? r[i] : r[i | bit], bit);
             (upper ? r[i] : r[i | bit]) = got;
         }
 }

@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kPerMultiprocessor)
         init(shared.ring, maps);
     }
     touch(p.base);
-    asm volatile("" ::"l"(p.block_ids), "l"(p.topk));
+    asm volatile("" ::"l"(p.block_ids), "l"(p.topk));  // the same of these
     const int num_heads = static_cast<int>(p.base.num_kv_heads), topk = static_cast<int>(p.topk);
     const int num_tokens = static_cast<int>(p.base.num_tokens);
     int token = static_cast<int>(kSplits > 1 ? blockIdx.z : blockIdx.x / num_heads),

@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kWorkers, 1)
     // The block's share of a full list.
     int begin = topk * split / kSplits, count = topk * (split + 1) / kSplits - begin;
     const int32_t* first_id = ids + begin;
+    // Fetched and computed before the wait instead of behind it.
     asm volatile("" ::"l"(my_id), "l"(first_id), "l"(queries), "l"(b.v_scale), "l"(b.k_cache), "l"(b.v_cache),
                  "l"(b.k_cache_block_stride), "l"(b.v_cache_block_stride), "r"(count));
     ptx::commit_copies();

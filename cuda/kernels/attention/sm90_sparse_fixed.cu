@@ -142,6 +142,7 @@ __global__ void __launch_bounds__(kWorkers, sizeof(C) == 1 ? 4 : 2)
     const uint4* queries = queries_of(b, token, kv_head);
     const KeyCopies<C> copies(kv_head * kPage);
     const uint32_t k_tile = pinned(ptx::smem_address(shared.k)), v_tile = k_tile + kPageBytes<C>;
+    // Fetched and computed before the wait instead of behind it.
     asm volatile("" ::"l"(ids), "l"(queries), "l"(b.v_scale), "l"(b.k_cache), "l"(b.v_cache),
                  "l"(b.k_cache_block_stride), "l"(b.v_cache_block_stride));
     __syncthreads();

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "cuda/common/reduce.cuh"
+
 namespace mmx::cuda {
 
 /// A place in the router's ranking: score descending, then id ascending. A NaN ranks as -inf.
@@ -21,8 +23,7 @@ struct Rank {
 __device__ __forceinline__ Rank warp_first(Rank best) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
-        const Rank other{__shfl_xor_sync(0xFFFFFFFFu, best.score, offset),
-                         __shfl_xor_sync(0xFFFFFFFFu, best.id, offset)};
+        const Rank other{__shfl_xor_sync(kFull, best.score, offset), __shfl_xor_sync(kFull, best.id, offset)};
         if (other.before(best)) best = other;
     }
     return best;

@@ -8,6 +8,7 @@
 #include "cuda/common/ptx/wgmma_n.cuh"
 #include "cuda/common/ring.cuh"
 #include "cuda/common/tensor_map.h"
+#include "cuda/common/types.cuh"
 #include "cuda/kernels/moe/work_list.cuh"
 
 namespace mmx::cuda::sm90 {
@@ -175,8 +176,8 @@ __device__ __forceinline__ void multiply(typename Tile::Shared& shared, Ring<Til
     release(previous);
 }
 
-/// gate / (1 + 2^-gate..) with the fast exponential and reciprocal: exact to a few units of fp32, far below
-/// the rounding to bf16 that follows.
+/// act(gate, up) with the fast exponential and reciprocal: exact to a few units in the last place of fp32,
+/// far below the rounding to bf16 that follows.
 __device__ __forceinline__ float fast_gated_act(float gate, float up, Activation activation, float alpha,
                                                 float limit) {
     float slope = ptx::kLog2e;

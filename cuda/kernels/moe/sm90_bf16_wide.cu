@@ -196,13 +196,13 @@ __device__ __forceinline__ void store(const Bf16Job& job, const MoeUnit& unit, i
             if constexpr (kGateUp) {
                 const float even_row = fast_gated_act(d[0], d[2], kActivation, job.alpha, job.limit);
                 const float odd_row = fast_gated_act(d[1], d[3], kActivation, job.alpha, job.limit);
-                const float other = __shfl_xor_sync(0xFFFFFFFFu, odd ? even_row : odd_row, 4);
+                const float other = __shfl_xor_sync(kFull, odd ? even_row : odd_row, 4);
                 if (!has_row) continue;
                 *reinterpret_cast<uint32_t*>(to) =
                     odd ? ptx::pack_bf16(other, odd_row) : ptx::pack_bf16(even_row, other);
             } else {
                 const uint32_t even_row = ptx::pack_bf16(d[0], d[2]), odd_row = ptx::pack_bf16(d[1], d[3]);
-                const uint32_t other = __shfl_xor_sync(0xFFFFFFFFu, odd ? even_row : odd_row, 4);
+                const uint32_t other = __shfl_xor_sync(kFull, odd ? even_row : odd_row, 4);
                 if (!has_row) continue;
                 *reinterpret_cast<uint2*>(to) =
                     odd ? make_uint2(other, odd_row) : make_uint2(even_row, other);

@@ -57,14 +57,14 @@ __device__ __forceinline__ void choose(const MoeRouterParams& p, const float* su
 #pragma unroll
         for (int i = kPerLane - 2; i >= 0; --i)
             if (rank[i] >= highest) mine = i, highest = rank[i];
-        const uint32_t best = __reduce_max_sync(0xFFFFFFFFu, highest);
+        const uint32_t best = __reduce_max_sync(kFull, highest);
         const int id = static_cast<int>(__reduce_min_sync(
-            0xFFFFFFFFu, highest == best ? static_cast<unsigned>(mine * 32 + lane_idx) : UINT_MAX));
+            kFull, highest == best ? static_cast<unsigned>(mine * 32 + lane_idx) : UINT_MAX));
         float chosen = 0;
 #pragma unroll
         for (int i = 0; i < kPerLane; ++i)
             if (i * 32 + lane_idx == id) rank[i] = 0, place[i] = k, chosen = score[i];
-        total += __shfl_sync(0xFFFFFFFFu, chosen, id % 32);
+        total += __shfl_sync(kFull, chosen, id % 32);
     }
     const int64_t first = token * (topk + p.num_shared);
 #pragma unroll
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kPlanThreads)
     // One warp takes the rows in order, so that the rows of an expert keep theirs.
     for (int row = lane_idx; warp == 0 && row < align_up(num_rows, 32); row += 32) {
         const int expert = local(row);
-        const unsigned same = __match_any_sync(0xFFFFFFFFu, expert);
+        const unsigned same = __match_any_sync(kFull, expert);
         const int before = __popc(same & ((1u << lane_idx) - 1)), so_far = expert < 0 ? 0 : counts[expert];
         __syncwarp();
         if (expert >= 0) places[row] = so_far + before;

@@ -10,8 +10,8 @@ namespace mmx::cuda {
 
 inline constexpr int64_t kSelectMaxBlocks = 8192;  // blocks of one sequence that the top-k kernel can rank
 inline constexpr int64_t kSelectMaxSeqs = 1024;    // sequences whose prefix sums the decode kernel holds
-inline constexpr int64_t kSelectDecodeColumns =
-    32;  // (query token, head) pairs of a sequence in one pass over K
+// (query token, head) pairs of a sequence in one pass over K
+inline constexpr int64_t kSelectDecodeColumns = 32;
 
 inline constexpr int64_t kSelectResidentBytes = int64_t{48} << 20;  // index-K that the L2 holds as a whole
 
@@ -111,8 +111,8 @@ inline int64_t select_kept_units(const SelectBlocksParams& p) {
     const int64_t page_bytes = p.block_size * p.index_dim * (p.cache_dtype == DType::kE4M3 ? 1 : 2);
     const int64_t pages = p.num_seqs * p.max_blocks_per_seq;
     const int64_t bytes = pages * page_bytes;
-    if (bytes <= kSelectResidentBytes) return int64_t{1} << 30;
-    // Measured: 32 MB are best for 64 MB, 16 for 128 MB and more.
+    if (bytes <= kSelectResidentBytes) return int64_t{1} << 30;  // all
+    // Measured: 32 MiB are best for 64 MiB, 16 MiB for 128 MiB and more.
     return (bytes <= 2 * kSelectResidentBytes ? int64_t{32} << 20 : int64_t{16} << 20) / page_bytes;
 }
 

@@ -280,6 +280,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                             : page + lane_idx < at.pages ? page + lane_idx
                                                          : (page + lane_idx) % at.pages);
     if (feeds && early > 0) page_of_lane = __ldcg(entry);
+    // Fetched and computed before the wait instead of behind it.
     asm volatile("" ::"l"(p.index_q), "l"(p.index_q_token_stride), "l"(scores), "l"(score_stride), "l"(entry),
                  "r"(page_of_lane));
     ptx::wait_for_predecessors();

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kMostValues = 8;  // scores per lane
 constexpr int kPage = 128;
+constexpr uint32_t kHighest = 0xFFFFFFFFu;  // above every key
 
 /// How many candidates reach each of three thresholds, of which every next one is higher.
 struct Reached {
@@ -86,9 +87,9 @@ __device__ __forceinline__ void rank(const SelectBlocksParams& p, const Row& row
     const int wanted = topk - forced_end - static_cast<int>(p.local_blocks);
 
     const int first = (part * 32 + lane_idx) * kValues;
-    uint32_t key[kValues];                   // 0: no candidate
-    int listed[kValues];                     // lists: the block
-    uint32_t largest = 0, smallest = kFull;  // the latter less 1, which leaves out what is no candidate
+    uint32_t key[kValues];                      // 0: no candidate
+    int listed[kValues];                        // lists: the block
+    uint32_t largest = 0, smallest = kHighest;  // the latter less 1, which leaves out what is no candidate
     float score[kValues];
     // All of them before any is looked at.
     if constexpr (kLists) {
@@ -126,11 +127,11 @@ __device__ __forceinline__ void rank(const SelectBlocksParams& p, const Row& row
         if (lane_idx == 0) extremes[0][part] = largest, extremes[1][part] = smallest;
         __syncthreads();
         largest = __reduce_max_sync(kFull, lane_idx < kWarps ? extremes[0][lane_idx] : 0);
-        smallest = __reduce_min_sync(kFull, lane_idx < kWarps ? extremes[1][lane_idx] : kFull);
+        smallest = __reduce_min_sync(kFull, lane_idx < kWarps ? extremes[1][lane_idx] : kHighest);
     }
 
     // Invariant: at least `wanted` candidates are >= threshold.
-    uint32_t threshold = wanted == 0 ? kFull : largest;
+    uint32_t threshold = wanted == 0 ? kHighest : largest;
     bool exact = wanted == 0;
     ++smallest;
     if (!exact && largest != smallest) {
@@ -248,6 +249,7 @@ __global__ void __launch_bounds__(kWarps * kRows * 32)
         }
     }
     const Row mine{kLists ? nullptr : from.scores + row * from.score_stride, list, num_listed, visible, out};
+    // Fetched and computed before the wait instead of behind it.
     asm volatile("" ::"l"(mine.scores), "l"(out), "r"(visible));
     ptx::wait_for_predecessors();
 

@@ -1,12 +1,9 @@
 #include <vector>
 
+#include "cpp/kernels/launchers.h"
 #include "cpp/kernels/peers.h"
 
 namespace mmx::cpu::MMX_CPU_ISA {
-
-// The norm of the sum, at this instruction set level.
-void add_rms_norm(const AddRmsNormParams& p, Stream stream);
-void add_rms_norm_quantize(const AddRmsNormQuantizeParams& p, Stream stream);
 
 void all_reduce_add_rms_norm(const AllReduceAddRmsNormParams& p, Stream stream) {
     dispatch_float(p.norm.dtype, [&](auto t) {

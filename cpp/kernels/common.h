@@ -38,6 +38,29 @@ static inline T from_float(float x) {
     }
 }
 
+/// Unsigned keys in the order of the floats; -0 equals 0.
+static inline uint32_t order_key(float x) {
+    const uint32_t u = std::bit_cast<uint32_t>(x + 0.0f);
+    return u ^ (u >> 31 ? 0xFFFFFFFFu : 0x80000000u);
+}
+
+/// Sum of squares in 16 fixed lanes, so that the order of additions is the same for every width of vector.
+template <class T>
+static inline float sum_of_squares(const T* x, int64_t n) {
+    constexpr int kLanes = 16;
+    float lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int l = 0; l < kLanes; ++l) {
+            const float v = to_float(x[i + l]);
+            lanes[l] += v * v;
+        }
+    float sum = 0;
+    for (; i < n; ++i) sum += to_float(x[i]) * to_float(x[i]);
+    for (int l = 0; l < kLanes; ++l) sum += lanes[l];
+    return sum;
+}
+
 /// Calls f(T{}) with the element type of `dtype` (f32 or bf16).
 template <class F>
 static inline void dispatch_float(DType dtype, F&& f) {

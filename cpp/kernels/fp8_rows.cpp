@@ -48,13 +48,6 @@ AlignedArray<float> dequantize_rows(const void* x, const float* scale, int64_t r
     return wide;
 }
 
-/// Weight of expert e, [n, k].
-WeightRows<e4m3> expert_weight(const void* weight, const float* scale, int64_t e, int64_t n, int64_t k) {
-    const int64_t scale_cols = ceil_div(k, kFp8Block);
-    return {static_cast<const e4m3*>(weight) + e * n * k, k, scale + e * ceil_div(n, kFp8Block) * scale_cols,
-            scale_cols};
-}
-
 /// out[m] = x[m] . weight[e]^T for the rows of every expert.
 template <class T>
 void multiply(T* out, int64_t out_stride, const void* x, const float* x_scale, const void* weight,
@@ -65,7 +58,7 @@ void multiply(T* out, int64_t out_stride, const void* x, const float* x_scale, c
                                         [](int64_t row) { return row; });
     run_tasks(gemm_tasks(offsets, num_experts, n), num_rows * n * k, [&](const GemmTask& task) {
         alignas(64) float c[kBlockM * kBlockN];
-        rows.multiply(c, task, expert_weight(weight, weight_scale, task.e, n, k), task.n0, task.n1);
+        rows.multiply(c, task, expert_weight<e4m3>(weight, weight_scale, task.e, n, k), task.n0, task.n1);
         for (int64_t i = 0; i < task.m1 - task.m0; ++i)
             for (int64_t j = 0; j < task.n1 - task.n0; j += kWidth)
                 store_some(out + (task.m0 + i) * out_stride + task.n0 + j, load(c + i * kBlockN + j),
@@ -98,7 +91,7 @@ void fp8_moe_gate_up(const Fp8MoeGateUpParams& p, Stream) {
                                      [&](int64_t row) { return p.sorted_rows[row] / p.topk; });
     const auto tasks = gemm_tasks(p.expert_offsets, p.num_local_experts, p.inter);
     run_tasks(tasks, num_rows * 2 * p.inter * p.hidden, [&](const GemmTask& task) {
-        const auto weight = expert_weight(p.weight, p.weight_scale, task.e, 2 * p.inter, p.hidden);
+        const auto weight = expert_weight<e4m3>(p.weight, p.weight_scale, task.e, 2 * p.inter, p.hidden);
         alignas(64) float gate[kBlockM * kBlockN], up[kBlockM * kBlockN];
         x.multiply(gate, task, weight, task.n0, task.n1);
         x.multiply(up, task, weight, p.inter + task.n0, p.inter + task.n1);

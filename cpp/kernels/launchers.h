@@ -3,7 +3,7 @@
 #include "cpp/core/ops.h"
 
 /// CPU kernels. `stream` is ignored; scratch is the kernel's own, so no op asks for a workspace. Every kernel
-/// is compiled once per instruction set level (see CMakeLists.txt); these entries pick the best one the
+/// is compiled once per instruction set level (sources.cmake); these entries pick the best one the
 /// machine has.
 namespace mmx::cpu {
 

@@ -16,14 +16,6 @@ void dispatch_types(DType dtype, DType weight_dtype, F&& f) {
     });
 }
 
-/// Weight of expert e, [n, k].
-template <class W>
-WeightRows<W> expert_weight(const void* weight, const float* scale, int64_t e, int64_t n, int64_t k) {
-    const int64_t scale_rows = ceil_div(n, kFp8Block), scale_cols = ceil_div(k, kFp8Block);
-    return {static_cast<const W*>(weight) + e * n * k, k,
-            scale ? scale + e * scale_rows * scale_cols : nullptr, scale_cols};
-}
-
 }  // namespace
 
 void moe_gate_up(const MoeGateUpParams& p, Stream) {

@@ -5,23 +5,6 @@ namespace mmx::cpu::MMX_CPU_ISA {
 
 namespace {
 
-/// Sum of squares in 16 fixed lanes, so that the order of additions is the same for every width of vector.
-template <class T>
-float sum_of_squares(const T* x, int64_t n) {
-    constexpr int kLanes = 16;
-    float lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
-        for (int l = 0; l < kLanes; ++l) {
-            const float v = to_float(x[i + l]);
-            lanes[l] += v * v;
-        }
-    float sum = 0;
-    for (; i < n; ++i) sum += to_float(x[i]) * to_float(x[i]);
-    for (int l = 0; l < kLanes; ++l) sum += lanes[l];
-    return sum;
-}
-
 template <class T, class W>
 void norm_row(T* out, const T* x, const W* weight, int64_t n, float eps, bool gemma) {
     const float inv_rms = 1.0f / std::sqrt(sum_of_squares(x, n) / static_cast<float>(n) + eps);

@@ -1,11 +1,9 @@
 #include <vector>
 
+#include "cpp/kernels/launchers.h"
 #include "cpp/kernels/peers.h"
 
 namespace mmx::cpu::MMX_CPU_ISA {
-
-// The single ops, at this instruction set level.
-MMX_OPS(MMX_DECLARE_OP)
 
 namespace {
 
@@ -35,15 +33,6 @@ void norm_by(const NormRopeStoreParams& p, const Heads& heads, const void* weigh
             });
         });
     });
-}
-
-/// Sum of squares in 16 fixed lanes, so that the order of additions is the same for every width of vector.
-template <class T>
-float sum_of_squares(const T* x, int64_t n) {
-    float lanes[16] = {}, sum = 0;
-    for (int64_t i = 0; i < n; ++i) lanes[i % 16] += to_float(x[i]) * to_float(x[i]);
-    for (const float lane : lanes) sum += lane;
-    return sum;
 }
 
 }  // namespace

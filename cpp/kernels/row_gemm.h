@@ -92,6 +92,15 @@ struct WeightRows {
     }
 };
 
+/// Weight of expert e, [n, k], of `weight` [num_experts, n, k] and `scale`, one per square block, or null.
+template <class W>
+static inline WeightRows<W> expert_weight(const void* weight, const float* scale, int64_t e, int64_t n,
+                                          int64_t k) {
+    const int64_t scale_rows = ceil_div(n, kFp8Block), scale_cols = ceil_div(k, kFp8Block);
+    return {static_cast<const W*>(weight) + e * n * k, k,
+            scale ? scale + e * scale_rows * scale_cols : nullptr, scale_cols};
+}
+
 /// c[i, j] += a[i] . b[j] over k, a multiple of kLanes.
 template <int kM, int kN>
 static inline void tile(float* c, int64_t c_stride, const float* const* a, int64_t a_offset, const float* b,

@@ -200,12 +200,6 @@ int64_t draw(const float* logits, int64_t n, float max, double inv_temperature, 
     return begin + last;
 }
 
-/// Unsigned keys in the order of the floats; -0 equals 0.
-inline uint32_t order_key(float x) {
-    const uint32_t u = std::bit_cast<uint32_t>(x + 0.0f);
-    return u ^ (u >> 31 ? 0xFFFFFFFFu : 0x80000000u);
-}
-
 /// Shortens the candidates to the shortest prefix by (logit descending, id ascending) whose `weights` reach
 /// `target`, but at least one. A descent over the keys, 11 bits at a time: no sort.
 void keep_prefix(Scratch& s, double target) {

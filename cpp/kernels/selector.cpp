@@ -12,9 +12,7 @@ constexpr int64_t kTasksPerThread = 4;  // below this the context is shared out
 
 /// Blocks as numbers that sort best first in descending order: forced, then score, then lower id.
 uint64_t rank_key(float score, int64_t block, bool forced) {
-    const uint32_t bits = std::bit_cast<uint32_t>(score + 0.0f);  // -0 becomes 0
-    const uint32_t ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
-    return static_cast<uint64_t>(forced) << 63 | static_cast<uint64_t>(ordered) << 31 |
+    return static_cast<uint64_t>(forced) << 63 | static_cast<uint64_t>(order_key(score)) << 31 |
            (0x7FFFFFFFu - static_cast<uint32_t>(block));
 }
 

@@ -6,9 +6,6 @@
 #include <immintrin.h>
 #endif
 
-// Why: vectors are passed between inlined functions of one object only, so their calling convention is moot.
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 /// Vectors as wide as the machine's registers, and Lanes16: sixteen lanes at every instruction set level, so
 /// that sums over lanes come out the same everywhere.
 namespace mmx::cpu::MMX_CPU_ISA {

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <tuple>
+#include <utility>
+
 #include "cpp/ops/backend.h"
 
 namespace mmx::ops {

@@ -6,15 +6,15 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     // norm
     m.def("rms_norm(Tensor(a!) out, Tensor x, Tensor weight, float eps, bool gemma) -> ()");
     m.def(
-        "add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, float eps, bool gemma) "
-        "-> ()");
+        "add_rms_norm(Tensor(a!) out, Tensor(b!) residual, Tensor x, Tensor weight, float eps, "
+        "bool gemma) -> ()");
     m.def(
         "add_rms_norm_quantize(Tensor(a!) out, Tensor(b!) codes, Tensor(c!) scale, Tensor(d!) residual, "
         "Tensor x, Tensor weight, float eps, bool gemma) -> ()");
     m.def(
         "combine_add_rms_norm(Tensor(a!) out, Tensor(b!)? codes, Tensor(c!)? scale, Tensor(d!) residual, "
-        "Tensor x, Tensor row_positions, Tensor topk_weights, Tensor? shared, Tensor weight, float eps, bool "
-        "gemma) -> ()");
+        "Tensor x, Tensor row_positions, Tensor topk_weights, Tensor? shared, Tensor weight, float eps, "
+        "bool gemma) -> ()");
     // comm: `inboxes` of all ranks, none for the only one
     m.def(
         "all_reduce_add_rms_norm(Tensor(a!) out, Tensor(b!)? codes, Tensor(c!)? scale, Tensor(d!) residual, "
@@ -67,21 +67,17 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     m.def("gated_act(Tensor(a!) out, Tensor gate_up, int activation, float alpha, float limit) -> ()");
     // moe
     m.def(
-        "moe_router(Tensor(a!) topk_ids, Tensor(b!) topk_weights, Tensor x, Tensor gate_weight, Tensor? "
-        "bias, "
-        "Tensor(c!) workspace, float routed_scale) -> ()");
+        "moe_router(Tensor(a!) topk_ids, Tensor(b!) topk_weights, Tensor x, Tensor gate_weight, "
+        "Tensor? bias, Tensor(c!) workspace, float routed_scale) -> ()");
     m.def(
-        "moe_router_workspace(Tensor topk_ids, Tensor topk_weights, Tensor x, Tensor gate_weight, Tensor? "
-        "bias, "
-        "float routed_scale) -> int");
+        "moe_router_workspace(Tensor topk_ids, Tensor topk_weights, Tensor x, Tensor gate_weight, "
+        "Tensor? bias, float routed_scale) -> int");
     m.def(
-        "moe_plan(Tensor(a!) expert_offsets, Tensor(b!) sorted_rows, Tensor(c!) row_positions, Tensor "
-        "topk_ids, "
-        "Tensor(d!) workspace, int first_expert) -> ()");
+        "moe_plan(Tensor(a!) expert_offsets, Tensor(b!) sorted_rows, Tensor(c!) row_positions, "
+        "Tensor topk_ids, Tensor(d!) workspace, int first_expert) -> ()");
     m.def(
-        "moe_plan_workspace(Tensor expert_offsets, Tensor sorted_rows, Tensor row_positions, Tensor "
-        "topk_ids, "
-        "int first_expert) -> int");
+        "moe_plan_workspace(Tensor expert_offsets, Tensor sorted_rows, Tensor row_positions, "
+        "Tensor topk_ids, int first_expert) -> int");
     m.def(
         "moe_router_plan(Tensor(a!) topk_ids, Tensor(b!) topk_weights, Tensor(c!) expert_offsets, "
         "Tensor(d!) sorted_rows, Tensor(e!) row_positions, Tensor x, Tensor gate_weight, Tensor? bias, "
@@ -94,19 +90,17 @@ STABLE_TORCH_LIBRARY(mmx, m) {
         "moe_gate_up(Tensor(a!) out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor expert_offsets, "
         "Tensor sorted_rows, Tensor(b!) workspace, int activation, float alpha, float limit) -> ()");
     m.def(
-        "moe_gate_up_workspace(Tensor out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor "
-        "expert_offsets, "
-        "Tensor sorted_rows, int activation, float alpha, float limit) -> int");
+        "moe_gate_up_workspace(Tensor out, Tensor x, Tensor weight, Tensor? weight_scale, "
+        "Tensor expert_offsets, Tensor sorted_rows, int activation, float alpha, float limit) -> int");
     m.def(
         "moe_down(Tensor(a!) out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor expert_offsets, "
         "Tensor(b!) workspace) -> ()");
     m.def(
-        "moe_down_workspace(Tensor out, Tensor x, Tensor weight, Tensor? weight_scale, Tensor "
-        "expert_offsets) -> "
-        "int");
+        "moe_down_workspace(Tensor out, Tensor x, Tensor weight, Tensor? weight_scale, "
+        "Tensor expert_offsets) -> int");
     m.def(
-        "moe_combine(Tensor(a!) out, Tensor x, Tensor row_positions, Tensor topk_weights, Tensor? shared) -> "
-        "()");
+        "moe_combine(Tensor(a!) out, Tensor x, Tensor row_positions, Tensor topk_weights, "
+        "Tensor? shared) -> ()");
     // gemm
     m.def("linear(Tensor(a!) out, Tensor x, Tensor weight) -> ()");
     // embedding
@@ -130,18 +124,16 @@ STABLE_TORCH_LIBRARY(mmx, m) {
     m.def("mxfp8_dequant(Tensor(a!) out, Tensor x, Tensor scale) -> ()");
     // sampling
     m.def(
-        "adjust_logits(Tensor(a!) logits, Tensor history, Tensor cu_history, Tensor num_prompt, Tensor "
-        "repetition, "
-        "Tensor frequency, Tensor presence, Tensor bias_ids, Tensor bias_values, Tensor cu_bias, "
-        "Tensor(b!) workspace) -> ()");
+        "adjust_logits(Tensor(a!) logits, Tensor history, Tensor cu_history, Tensor num_prompt, "
+        "Tensor repetition, Tensor frequency, Tensor presence, Tensor bias_ids, Tensor bias_values, "
+        "Tensor cu_bias, Tensor(b!) workspace) -> ()");
     m.def(
         "adjust_logits_workspace(Tensor logits, Tensor history, Tensor cu_history, Tensor num_prompt, "
         "Tensor repetition, Tensor frequency, Tensor presence, Tensor bias_ids, Tensor bias_values, "
         "Tensor cu_bias) -> int");
     m.def(
-        "sample(Tensor(a!) token_ids, Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor "
-        "min_p, "
-        "Tensor seeds, Tensor steps, Tensor(b!) workspace) -> ()");
+        "sample(Tensor(a!) token_ids, Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, "
+        "Tensor min_p, Tensor seeds, Tensor steps, Tensor(b!) workspace) -> ()");
     m.def(
         "sample_workspace(Tensor token_ids, Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, "
         "Tensor min_p, Tensor seeds, Tensor steps) -> int");
@@ -149,7 +141,6 @@ STABLE_TORCH_LIBRARY(mmx, m) {
         "logprobs(Tensor(a!) logprobs, Tensor(b!) ranks, Tensor(c!) top_ids, Tensor(d!) top_logprobs, "
         "Tensor logits, Tensor token_ids, Tensor(e!) workspace) -> ()");
     m.def(
-        "logprobs_workspace(Tensor logprobs, Tensor ranks, Tensor top_ids, Tensor top_logprobs, Tensor "
-        "logits, "
-        "Tensor token_ids) -> int");
+        "logprobs_workspace(Tensor logprobs, Tensor ranks, Tensor top_ids, Tensor top_logprobs, "
+        "Tensor logits, Tensor token_ids) -> int");
 }

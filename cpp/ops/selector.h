@@ -1,5 +1,7 @@
 #pragma once
 
+#include <utility>
+
 #include "cpp/ops/backend.h"
 
 namespace mmx::ops {

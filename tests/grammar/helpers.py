@@ -126,7 +126,9 @@ _KEYS = ["^x_", "^[a-z]+$", "[0-9]"]
 def random_schema(rng: random.Random, depth: int = 3) -> Any:
     """Any schema that can be enforced in both notations."""
     kinds = ["string", "string", "integer", "number", "boolean", "null", "enum", "const", "format", "pattern"]
+    kinds += ["bounded enum"]
     if depth > 0:
+        kinds += ["both", "named and keyed"]
         kinds += ["object", "object", "array", "array", "map", "free", "union", "typeless", "any", "tuple"]
         kinds += ["nullable", "ref", "keyed"]
     return _MAKERS[rng.choice(kinds)](rng, depth)
@@ -204,6 +206,45 @@ def _enum(rng: random.Random, depth: int) -> Any:
     return {"enum": [*kept, "surely"]}
 
 
+def _bounded_enum(rng: random.Random, depth: int) -> Any:
+    """Other keywords exclude some of the values."""
+    limits = rng.choice(
+        [{"minLength": 3}, {"minimum": 2}, {"pattern": "^a"}, {"multipleOf": 2}, {"maxItems": 0}]
+    )
+    return {"enum": ["a", "abc", "xyz", "1", 1, 2, True, None, [1], {"k": 1}], **limits}
+
+
+def _both(rng: random.Random, depth: int) -> Any:
+    """Two sides that bind each other's members and items."""
+    sides: list[Any] = [
+        {"properties": {"a": {"minLength": 2}, "x_1": {}}, "additionalProperties": {"maxLength": 9}},
+        {"patternProperties": {"^[a-z]+$": {"type": "string"}, "^x_": {"type": "null"}}},
+        {"patternProperties": {"^x_": {"enum": [None, "x"]}}, "additionalProperties": {"type": "string"}},
+        {"required": ["a"]},
+    ]
+    if rng.random() < 0.3:
+        sides = [
+            {"prefixItems": [{"minimum": 3}]},
+            {"items": {"type": "integer"}},
+            {"minItems": 1, "maxItems": 3},
+        ]
+        return {"type": "array", "allOf": rng.sample(sides, 3)}
+    return {"type": "object", "allOf": rng.sample(sides, rng.randint(1, 3))}
+
+
+def _named_and_keyed(rng: random.Random, depth: int) -> Any:
+    """Names that are declared and match patterns, names that match several."""
+    keys = {"^[a-z]+$": {"minLength": 2}, "^(foo|b)": {"type": "string"}, "[0-9]$": False}
+    chosen = rng.sample([*keys], rng.randint(1, 3))
+    return {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b1": random_schema(rng, depth - 1)},
+        "patternProperties": {key: keys[key] for key in chosen},
+        "required": rng.sample(["a", "name"] if "^[a-z]+$" in chosen else ["a"], rng.randint(0, 1)),
+        "additionalProperties": rng.choice([False, {"type": "integer"}]),
+    }
+
+
 def _array(rng: random.Random, depth: int) -> Any:
     schema: dict[str, Any] = {"type": "array"}
     if rng.random() < 0.85:
@@ -245,6 +286,9 @@ _MAKERS: dict[str, Any] = {
     "boolean": lambda rng, _: {"type": "boolean"},
     "null": lambda rng, _: {"type": "null"},
     "enum": _enum,
+    "bounded enum": _bounded_enum,
+    "both": _both,
+    "named and keyed": _named_and_keyed,
     "const": lambda rng, _: {"const": rng.choice(["x", 7, True, None])},
     "format": lambda rng, _: {"type": "string", "format": rng.choice(_FORMATS)},
     "pattern": lambda rng, _: {"type": "string", "pattern": rng.choice(_PATTERNS)},

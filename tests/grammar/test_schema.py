@@ -114,6 +114,49 @@ def test_limits_of_numbers_are_exact(limits: dict[str, float]) -> None:
             ["{}"],
         ),
         ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, ["1", '"x"'], ["1.5", "null"]),
+        ({"enum": [1, 5, "a", "abc"], "minimum": 3, "minLength": 2}, ["5", '"abc"'], ["1", '"a"']),
+        ({"enum": ["ab", "b", 2, 3], "pattern": "^a", "multipleOf": 2}, ['"ab"', "2"], ['"b"', "3"]),
+        (
+            {"enum": [{"a": 1}, {"a": "x"}, [1, 1], [1]], "properties": {"a": {"$ref": "#/$defs/n"}}}
+            | {"uniqueItems": True, "$defs": {"n": {"type": "integer"}}},
+            ['{"a": 1}', "[1]"],
+            ['{"a": "x"}', "[1, 1]"],
+        ),
+        ({"allOf": [{"enum": [1, [1], "a"]}, {"enum": [True, [True], "a"]}]}, ['"a"'], ["1", "[1]", "true"]),
+        ({"const": "a\x7fb"}, ['"a\x7fb"'], ['"ab"']),
+        (
+            {"properties": {"a": {"type": "integer", "minimum": 1.2, "maximum": 1.8}, "b": {"const": 1}}},
+            ['{"b": 1}', "{}"],
+            ['{"a": 1}'],
+        ),
+        (
+            {"properties": {"ab": {"type": "integer"}}, "patternProperties": {"^a": {"minimum": 5}}}
+            | {"required": ["ab", "a1"], "additionalProperties": False},
+            ['{"ab": 5, "a1": 7}'],
+            ['{"ab": 4, "a1": 7}', '{"ab": 5, "a1": 4}', '{"ab": 5}'],
+        ),
+        (
+            {"patternProperties": {"a": {"type": "integer"}, "b": {"type": "null"}, "c": False}}
+            | {"additionalProperties": {"const": 3}},
+            ['{"a": 1, "b": null, "d": 3}'],
+            ['{"ab": 1}', '{"ba": null}', '{"c": 3}', '{"ac": 1}'],
+        ),
+        (
+            {
+                "allOf": [
+                    {"properties": {"a": {"type": "integer"}}, "additionalProperties": False},
+                    {"patternProperties": {"^[ab]": {"minimum": 3}}},
+                ]
+            },
+            ['{"a": 3}', "{}"],
+            ['{"a": 2}', '{"b": 3}'],
+        ),
+        (
+            {"allOf": [{"prefixItems": [{"type": "integer"}]}, {"items": {"minimum": 5, "type": "number"}}]},
+            ["[5]", "[6, 5.5]"],
+            ["[4]", "[5.5]", "[5, 4]"],
+        ),
+        ({"allOf": [{"prefixItems": [{}, {}]}, {"items": False}], "type": "array"}, ["[]"], ["[1]"]),
         (
             {"$ref": "#/$defs/n", "$defs": {"n": {"type": ["null", "array"], "items": {"$ref": "#"}}}},
             ["null", "[[null], []]"],
@@ -139,6 +182,11 @@ def test_keywords(schema: Any, good: list[str], bad: list[str]) -> None:
         ({"items": {"contains": {}}}, "schema.items.contains", "unsupported_schema"),
         ({"propertyNames": {}}, "schema.propertyNames", "unsupported_schema"),
         ({"$ref": "other.json"}, "schema.$ref", "unsupported_schema"),
+        ({"$ref": "#anchor", "$defs": {"a": {"$anchor": "anchor"}}}, "schema.$ref", "unsupported_schema"),
+        ({"uniqueItems": "yes"}, "schema.uniqueItems", "invalid_schema"),
+        ({"type": "integer", "multipleOf": True}, "schema.multipleOf", "invalid_schema"),
+        ({"const": "a", "pattern": "^b"}, "schema", "unsupported_schema"),
+        ({"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 2}, "schema", "unsupported_schema"),
         ({"$ref": "#/$defs/none"}, "schema.$ref", "unsupported_schema"),
         ({"type": "string", "pattern": "(?=a)"}, "schema.pattern", "unsupported_schema"),
         ({"type": "string", "pattern": "(a)\\1"}, "schema.pattern", "unsupported_schema"),
@@ -209,3 +257,11 @@ def test_other_documents(kind: str, value: Any, good: list[str], bad: list[str])
         assert accepts(kind, value, text), text
     for text in bad:
         assert not accepts(kind, value, text), text
+
+
+def test_an_enum_may_be_long() -> None:
+    values = [f"value {i}" for i in range(3000)]
+    for value in (values[0], values[-1]):
+        assert valid({"enum": values}, json.dumps(value))
+        assert accepts("choice", values, value)
+    assert not valid({"enum": values}, json.dumps("value"))

@@ -16,7 +16,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from mmx.grammar.errors import SchemaError, reason_of
 from mmx.grammar.json_text import JsonText
-from mmx.grammar.lark import Grammar, literal
+from mmx.grammar.lark import Grammar
 from mmx.grammar.minimax_m2 import MARKERS as MARKERS_M2
 from mmx.grammar.minimax_m2 import PARAMETER_CLOSE, CallsM2
 from mmx.grammar.minimax_m3 import MARKERS as MARKERS_M3
@@ -165,7 +165,7 @@ def _document(grammar: Grammar, document: Document, forbidden: Sequence[str]) ->
                 code = "invalid_grammar" if error.code == "invalid_schema" else error.code
                 raise SchemaError(path, str(error), code) from None
         case "choice":
-            return grammar.rule(" | ".join(map(literal, value))), max(map(len, value))
+            return grammar.rule(grammar.choice(value)), max(map(len, value))
     raise AssertionError(document.kind)
 
 

@@ -9,7 +9,7 @@ from mmx.grammar.errors import SchemaError
 from mmx.grammar.lark import Grammar, literal, without
 from mmx.grammar.limits import number
 from mmx.grammar.nodes import MAX_ITEMS, Anything, Array, Choice, Member, Node, Number, Object, Text, Union
-from mmx.grammar.patterns import all_of
+from mmx.grammar.patterns import NO_NAME, all_of, matches_nothing
 
 # No lone surrogates: they are no text.
 _CHAR = (
@@ -59,7 +59,7 @@ class JsonText:
                 kept = [text for text in texts if not any(word in text for word in self._forbidden)]
                 if not kept:
                     raise SchemaError("", "an enum has no value that the output may contain")
-                return " | ".join(map(literal, kept))
+                return self._grammar.choice(kept)
             case Array():
                 return self._array(node)
             case Object():
@@ -83,6 +83,11 @@ class JsonText:
     def _without_forbidden(self, term: str) -> str:
         return " & ".join([term, *without(self._forbidden)])
 
+    def _plain_char(self) -> str:
+        """Of texts with a pattern: what is forbidden begins with "<" or holds one; a pattern and it at once
+        are a large automaton."""
+        return _PLAIN.replace("[^", "[^<") if self._forbidden else _PLAIN
+
     def _text(self, node: Text) -> str:
         if node.longest == 0:
             return literal('""')
@@ -90,8 +95,7 @@ class JsonText:
         if not node.terms:
             char = self._grammar.terminal(_CHAR)
             return self._grammar.terminal(self._without_forbidden(f"({_QUOTE} {char}{count} {_QUOTE})"))
-        # What is forbidden begins with "<" or holds one; a pattern and it at once are a large automaton.
-        char = _PLAIN.replace("[^", "[^<") if self._forbidden else _PLAIN
+        char = self._plain_char()
         left_out = "control characters, backslashes, quotes" + (", <" if self._forbidden else "")
         inner = all_of([f"/{char}{count}/", *node.terms], left_out)
         return self._grammar.terminal(f"{_QUOTE} ({inner}) {_QUOTE}")
@@ -144,18 +148,20 @@ class JsonText:
         """A member that is not declared by name."""
         if not node.open:
             return ""
-        plain = f"/{_PLAIN}{{1,{KEY_LENGTH}}}/"
+        char = self._plain_char() if node.patterns else _PLAIN
+        plain = f"/{char}{{1,{KEY_LENGTH}}}/"
         declared = [f"~{literal(member.name)}" for member in node.members]
-        forms = []
-        for keyed in node.patterns:
-            forms.append((" & ".join([plain, keyed.term, *declared]), keyed.node))
-        if node.rest is not None:
-            forms.append((" & ".join([plain, *(f"~{k.term}" for k in node.patterns), *declared]), node.rest))
         texts = []
-        for term, value in forms:
-            key = self._grammar.terminal(f"{_QUOTE} ({self._without_forbidden(term)}) {_QUOTE}")
+        for names, value, _ in node.others():
+            term = " & ".join([plain, *names, *declared])
+            if node.patterns and matches_nothing(term):
+                continue
+            term = term if node.patterns else self._without_forbidden(term)
+            key = self._grammar.terminal(f"{_QUOTE} ({term}) {_QUOTE}")
             texts.append(f'{key} ":" " "? {self.value(value)}')
-        return self._grammar.rule(" | ".join(texts))
+        if node.shortest and not texts:
+            raise SchemaError("", NO_NAME)
+        return self._grammar.rule(" | ".join(texts)) if texts else ""
 
 
 _SPELLED: dict[int, list[Node]] = {}

@@ -54,11 +54,12 @@ def is_of_type(value: Any, kind: str) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    return (
-        type(one) is type(other) and one == other
-        if isinstance(one, bool) or isinstance(other, bool)
-        else one == other
-    )
+    """Whether two values are equal in JSON, where true is not 1."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return isinstance(one, bool) is isinstance(other, bool) and bool(one == other)
 
 
 def _values(flat: Mapping[str, Any]) -> list[Any] | None:

@@ -10,7 +10,7 @@ _SPECIAL = frozenset("\\.+*?()|[]{}^$#&-~/")
 
 def literal(text: str) -> str:
     """``text`` as a string of the grammar."""
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def escaped(text: str) -> str:
@@ -46,6 +46,13 @@ class Grammar:
             name = self._terminals[expression] = f"T{len(self._terminals)}"
             self._lines.append(f"{name}: {expression}")
         return self._terminals[expression]
+
+    def choice(self, texts: Iterable[str]) -> str:
+        """One of some texts. Why a terminal: in a rule each takes one of the matcher's 2,000 places."""
+        kept = dict.fromkeys(map(literal, texts))
+        filled = [text for text in kept if text != '""']
+        ends = [self.terminal(" | ".join(filled))] if filled else []
+        return " | ".join([*ends, '""'] if len(filled) < len(kept) else ends)
 
     def new_rule(self) -> str:
         """A name for a rule that is defined later, so that it may refer to itself."""

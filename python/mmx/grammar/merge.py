@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmx.grammar.errors import SchemaError
+from mmx.grammar.kinds import same
+from mmx.grammar.valid import of_member
 
 _LARGER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _SMALLER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
@@ -13,6 +15,7 @@ _NOTES = frozenset(
     "title description default examples example deprecated readOnly writeOnly $schema $id $comment $anchor "
     "$defs definitions discriminator".split()
 )
+_MEMBERS = ("properties", "patternProperties")
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -23,34 +26,45 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any], path: str) -> dict[
             joined[name] = value
         elif name in _JOIN:
             joined[name] = _JOIN[name](one[name], value)
-        elif name not in _NOTES and one[name] != value:
+        elif name not in (*_NOTES, *_MEMBERS, "prefixItems") and not same(one[name], value):
             raise SchemaError(
                 path, f"{path} combines two different values of {name}, which can not be enforced"
             )
-    if "properties" in joined or "additionalProperties" in joined:
-        joined["properties"] = _properties(one, other)
-        if not joined["properties"]:
-            del joined["properties"]
+    for word in _MEMBERS:
+        if word in joined:
+            joined[word] = _members(word, one, other, path)
+    if "prefixItems" in joined:
+        count = max(len(side.get("prefixItems", [])) for side in (one, other))
+        joined["prefixItems"] = [_both(_item(one, i), _item(other, i)) for i in range(count)]
     return joined
 
 
 def _both(one: Any, other: Any) -> Any:
-    return one if one == other else {"allOf": [one, other]}
+    return one if same(one, other) else {"allOf": [one, other]}
 
 
-def _properties(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Members of both; one that only a side declares is also bound by what the other says of the rest."""
-    sides = (one, other)
+def _members(word: str, one: Mapping[str, Any], other: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Members of both, by name or by pattern; one that only a side has is also bound by what the other says
+    of such a name, or of all other ones."""
     joined: dict[str, Any] = {}
-    for name in [*one.get("properties", {}), *other.get("properties", {})]:
-        parts = []
-        for side in sides:
-            if name in side.get("properties", {}):
-                parts.append(side["properties"][name])
-            elif "additionalProperties" in side:
-                parts.append(side["additionalProperties"])
-        joined[name] = parts[0] if len(parts) == 1 else _both(*parts)
+    for name in [*one.get(word, {}), *other.get(word, {})]:
+        parts: list[Any] = []
+        for side in (one, other):
+            if name in side.get(word, {}):
+                found = [side[word][name]]
+            elif word == "properties":
+                found = of_member(side, name, path)
+            else:
+                found = [side.get("additionalProperties", True)]
+            parts += [part for part in found if part is not True and not any(same(part, p) for p in parts)]
+        joined[name] = parts[0] if len(parts) == 1 else {"allOf": parts}
     return joined
+
+
+def _item(side: Mapping[str, Any], index: int) -> Any:
+    """The schema of an array's item."""
+    prefix = side.get("prefixItems", [])
+    return prefix[index] if index < len(prefix) else side.get("items", True)
 
 
 def _types(one: Any, other: Any) -> Any:
@@ -61,7 +75,7 @@ def _types(one: Any, other: Any) -> Any:
 
 
 def _shared(one: list[Any], other: list[Any]) -> list[Any]:
-    return [value for value in one if value in other]
+    return [value for value in one if any(same(value, kept) for kept in other)]
 
 
 def _union(one: list[Any], other: list[Any]) -> list[Any]:
@@ -79,11 +93,6 @@ _JOIN: dict[str, Callable[[Any, Any], Any]] = {
     "enum": _shared,
     "required": _union,
     "pattern": _union,
-    "properties": lambda one, other: {**one, **other},
-    "patternProperties": lambda one, other: {
-        **one,
-        **{name: _both(one[name], schema) if name in one else schema for name, schema in other.items()},
-    },
     "items": _both,
     "additionalProperties": _both,
     "uniqueItems": lambda one, other: one or other,

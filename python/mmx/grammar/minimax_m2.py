@@ -142,7 +142,7 @@ class CallsM2:
         for value in values:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             if means(text, types, value, nested=False) and not any(tag in text for tag in _TAGS):
-                kept.append(literal(text + PARAMETER_CLOSE))
+                kept.append(text + PARAMETER_CLOSE)
         if not kept:
             raise SchemaError("", "an enum has no value that the call notation can express")
-        return self._grammar.rule(" | ".join(kept))
+        return self._grammar.choice(kept)

@@ -17,7 +17,7 @@ from mmx.grammar.errors import SchemaError
 from mmx.grammar.json_text import JsonText
 from mmx.grammar.lark import Grammar, literal, token, without
 from mmx.grammar.nodes import MAX_ITEMS, Anything, Array, Choice, Node, Number, Object, Text, Union
-from mmx.grammar.patterns import all_of
+from mmx.grammar.patterns import NO_NAME, all_of, matches_nothing
 from mmx.grammar.schema import anything
 from mmx.grammar.values import means, other_readings
 from mmx.parsers.schema import Schema, is_simple_pattern
@@ -145,8 +145,7 @@ class CallsM3:
         ]
         if not kept:
             raise SchemaError("", "an enum has no value that the call notation can express")
-        body = " | ".join(literal(text) for text in kept if text) or None
-        return _Content(body, "" in kept)
+        return _Content(self._grammar.choice(filter(None, kept)) or None, "" in kept)
 
     def _union(self, branches: list[Node], view: Schema) -> _Content:
         found, errors = [], []
@@ -192,8 +191,8 @@ class CallsM3:
     def _members(self, node: Object, view: Schema) -> _Content:
         starts: list[str] = []  # what the elements may begin with, and everything behind it
         tail, may_be_empty = "", node.shortest == 0
-        if node.open:
-            other = self._grammar.rule(self._others(node, view))
+        if node.open and (others := self._others(node, view)):
+            other = self._grammar.rule(others)
             starts.append(f"{other}{{{max(node.shortest, 1)},{node.longest}}}")
             tail = f"{other}{{{node.shortest},{node.longest}}}"
         for member in reversed(node.members):
@@ -209,16 +208,18 @@ class CallsM3:
     def _others(self, node: Object, view: Schema) -> str:
         declared = [f"~{literal(member.name)}" for member in node.members]
         forms = []
-        for keyed in node.patterns:
-            if not is_simple_pattern(keyed.source):
+        for names, value, keyed in node.others():
+            if keyed is not None and not is_simple_pattern(keyed.source):
                 text = f"patternProperties: {keyed.source[:64]!r} is too complex for the call notation"
                 raise SchemaError("", text)
-            content = self._content(keyed.node, view.matching(keyed.source))
-            forms.append((" & ".join([_KEY, keyed.term, *declared]), content))
-        if node.rest is not None:
-            term = " & ".join([_KEY, *(f"~{keyed.term}" for keyed in node.patterns), *declared])
-            forms.append((term, self._content(node.rest, view.rest())))
-        return " | ".join(self._keyed(term, content) for term, content in forms)
+            term = " & ".join([_KEY, *names, *declared])
+            if node.patterns and matches_nothing(term):
+                continue
+            content = self._content(value, view.rest() if keyed is None else view.matching(keyed.source))
+            forms.append(self._keyed(term, content))
+        if node.shortest and not forms:
+            raise SchemaError("", NO_NAME)
+        return " | ".join(forms)
 
     def _keyed(self, term: str, content: _Content) -> str:
         self.open_keys = True

@@ -104,11 +104,12 @@ class Member:
 
 @dataclass(frozen=True)
 class KeyedBy:
-    """Members whose name matches the terminal ``term``, which comes from the pattern ``source``."""
+    """Members whose name matches the terminal ``term``, which comes from the pattern ``source``, and no other
+    pattern of the object; ``node`` is null where there may be none."""
 
     source: str
     term: str
-    node: Node
+    node: Node | None
 
 
 @dataclass(eq=False)
@@ -124,10 +125,22 @@ class Object:
 
     @property
     def open(self) -> bool:
-        return self.longest > 0 and (self.rest is not None or bool(self.patterns))
+        return self.longest > 0 and bool(self._others())
+
+    def others(self) -> list[tuple[list[str], Node, KeyedBy | None]]:
+        """Undeclared members: the terminals that their names match all, and the pattern among these."""
+        terms = [keyed.term for keyed in self.patterns]
+        found: list[tuple[list[str], Node, KeyedBy | None]] = []
+        for keyed in self.patterns:
+            if keyed.node is not None:
+                others = [f"~{term}" for term in terms if term != keyed.term]
+                found.append(([keyed.term, *others], keyed.node, keyed))
+        if self.rest is not None:
+            found.append(([f"~{term}" for term in terms], self.rest, None))
+        return found
 
     def _others(self) -> list[Node]:
-        return [p.node for p in self.patterns] + ([self.rest] if self.rest is not None else [])
+        return [node for _, node, _ in self.others()]
 
     @cached_property
     def least(self) -> int:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import llguidance
 
 from mmx.grammar.errors import NO_TEXT, SchemaError, reason_of
+from mmx.grammar.lark import literal
 
 _DAY = (
     "(?:[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
@@ -26,6 +27,7 @@ _ATOM = "[a-zA-Z0-9_+-]{1,30}"
 _PATH = "(?:/[a-zA-Z0-9._~-]{1,40}){0,8}/?"
 _QUERY = r"(?:\?[a-zA-Z0-9._~=&-]{1,100})?(?:#[a-zA-Z0-9._~-]{1,40})?"
 
+NO_NAME = "no name that can be written is left for a member that is not declared"
 FORMATS = {
     "date": _DATE,
     "time": _TIME,
@@ -111,17 +113,23 @@ def _bytes() -> llguidance.LLTokenizer:
 
 
 @lru_cache(maxsize=1024)
-def _matches_nothing(term: str) -> bool:
+def matches_nothing(term: str) -> bool:
+    """Whether no string is one of the terminal ``term``."""
     matcher = llguidance.LLMatcher(_bytes(), f"start: T\nT: {term}\n", log_level=0)
     matcher.compute_bitmask()
     return bool(matcher.get_error().startswith(NO_TEXT))
+
+
+def finds(source: str, text: str, path: str) -> bool:
+    """Whether the ECMA regular expression ``source`` is found somewhere in ``text``."""
+    return not matches_nothing(f"{pattern(source, path)} & {literal(text)}")
 
 
 def all_of(terms: Sequence[str], left_out: str) -> str:
     """The terminal of strings that match every one of ``terms``, of which the first is made of the characters
     that the notation has for them: without ``left_out``."""
     term = " & ".join(terms)
-    if _matches_nothing(term):
+    if matches_nothing(term):
         raise SchemaError(
             "", f"no string has the pattern and the length asked for and is written without {left_out}"
         )

@@ -8,6 +8,7 @@ be enforced is an error that names it; unknown keywords and formats are annotati
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import cache
@@ -15,7 +16,7 @@ from itertools import product
 from typing import Any
 
 from mmx.grammar.errors import SchemaError
-from mmx.grammar.kinds import exclude_each_other, is_of_type, references, same, types_of
+from mmx.grammar.kinds import exclude_each_other, references, types_of
 from mmx.grammar.limits import number
 from mmx.grammar.merge import merged
 from mmx.grammar.nodes import (
@@ -32,7 +33,8 @@ from mmx.grammar.nodes import (
     Text,
     Union,
 )
-from mmx.grammar.patterns import FORMATS, pattern
+from mmx.grammar.patterns import FORMATS, matches_nothing, pattern
+from mmx.grammar.valid import is_valid, of_member
 from mmx.parsers.schema import pointed_at
 
 MAX_DEPTH = 16
@@ -82,6 +84,8 @@ _SHAPES: dict[str, _Shape] = {
         ("enum", "anyOf", "oneOf", "allOf", "prefixItems"), ("a list", lambda value: isinstance(value, list))
     ),
     "required": ("a list of strings", _is_names),
+    "uniqueItems": ("true or false", lambda value: isinstance(value, bool)),
+    "multipleOf": ("a number above 0", lambda value: _is_number(value) and value > 0),
 }
 
 
@@ -159,6 +163,11 @@ class _Reader:
             flat["pattern"] = [flat["pattern"]]
         if flat.get("additionalProperties") is True:
             flat["additionalProperties"] = {}
+        if isinstance(flat.get("items"), list):  # the form before draft 2020-12
+            flat |= {"prefixItems": flat["items"], "items": flat.get("additionalItems", True)}
+        if "properties" in flat and "patternProperties" in flat:
+            bound = {name: of_member(flat, name, path) for name in flat["properties"]}
+            flat["properties"] = {n: s[0] if len(s) == 1 else {"allOf": s} for n, s in bound.items()}
         if "$ref" in schema:
             target = self._target(schema["$ref"], f"{path}.$ref")
             level += self._is_recursive(schema["$ref"])
@@ -172,7 +181,7 @@ class _Reader:
         return flat, level
 
     def _target(self, reference: Any, path: str) -> Any:
-        if not isinstance(reference, str) or not reference.startswith("#"):
+        if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
             raise SchemaError(path, f"{path} must refer to a place in the same schema (#/...)")
         try:
             return pointed_at(self._root, reference)
@@ -239,7 +248,7 @@ class _Reader:
             raise SchemaError(path, f"{path} has too many branches to be enforced", "grammar_too_complex")
         types = types_of(flat, path)
         if "const" in flat or "enum" in flat:
-            return self._choice(flat, types, path)
+            return self._choice(flat, path)
         if types is None:
             types = [kind for kind, words in _HINTS.items() if any(word in flat for word in words)][:1]
             if not types:
@@ -247,18 +256,11 @@ class _Reader:
         nodes = [self._of_type(kind, flat, path, level) for kind in types]
         return _joined([node for node in nodes if node is not None])
 
-    def _choice(self, flat: dict[str, Any], types: list[str] | None, path: str) -> Node | None:
-        values = flat.get("enum", [flat.get("const")])
-        if "const" in flat:
-            values = [value for value in values if same(value, flat["const"])]
-        values = [
-            value for value in values if types is None or any(is_of_type(value, kind) for kind in types)
-        ]
-        unique: list[Any] = []
-        for value in values:
-            if not any(same(value, other) for other in unique):
-                unique.append(value)
-        return Choice(unique) if unique else None
+    def _choice(self, flat: dict[str, Any], path: str) -> Node | None:
+        others = {name: value for name, value in flat.items() if name != "enum"}
+        unique = {json.dumps(value): value for value in flat.get("enum", [flat.get("const")])}
+        values = [value for value in unique.values() if is_valid(value, others, self._plain, path)]
+        return Choice(values) if values else None
 
     def _of_type(self, kind: str, flat: dict[str, Any], path: str, level: int) -> Node | None:
         match kind:
@@ -294,12 +296,6 @@ class _Reader:
                 f"{path}.multipleOf", f"{path}.multipleOf: the keyword multipleOf can not be enforced"
             )
         limits = {word: Decimal(repr(flat[word])) if word in flat else None for word in _HINTS["number"][:4]}
-        low = max((v for v in (limits["minimum"], limits["exclusiveMinimum"]) if v is not None), default=None)
-        high = min(
-            (v for v in (limits["maximum"], limits["exclusiveMaximum"]) if v is not None), default=None
-        )
-        if low is not None and high is not None and low > high:
-            return None
         term = number(
             integer=integer or multiple == 1,
             minimum=limits["minimum"],
@@ -307,7 +303,7 @@ class _Reader:
             above=limits["exclusiveMinimum"],
             below=limits["exclusiveMaximum"],
         )
-        return Number(term)
+        return None if matches_nothing(term) else Number(term)
 
     def _array(self, flat: dict[str, Any], path: str, level: int) -> Node | None:
         if flat.get("uniqueItems") is True:
@@ -316,8 +312,6 @@ class _Reader:
             )
         shortest, longest = _count(flat, "minItems", path) or 0, _count(flat, "maxItems", path)
         prefix, items = flat.get("prefixItems", []), flat.get("items", True)
-        if isinstance(items, list):  # the form before draft 2020-12
-            prefix, items = items, flat.get("additionalItems", True)
         first: list[Node] = []
         ended = False
         for i, schema in enumerate(prefix):
@@ -344,10 +338,11 @@ class _Reader:
                 members.append(Member(name, node, name in required))
             elif name in required:
                 return None
-        undeclared = flat.get("additionalProperties", True)
         for name in required:
             if name not in properties:
-                node = self.node(undeclared, f"{path}.additionalProperties", level)
+                schemas = of_member(flat, name, path)
+                schema = schemas[0] if len(schemas) == 1 else {"allOf": schemas}
+                node = self.node(schema, f"{path}.additionalProperties", level)
                 if node is None:
                     return None
                 members.append(Member(name, node, True))
@@ -357,9 +352,7 @@ class _Reader:
         found = []
         for source, schema in flat.get("patternProperties", {}).items():
             where = f"{path}.patternProperties.{source}"
-            node = self.node(schema, where, level)
-            if node is not None:
-                found.append(KeyedBy(source, pattern(source, where), node))
+            found.append(KeyedBy(source, pattern(source, where), self.node(schema, where, level)))
         return found
 
     def _counted(
@@ -373,7 +366,7 @@ class _Reader:
         """Apply ``minProperties`` and ``maxProperties``."""
         least, most = _count(flat, "minProperties", path) or 0, _count(flat, "maxProperties", path)
         num_required = sum(member.required for member in members)
-        is_open = rest is not None or bool(patterns)
+        is_open = rest is not None or any(keyed.node is not None for keyed in patterns)
         if most is not None:
             if num_required > most:
                 return None

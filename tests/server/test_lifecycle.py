@@ -98,6 +98,21 @@ async def test_many_clients_cut_at_random_points_leave_nothing() -> None:
         assert len(asyncio.all_tasks()) < 10
 
 
+async def test_abort_before_the_prompt_was_read_answers_without_its_logprobs() -> None:
+    async with serving(ScriptedEngine(step_seconds=30)) as server:
+        for path, body in (
+            ("/v1/completions", {"prompt": "a b c", "prompt_logprobs": 1}),
+            ("/v1/completions", {"prompt": "a b c", "echo": True, "logprobs": 1}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "prompt_logprobs": 1}),
+        ):
+            waiting = asyncio.create_task(server.post(path, {**body, "request_id": "mine"}))
+            while "mine" not in server.state.live:
+                await asyncio.sleep(0.005)
+            assert (await server.post("/abort_request", {"rid": "mine"}))[1] == {"aborted": ["mine"]}
+            status, answer = await waiting
+            assert (status, answer["choices"][0]["finish_reason"]) == (200, "abort")
+
+
 async def test_abort_endpoints_end_streams_politely() -> None:
     async with serving(slow()) as server:
         response = await begun(server, request_id="mine")

@@ -29,6 +29,18 @@ async def events_of(server: Server, **fields: Any) -> list[dict[str, Any]]:
     return await server.events(PATH, {"model": MODEL, "max_tokens": 100, "messages": USER, **fields})
 
 
+async def test_input_of_a_call_is_passed_on_as_it_was_read() -> None:
+    """Neither the digits of a number nor the depth of a list are limited by how Python reads JSON."""
+    days = "7" * 5000
+    engine = ScriptedEngine(CALL.replace(">3", f">{days}"), max_model_len=16384, num_blocks=256)
+    engine.tokens_per_step = 1000
+    async with serving(engine) as server:
+        body = {"model": MODEL, "max_tokens": 8000, "messages": USER, "tools": TOOLS}
+        async with server.http.post(PATH, json=body) as response:
+            assert response.status == 200
+            assert f'"days": {days}' in (await response.text()).replace('"days":7', '"days": 7')
+
+
 async def test_text_and_usage() -> None:
     async with serving(ScriptedEngine("It rains.")) as server, client_of(server) as client:
         answer = await client.messages.create(model=MODEL, max_tokens=50, messages=USER, system="Be brief.")

@@ -74,6 +74,20 @@ async def test_continuous_usage() -> None:
         assert counts[-1] == len(TOKENIZER.encode("a b c")) + 1
 
 
+async def test_tokens_of_a_hidden_thought_are_not_lost_in_a_stream() -> None:
+    async with serving(ScriptedEngine("<mm:think>Need it.</mm:think>Yes.")) as server:
+        create = server.openai.chat.completions.create
+        more = {"include_reasoning": False, "return_token_ids": True}
+        whole = await create(model=MODEL, messages=USER, logprobs=True, extra_body=more)
+        stream = await create(model=MODEL, messages=USER, logprobs=True, stream=True, extra_body=more)
+        choices = [chunk.choices[0] async for chunk in stream]
+        ids = [i for choice in choices for i in choice.token_ids or ()]
+        assert ids == whole.choices[0].token_ids
+        entries = [entry for choice in choices for entry in choice.logprobs.content]
+        assert entries == whole.choices[0].logprobs.content
+        assert choices[0].delta.content == "Yes"
+
+
 async def test_logprobs() -> None:
     async with serving(ScriptedEngine("Hi.")) as server:
         answer = await server.openai.chat.completions.create(
@@ -191,6 +205,23 @@ async def test_completions() -> None:
         offsets = [o for c in chunks for o in c.choices[0].logprobs.text_offset]
         assert offsets == sorted(offsets)
         assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+async def test_offsets_are_places_in_the_text(as_ids: bool) -> None:
+    text = " Grüße 👋🏽 é!"
+    async with serving(ScriptedEngine(text)) as server:
+        fields: Any = {"model": MODEL, "prompt": "🎉 so", "max_tokens": 50, "logprobs": 0}
+        fields["extra_body"] = {"return_tokens_as_token_ids": as_ids}
+        (echoed,) = (await server.openai.completions.create(**fields, echo=True)).choices
+        assert echoed.text == "🎉 so" + text
+        ids = [*TOKENIZER.encode("🎉 so"), *TOKENIZER.encode(text), EOS]
+        ends = [TOKENIZER.decode(ids[:i]).rstrip("\ufffd") for i in range(len(ids))]
+        assert echoed.logprobs.text_offset == [len(end) for end in ends]
+        stream = await server.openai.completions.create(**fields, stream=True)
+        offsets = [o async for chunk in stream for o in chunk.choices[0].logprobs.text_offset]
+        num_prompt = len(TOKENIZER.encode("🎉 so"))
+        assert offsets == [o - len("🎉 so") for o in echoed.logprobs.text_offset[num_prompt:]]
 
 
 async def test_models_and_errors() -> None:

@@ -88,10 +88,17 @@ class ChatWriter(ChunkWriter):
         self._logprobs = logprobs
         self._keep_ids = keep_ids
         self._begun = [False] * num_choices
+        # Tokens whose text is not shown go out with the next that has something to show.
+        self._hidden: dict[int, Delta] = {}
 
     def write(self, choice: Choice, delta: Delta) -> bytes:
+        if (hidden := self._hidden.pop(choice.index, None)) is not None:
+            hidden.entries += delta.entries
+            hidden.token_ids += delta.token_ids
+            delta.entries, delta.token_ids = hidden.entries, hidden.token_ids
         payload = self._payload(delta)
         if payload is None:
+            self._hidden[choice.index] = delta
             return b""
         if not self._begun[choice.index]:
             self._begun[choice.index] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmx.tokenizer import Tokenizer
 
 # JSON has no minus infinity.
 FLOOR = -9999.0
+_utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 def _finite(value: float) -> float:
@@ -24,11 +26,19 @@ class LogprobFormat:
         self._tokenizer = tokenizer
         self._as_ids = as_ids
         self._offsets: dict[int, int] = {}
+        self._decoders: dict[int, codecs.IncrementalDecoder] = {}
 
     def _text(self, token_id: int) -> str:
         if self._as_ids:
             return f"token_id:{token_id}"
         return self._tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
+    def _offset(self, choice_index: int, token_id: int) -> int:
+        """Where the choice's next token begins in its text; one inside a character begins where that does."""
+        offset = self._offsets.get(choice_index, 0)
+        decoder = self._decoders.setdefault(choice_index, _utf8("replace"))
+        self._offsets[choice_index] = offset + len(decoder.decode(self._tokenizer.token_bytes(token_id)))
+        return offset
 
     def _one(self, token_id: int, logprob: float) -> dict[str, Any]:
         raw = list(self._tokenizer.token_bytes(token_id))
@@ -44,9 +54,9 @@ class LogprobFormat:
 
     def prompt(self, token_ids: Sequence[int], infos: Sequence[TokenLogprobs]) -> list[Any]:
         """``prompt_logprobs``: null for the first prompt token, for each other one its own and the best
-        alternatives, by id."""
+        alternatives, by id. Without ``infos`` (a request that was aborted in its prompt) the first only."""
         found: list[Any] = [None]
-        for token_id, info in zip(token_ids[1:], infos, strict=True):
+        for token_id, info in zip(token_ids[1:], infos, strict=bool(infos)):
             entry = {
                 str(i): {"logprob": _finite(value), "rank": rank, "decoded_token": self._text(i)}
                 for rank, (i, value) in enumerate(zip(info.top_ids, info.top_logprobs, strict=True), 1)
@@ -64,22 +74,21 @@ class LogprobFormat:
                 token_id,
                 TokenLogprobs(info.logprob, info.rank, info.top_ids[:num_top], info.top_logprobs[:num_top]),
             )
-            for token_id, info in zip(token_ids[1:], infos, strict=True)
+            for token_id, info in zip(token_ids[1:], infos, strict=bool(infos))
         ]
         first = self._text(token_ids[0])
-        self._offsets[choice_index] = len(first)
+        offset = self._offset(choice_index, token_ids[0])
         lists = self.completion(choice_index, entries)
         return {
             "tokens": [first, *lists["tokens"]],
             "token_logprobs": [None, *lists["token_logprobs"]],
             "top_logprobs": [None, *lists["top_logprobs"]],
-            "text_offset": [0, *lists["text_offset"]],
+            "text_offset": [offset, *lists["text_offset"]],
         }
 
     def completion(self, choice_index: int, entries: Sequence[TokenEntry]) -> dict[str, Any]:
         """The parallel lists of a completions choice; offsets go on from call to call of one choice."""
         tokens, values, tops, offsets = [], [], [], []
-        offset = self._offsets.get(choice_index, 0)
         for token_id, info in entries:
             text = self._text(token_id)
             tokens.append(text)
@@ -87,7 +96,5 @@ class LogprobFormat:
             pairs = zip(info.top_ids, info.top_logprobs, strict=True)
             top = {self._text(i): _finite(p) for i, p in pairs}
             tops.append({**top, text: _finite(info.logprob)})
-            offsets.append(offset)
-            offset += len(text)
-        self._offsets[choice_index] = offset
+            offsets.append(self._offset(choice_index, token_id))
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+import msgspec
 
 from mmx.server.access import Signer
 from mmx.server.choice import Choice, Delta
@@ -70,7 +71,7 @@ def content_blocks(items: Items, choice: Choice, signer: Signer) -> list[dict[st
             blocks.append({"type": "text", "text": item.text})
         elif item.call is not None and item.call in shown:
             block = {"type": "tool_use", "id": _call_id(item.call), "name": item.call.name}
-            blocks.append({**block, "input": json.loads(item.call.arguments)})
+            blocks.append({**block, "input": msgspec.Raw(item.call.arguments.encode())})
     return blocks
 
 

@@ -10,7 +10,18 @@ from typing import Any
 import anthropic
 import pytest
 
-from server.helpers import ARGUMENTS, CALL, MODEL, NS, PARAMETERS, TOKENIZER, ScriptedEngine, Server, serving
+from server.helpers import (
+    ARGUMENTS,
+    CALL,
+    EOS,
+    MODEL,
+    NS,
+    PARAMETERS,
+    TOKENIZER,
+    ScriptedEngine,
+    Server,
+    serving,
+)
 
 PATH = "/v1/messages"
 USER: list[Any] = [{"role": "user", "content": "Weather in Oslo?"}]
@@ -39,6 +50,25 @@ async def test_input_of_a_call_is_passed_on_as_it_was_read() -> None:
         async with server.http.post(PATH, json=body) as response:
             assert response.status == 200
             assert f'"days": {days}' in (await response.text()).replace('"days":7', '"days": 7')
+
+
+async def test_tool_loop_of_the_client_goes_on_without_its_threads() -> None:
+    @anthropic.beta_async_tool
+    async def get_weather(city: str, days: int) -> str:
+        """The weather of a city."""
+        return f"rain in {city} for {days} days"
+
+    answers = iter([CALL, "It rains."])
+    engine = ScriptedEngine(lambda _: [*TOKENIZER.encode(next(answers)), EOS])
+    async with serving(engine) as server, client_of(server) as client:
+        loop = client.beta.messages.tool_runner(
+            model=MODEL, max_tokens=200, messages=USER, tools=[get_weather]
+        )
+        last = await loop.until_done()
+        assert last.content[0].text == "It rains."
+        prompt = server.prompt()
+        assert "Weather in Oslo?" in prompt
+        assert '<response>rain in Os"lo for 3 days</response>' in prompt
 
 
 async def test_text_and_usage() -> None:

@@ -72,6 +72,8 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"mcp_servers": [{}]}, "mcp_servers is not supported"),
     ({"container": "c"}, "container is not supported"),
+    ({"compaction": {}}, "compaction is not supported"),
+    ({"thread": {"type": "create"}}, "thread is not supported"),
 ]
 
 
@@ -114,7 +116,8 @@ async def test_failure_of_the_engine() -> None:
         status, answer = await server.post(PATH, body)
         assert (status, answer["error"]["type"]) == (500, "api_error")
         (event,) = await events_of(server)
-        assert event["error"] == {"type": "api_error", "message": "the logits hold NaN"}
+        assert event["error"]["message"] == "the logits hold NaN"
+        assert event["error"]["details"] == {"error_code": "numerical_error"}
 
 
 async def test_queue_full_is_a_rate_limit() -> None:

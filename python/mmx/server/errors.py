@@ -92,7 +92,8 @@ class ApiError(Exception):
     def anthropic_object(self, request_id: str) -> dict[str, Any]:
         """The error object of the Messages API."""
         kind = _ANTHROPIC_TYPES.get(self.status) or _TYPES.get(self.status, "api_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
+        error = {"type": kind, "message": self.message, "details": {"error_code": self.code}}
+        return {"type": "error", "error": error, "request_id": request_id}
 
     def renamed(self, rename: Callable[[str], str]) -> ApiError:
         """The same error with the field names in its text and param replaced."""

@@ -14,6 +14,7 @@ from mmx.server.schemas import NOT_BUILT
 
 MIN_THINKING_BUDGET = 1024
 REFUSED_IN_MESSAGES = {
+    "compaction": NOT_BUILT,
     "container": NOT_BUILT,
     "context_management": NOT_BUILT,
     "mcp_servers": NOT_BUILT,

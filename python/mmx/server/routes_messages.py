@@ -7,7 +7,7 @@ from aiohttp import web
 from mmx.server.chat_form import ChatForm
 from mmx.server.chat_job import render_chat
 from mmx.server.decode import decode_request
-from mmx.server.errors import missing
+from mmx.server.errors import ApiError, missing
 from mmx.server.generation import Generation
 from mmx.server.items import Items
 from mmx.server.messages_answer import MessagesWriter, content_blocks, message, stop_fields
@@ -44,6 +44,9 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
 
 async def _receive(request: web.Request) -> tuple[ChatForm, list[str]]:
     body = await read_object(request)
+    if body.get("thread") is not None:
+        # Clients know this code: they go on with whole conversations.
+        raise ApiError("thread_unsupported_request", "thread is not supported: send the whole conversation")
     parsed, unknown = decode_request(body, MessagesRequest, REFUSED_IN_MESSAGES)
     return to_chat(parsed, request.app[STATE].signer), unknown
 

@@ -61,7 +61,11 @@ endif()
 find_package(pybind11 CONFIG QUIET)
 if(NOT pybind11_FOUND)
     execute_process(COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir
-        OUTPUT_VARIABLE pybind11_DIR OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+        OUTPUT_VARIABLE pybind11_DIR OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE MMX_NO_PYBIND11)
+    if(MMX_NO_PYBIND11)
+        message(FATAL_ERROR "pybind11 is not importable by ${Python_EXECUTABLE}: pip install 'pybind11>=3.0' "
+                            "or configure with -DMMX_TORCH=OFF")
+    endif()
     find_package(pybind11 CONFIG REQUIRED)
 endif()
 pybind11_add_module(_C MODULE cpp/bindings/module.cpp)

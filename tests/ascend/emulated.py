@@ -21,9 +21,10 @@ DTYPES = {
     torch.float32: 0,
     torch.bfloat16: 1,
     torch.float8_e4m3fn: 2,
-    torch.int8: 3,
-    torch.int32: 4,
-    torch.int64: 5,
+    torch.uint8: 3,
+    torch.int8: 4,
+    torch.int32: 5,
+    torch.int64: 6,
 }
 C_TYPES: dict[str, Any] = {
     "int64_t": ctypes.c_int64,

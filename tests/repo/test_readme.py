@@ -29,6 +29,7 @@ def test_op_table_is_current() -> None:
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "bench" / "NOTES.md",
 ]

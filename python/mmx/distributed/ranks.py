@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,6 @@ from mmx.layout import Layout, share_of
 from mmx.model_config import ModelConfig
 
 LIBRARIES = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
-
 
 Handles = dict[tuple[int, ...], dist.ProcessGroup | None]
 
@@ -176,5 +176,6 @@ def connect(layout: Layout, made: Handles) -> Handles:
     for ranks in sorted({*groups, world}):
         if len(ranks) > 1 and ranks not in made:
             whole = len(ranks) == dist.get_world_size()
-            made[ranks] = dist.group.WORLD if whole else dist.new_group(list(ranks))
+            handle = dist.group.WORLD if whole else dist.new_group(list(ranks))
+            made[ranks] = cast("dist.ProcessGroup | None", handle)
     return made

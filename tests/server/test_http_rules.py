@@ -16,6 +16,7 @@ from server.helpers import MODEL, TOKENIZER, Server, check_error, serving
 
 USER = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
+COUNTED = {"model": MODEL, "messages": USER}
 
 
 async def raw(server: Server, data: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -79,6 +80,9 @@ async def test_gzip_is_expanded_under_the_limit() -> None:
         check_error(*await raw(server, bomb, Content_Encoding="gzip"), (413, "request_too_large", None))
         status, _ = await raw(server, b"no gzip at all", Content_Encoding="gzip")
         assert status == 400
+        for encoding in ("x-gzip", "gzip, gzip", "rot13"):
+            answer = await raw(server, data, Content_Encoding=encoding)
+            check_error(*answer, (415, "unsupported_media_type", None))
         assert (await server.chat())[0] == 200
 
 
@@ -114,6 +118,17 @@ async def test_expect_continue_is_answered_from_the_headers() -> None:
                 writer.write(body)
                 assert (await reader.readline()).split()[1] == b"200"
             writer.close()
+
+
+async def test_expectations_that_are_refused_have_an_id_of_their_own() -> None:
+    async with serving() as server:
+        for expected in (200, 417):
+            headers = {"X-Request-Id": f"mine-{expected}"} | ({"Expect": "tea"} if expected == 417 else {})
+            async with server.http.post("/v1/messages/count_tokens", json=COUNTED, headers=headers) as answer:
+                assert answer.status == expected
+                assert answer.headers["X-Request-Id"] == f"mine-{expected}"
+                body = await answer.json()
+        assert (body["request_id"], body["error"]["type"]) == ("mine-417", "invalid_request_error")
 
 
 async def _connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -69,6 +69,7 @@ def _expectation(
     """Answer ``Expect: 100-continue`` by what the headers show, before the body is sent."""
 
     async def expect(request: web.Request) -> web.StreamResponse | None:
+        _identify(request)
         try:
             if route.needs_key:
                 state.keys.check(request, admin=route.admin)
@@ -89,8 +90,7 @@ def _expectation(
 async def _around(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request an id, turn errors into error objects, count."""
     state = request.app[STATE]
-    given = request.headers.get("X-Request-Id", "")
-    REQUEST_ID.set(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+    _identify(request)
     try:
         response = await handler(request)
     except asyncio.CancelledError:
@@ -106,6 +106,11 @@ async def _around(request: web.Request, handler: Handler) -> web.StreamResponse:
             response.headers["Allow"] = ", ".join(sorted(fault.allowed_methods))
     _count(state, request, response.status)
     return response
+
+
+def _identify(request: web.Request) -> None:
+    given = request.headers.get("X-Request-Id", "")
+    REQUEST_ID.set(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
 
 
 def _as_api_error(request: web.Request, fault: Exception) -> ApiError:

@@ -40,6 +40,10 @@ def check_headers(request: web.Request, limit: int) -> None:
     declared = request.content_length
     if declared is not None and declared > limit:
         raise _too_large(limit)
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.strip().lower() not in ("identity", "gzip", "deflate"):
+        text = f"Content-Encoding must be gzip or deflate, got {clip(encoding)!r}"
+        raise ApiError("unsupported_media_type", text, close=True)
     header = request.headers.get("Content-Type")
     if header is None:
         return

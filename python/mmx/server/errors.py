@@ -17,12 +17,9 @@ _TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    405: "invalid_request_error",
     408: "timeout_error",
     409: "conflict_error",
     413: "request_too_large",
-    415: "invalid_request_error",
-    422: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
     501: "not_implemented_error",
@@ -84,14 +81,17 @@ class ApiError(Exception):
         self.retry_after = retry_after
         self._close = close
 
+    def _type(self) -> str:
+        return _TYPES.get(self.status) or _TYPES[500 if self.status >= 500 else 400]
+
     def object(self) -> dict[str, Any]:
         """The OpenAI error object."""
-        kind = _TYPES.get(self.status, "server_error")
+        kind = self._type()
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def anthropic_object(self, request_id: str) -> dict[str, Any]:
         """The error object of the Messages API."""
-        kind = _ANTHROPIC_TYPES.get(self.status) or _TYPES.get(self.status, "api_error")
+        kind = _ANTHROPIC_TYPES.get(self.status) or self._type()
         error = {"type": kind, "message": self.message, "details": {"error_code": self.code}}
         return {"type": "error", "error": error, "request_id": request_id}
 

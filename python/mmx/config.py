@@ -5,6 +5,8 @@ Pure data without torch, so that the server, the scheduler and the tests can imp
 
 from __future__ import annotations
 
+from typing import get_type_hints
+
 import msgspec
 
 MAX_LOGPROBS = 20
@@ -45,6 +47,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if not ok:
                 raise ValueError(f"{field} must be {expected}, got {getattr(self, field)!r}")
 
+        msgspec.convert(self, _SamplingTypes, from_attributes=True)  # a ValueError that names the field
         check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
         check(self.min_tokens >= 0, "min_tokens", "at least 0")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -73,6 +76,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """Those of the ``index``-th of ``n`` sequences; its seed is a signed 64-bit integer again."""
         seed = None if self.seed is None else (self.seed + index + 2**63) % 2**64 - 2**63
         return msgspec.structs.replace(self, n=1, seed=seed)
+
+
+_SamplingTypes = msgspec.defstruct("_SamplingTypes", list(get_type_hints(SamplingParams).items()))
 
 
 class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 from tqdm import tqdm
@@ -80,6 +83,8 @@ class LLM:
     model over devices of this machine (``tensor_parallel_size`` alone is the short form). The ``options`` are
     fields of ``EngineConfig``, such as ``max_model_len``, ``kv_cache_dtype`` or ``seed``. Raises ConfigError,
     WeightsError or MemoryPlanError (``mmx.errors``) when the model can not be served as asked.
+
+    Threads may share it, forked processes not: the threads of CPU kernels do not outlive a fork.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class LLM:
         self.max_model_len: int = runner.max_model_len
         self._chat_template: ChatTemplate | None = None
         self._num_requests = 0
+        self._lock = threading.Lock()
 
     def generate(
         self,
@@ -143,15 +149,15 @@ class LLM:
             self._num_requests += 1
             results.append(result)
             for index in range(p.n):
-                sequence = _Sequence(i, result, index, p, self.tokenizer)
-                sequences[f"{result.request_id}-{index}"] = sequence
-        try:
-            self._run(sequences, num_prompts=len(ids), use_tqdm=use_tqdm)
-        finally:
-            # Why: after an error or Ctrl-C nothing of this call may be left in the engine.
-            self._engine.abort_all()
-            self._channel.inbox.clear()
-            self._channel.outbox.clear()
+                sequences[f"{result.request_id}-{index}"] = _Sequence(i, result, index, p, self.tokenizer)
+        with self._lock:
+            try:
+                self._run(sequences, num_prompts=len(ids), use_tqdm=use_tqdm)
+            finally:
+                # Why: after an error or Ctrl-C nothing of this call may be left in the engine.
+                self._engine.abort_all()
+                self._channel.inbox.clear()
+                self._channel.outbox.clear()
         return results
 
     def chat(
@@ -174,7 +180,8 @@ class LLM:
                 variables=self.tokenizer.special_token_texts,
             )
         prompts = []
-        for conversation in _as_conversations(messages):
+        items: list[Any] = list(messages)
+        for conversation in [items] if items and isinstance(items[0], Mapping) else items:
             rendered = self._chat_template.render(
                 conversation,
                 tools=tools,
@@ -186,9 +193,10 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached pages."""
-        self._channel.inbox.append(ResetPrefixCache())
-        self._engine.step()
-        self._channel.outbox.clear()
+        with self._lock:
+            self._channel.inbox.append(ResetPrefixCache())
+            self._engine.step()
+            self._channel.outbox.clear()
 
     def close(self) -> None:
         """End the processes of the other ranks, if there are any; nothing can be generated afterwards."""
@@ -211,27 +219,25 @@ class LLM:
                     raise ValueError(f"prompts[{i}]: must be token ids, because skip_tokenizer_init is set")
                 texts.append(item)
                 ids.append(self.tokenizer.encode(item, add_special_tokens=True))
-            elif isinstance(item, Sequence) and all(isinstance(token_id, int) for token_id in item):
+            elif isinstance(item, list | tuple) and all(isinstance(token_id, int) for token_id in item):
                 texts.append(None)
-                ids.append(list(cast(Sequence[int], item)))
+                ids.append(list(item))
             else:
-                kind = type(item).__name__
-                raise ValueError(f"prompts[{i}]: must be a string or a list of token ids, got {kind}")
+                raise ValueError(
+                    f"prompts[{i}]: must be a string or a list of ids, got {type(item).__name__}"
+                )
         return texts, ids
 
     def _run(self, sequences: dict[str, _Sequence], num_prompts: int, use_tqdm: bool) -> None:
         for request_id, sequence in sequences.items():
-            submit = Submit(
-                request_id=request_id,
-                prompt_token_ids=sequence.result.prompt_token_ids,
-                params=sequence.params,
-            )
-            self._channel.inbox.append(submit)
+            ids, params = sequence.result.prompt_token_ids, sequence.params
+            self._channel.inbox.append(Submit(request_id=request_id, prompt_token_ids=ids, params=params))
         bar = tqdm(total=num_prompts, desc="Generating", unit="prompt", disable=None if use_tqdm else True)
         with bar:
             num_left = Counter(sequence.prompt_idx for sequence in sequences.values())
             while sequences:
-                self._engine.step()
+                with _uninterrupted():
+                    self._engine.step()
                 for message in self._channel.outbox:
                     for ended in self._take(message, sequences):
                         num_left[ended.prompt_idx] -= 1
@@ -308,15 +314,26 @@ def _one_per_prompt(
 ) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * num_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
+        raise ValueError("sampling_params must be SamplingParams or a list of them")
     if len(params) != num_prompts:
         raise ValueError(f"sampling_params must be one or {num_prompts} (one per prompt), got {len(params)}")
     return list(params)
 
 
-def _as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
-    if messages and isinstance(messages[0], Mapping):
-        return [messages]  # type: ignore[list-item]
-    return list(messages)  # type: ignore[arg-type]
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C comes behind a step: in the middle of one it would leave the ranks in different steps."""
+    held: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number)) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _show_progress(bar: tqdm[Any]) -> Callable[[str, float], None]:

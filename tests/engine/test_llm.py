@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import mmx.engine.null_runner
+from mmx.batch import ScheduledBatch
 from mmx.config import SamplingParams
-from mmx.engine.null_runner import NullRunner
+from mmx.engine.null_runner import Done, NullRunner
 from mmx.errors import ConfigError
+from mmx.grammar.constraints import Masks
 from mmx.llm import LLM
 from mmx.model_path import demo_model_path
 
@@ -127,8 +133,14 @@ def test_without_a_tokenizer() -> None:
 def test_bad_arguments_are_named_and_leave_nothing_behind(llm: LLM) -> None:
     with pytest.raises(ValueError, match=r"prompts\[1\]: prompt must hold at least one token"):
         llm.generate([[1], []], GREEDY)
-    with pytest.raises(ValueError, match=r"prompts\[0\]: must be a string or a list of token ids, got list"):
+    with pytest.raises(ValueError, match=r"prompts\[0\]: must be a string or a list of ids, got list"):
         llm.generate([["a"]], GREEDY)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"prompts\[0\]: must be a string or a list of ids, got bytes"):
+        llm.generate([b"text"], GREEDY)
+    with pytest.raises(ValueError, match="sampling_params must be SamplingParams or a list of them"):
+        llm.generate([[1]], {"max_tokens": 3})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"messages\[0\]: must be an object, got str"):
+        llm.chat({"role": "user", "content": "one message"}, GREEDY)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sampling_params must be one or 2"):
         llm.generate([[1], [2]], [GREEDY])
     with pytest.raises(ValueError, match=r"prompts\[0\]: the maximum context length is"):
@@ -146,6 +158,65 @@ def test_an_interrupted_call_leaves_nothing_behind(llm: LLM, monkeypatch: pytest
         with pytest.raises(KeyboardInterrupt):
             llm.generate([[1], [2]], GREEDY)
     assert [r.finish_reason for r in llm.generate([[1], [2]], GREEDY)] == ["length", "length"]
+
+
+def test_an_interrupt_waits_for_the_end_of_the_step(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch, ended = NullRunner.launch, []
+
+    def interrupted(self: NullRunner, batch: ScheduledBatch, masks: Masks) -> Done:
+        signal.raise_signal(signal.SIGINT)
+        flight = launch(self, batch, masks)
+        ended.append(batch.step)
+        return flight
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(NullRunner, "launch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([[1], [2]], GREEDY)
+    assert len(ended) == 1
+    assert signal.getsignal(signal.SIGINT) is before
+    assert llm.generate([[1]], GREEDY)[0].finish_reason == "length"
+
+
+def test_a_step_in_flight_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that tell the results of a step to nobody seem to be stuck in it."""
+    launch, waited = NullRunner.launch, []
+
+    def watched(self: NullRunner, batch: ScheduledBatch, masks: Masks) -> Any:
+        flight = launch(self, batch, masks)
+        return SimpleNamespace(result=lambda: waited.append(batch.step) or flight.result())
+
+    monkeypatch.setattr(NullRunner, "launch", watched)
+    llm = LLM()
+    llm._engine.overlaps = True
+    free = llm.generate([[1]], GREEDY)[0].token_ids
+    stopping = SamplingParams(temperature=0.0, max_tokens=12, seed=1, stop_token_ids=(free[4],))
+    assert llm.generate([[1]], stopping)[0].finish_reason == "stop"
+    assert waited == list(range(1, llm.stats().num_steps + 1))
+
+
+def test_threads_wait_for_each_other(llm: LLM) -> None:
+    expected = llm.generate([[1, 2]], GREEDY)[0].token_ids
+    with ThreadPoolExecutor(4) as pool:
+        outputs = pool.map(lambda _: llm.generate([[1, 2]], GREEDY)[0].token_ids, range(16))
+    assert list(outputs) == [expected] * 16
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("max_tokens", value) for value in ("5", 2.5, True)),
+        *(("stop", value) for value in ("abc", (5,), None)),
+        *(("stop_token_ids", value) for value in (5, ["a"])),
+        *(("logit_bias", value) for value in ({"5": 1.0}, {5: "1"}, [5], None)),
+        *(("temperature", value) for value in (None, "1", True)),
+        *(("logprobs", 1.5), ("seed", "a"), ("top_k", None), ("n", 2.5), ("ignore_eos", "no")),
+    ],
+)
+def test_parameters_of_a_wrong_type_are_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^Expected .* - at .*\$\.{field}"):
+        SamplingParams(**{field: value})  # type: ignore[arg-type]
 
 
 def test_a_fault_of_the_engine_is_no_fault_of_the_caller(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

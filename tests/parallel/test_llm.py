@@ -29,6 +29,9 @@ def test_one_after_the_other(tmp_path: Path) -> None:
         ranks = ranks_of_this_process()
         assert len(ranks) == 1
         assert [out.token_ids for out in llm.generate(prompts, GREEDY)] == alone
+        for wrong in (-1, 2**40):
+            with pytest.raises(ValueError, match=f"prompt token ids must be in .*, got {wrong}"):
+                llm.generate([[wrong] * 300], GREEDY)
         llm.close()
         llm.close()
         wait_gone(ranks)

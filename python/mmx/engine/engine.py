@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from mmx.batch import SampledToken, ScheduledBatch
@@ -159,9 +160,13 @@ class Engine:
         self._publish(results, before)
 
     def abort_all(self) -> None:
-        """End every request and drop the step in flight."""
-        self._step = None
+        """End every request. The step in flight is waited for: a rank that has its results would tell them to
+        nobody."""
+        step, self._step = self._step, None
         self._constraints.clear()
+        if step is not None:
+            with suppress(DeviceLostError):  # the next step says so again
+                self._land(step)
         self.scheduler.abort_all()
 
     def _drain(self) -> Results:

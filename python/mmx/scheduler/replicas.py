@@ -10,6 +10,7 @@ import msgspec
 from mmx.batch import SampledToken, ScheduledBatch
 from mmx.config import EngineConfig
 from mmx.protocol import EngineStats, Failed, Submit, TokenOut
+from mmx.scheduler.admission import refusal
 from mmx.scheduler.scheduler import Scheduler
 
 # A waiting request costs its group as much as so many running ones.
@@ -49,12 +50,11 @@ class Replicas:
         def cost(group: Scheduler) -> float:
             stats = group.stats()
             load = stats.num_running + WAITING_WEIGHT * stats.num_waiting
-            return load - WAITING_WEIGHT * group.num_cached_tokens(message) / (
-                len(message.prompt_token_ids) or 1
-            )
+            return load - WAITING_WEIGHT * group.num_cached_tokens(message) / len(message.prompt_token_ids)
 
+        if (failed := refusal(message, self.groups[0].limits)) is not None:
+            return failed
         owners = [group for group in self.groups if group.holds(message.request_id)]
-        failed: Failed | None = None
         for group in owners or sorted(self.groups, key=cost):
             failed = group.submit(message, now)
             if failed is None or failed.code != "queue_full":

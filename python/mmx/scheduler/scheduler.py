@@ -81,14 +81,8 @@ class Scheduler:
 
     def num_cached_tokens(self, message: Submit) -> int:
         """Tokens of the prompt that the prefix cache would spare."""
-        key, num_cached = root_hash(message.cache_salt), 0
-        prompt, size = message.prompt_token_ids, self.block_size
-        while self._caching and num_cached + size < len(prompt):
-            key = page_hash(key, prompt[num_cached : num_cached + size])
-            if self.blocks.cache.get(key) is None:
-                break
-            num_cached += size
-        return num_cached
+        keys = [root_hash(message.cache_salt)] if self._caching else []
+        return self.block_size * len(self._find_prefix(message.prompt_token_ids, keys))
 
     @property
     def needs_results(self) -> bool:
@@ -396,7 +390,7 @@ class Scheduler:
         """
         if req.num_in_flight:
             return False
-        hits = self._find_prefix(req) if self._caching and not req.explains_prompt else []
+        hits = [] if req.explains_prompt else self._find_prefix(req.tokens, req.page_keys)
         num_new = self.blocks.num_blocks_for(len(req.tokens)) - len(hits)
         reserve = -(-len(self._running) // 8)
         if num_new + self.blocks.num_unused(hits) + reserve > self.blocks.num_available:
@@ -415,28 +409,28 @@ class Scheduler:
         insort(self._running, req, key=_order)
         return True
 
-    def _find_prefix(self, req: Request) -> list[int]:
-        """Pages of the longest cached prefix that leaves at least the last token to compute."""
+    def _find_prefix(self, tokens: list[int], keys: list[bytes]) -> list[int]:
+        """Pages of the longest cached prefix that leaves at least the last token to compute; none without
+        ``keys``, which are those of the first pages and get more."""
         hits: list[int] = []
-        for i in range((len(req.tokens) - 1) // self.block_size):
-            page = self.blocks.cache.get(self._page_key(req, i))
+        for i in range((len(tokens) - 1) // self.block_size if keys else 0):
+            page = self.blocks.cache.get(self._page_key(tokens, keys, i))
             if page is None:
                 break
             hits.append(page)
         return hits
 
-    def _page_key(self, req: Request, i: int) -> bytes:
-        """Key of the request's i-th page, whose tokens are all known."""
-        keys = req.page_keys
+    def _page_key(self, tokens: list[int], keys: list[bytes], i: int) -> bytes:
+        """Key of the i-th page, whose tokens are all known."""
         while len(keys) <= i + 1:
             start = (len(keys) - 1) * self.block_size
-            keys.append(page_hash(keys[-1], req.tokens[start : start + self.block_size]))
+            keys.append(page_hash(keys[-1], tokens[start : start + self.block_size]))
         return keys[i + 1]
 
     def _remember_pages(self, req: Request, num_computed: int) -> None:
         """Put pages that are full of computed tokens into the prefix cache."""
         for i in range(req.num_keyed_pages, num_computed // self.block_size):
-            self.blocks.cache.insert(self._page_key(req, i), req.block_ids[i])
+            self.blocks.cache.insert(self._page_key(req.tokens, req.page_keys, i), req.block_ids[i])
             req.num_keyed_pages = i + 1
 
     def _accept(self, req: Request, token: SampledToken) -> TokenOut:

@@ -18,6 +18,7 @@ def fill_random(parameters: Mapping[str, torch.Tensor], seed: int, gemma: bool) 
     ``seed`` and its name only. They are drawn on the parameter's device.
     """
     for name, parameter in parameters.items():
+        generator = torch.Generator(parameter.device).manual_seed(seed ^ zlib.crc32(name.encode()))
         if name.endswith("norm.weight"):
             parameter.fill_(0.0 if gemma else 1.0)
         elif name.endswith(".bias"):
@@ -25,11 +26,9 @@ def fill_random(parameters: Mapping[str, torch.Tensor], seed: int, gemma: bool) 
         elif name.endswith("_scale"):
             parameter.fill_(STD / FP8_STD)
         elif parameter.dtype == torch.float8_e4m3fn:
-            generator = torch.Generator(parameter.device).manual_seed(seed ^ zlib.crc32(name.encode()))
             # Why in parts: the codes are drawn in a wider type.
             for part in parameter.unbind(0) if parameter.dim() > 2 else [parameter]:
                 wide = torch.empty(part.shape, dtype=torch.bfloat16, device=part.device)
                 part.copy_(wide.normal_(0.0, FP8_STD, generator=generator).clamp_(-FP8_MAX, FP8_MAX))
         else:
-            generator = torch.Generator(parameter.device).manual_seed(seed ^ zlib.crc32(name.encode()))
             parameter.normal_(0.0, STD, generator=generator)

@@ -18,15 +18,14 @@ request: planned before it is known, filled in by the runner."""
 class ScheduledSeq(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence's part of a step.
 
-    ``token_ids`` are the tokens to compute, at positions ``start .. start + len(token_ids) - 1``; that of
-    a decode may be ``PENDING``;
-    ``block_ids`` is the whole block table, covering every position up to the last computed one.
-    ``samples`` says whether a token is sampled after the last of them (false for a prompt chunk that
-    is not the last). ``num_output_tokens`` counts tokens generated before this step (it numbers the
-    random draw). ``history`` (prompt then output ids) and ``num_prompt_tokens`` are given only where
-    ``params`` has a penalty; ``banned_token_ids`` are ids that may not be sampled in this step
-    (end tokens below ``min_tokens``). ``masked``: a token mask may bound what is sampled, and comes with the
-    launch, or as ``mask`` (int32 words, bit i of word j allows id 32 j + i) where that is another process.
+    ``token_ids`` are the tokens to compute, at positions ``start .. start + len(token_ids) - 1``; that of a
+    decode may be ``PENDING``. ``block_ids`` is the whole block table, covering every position up to the last
+    computed one. ``samples``: a token is sampled after the last of them (not after a prompt chunk that is not
+    the last). ``num_output_tokens`` counts tokens generated before this step (it numbers the random draw).
+    ``history`` (prompt then output ids) is given only where ``params`` has a penalty; ``banned_token_ids``
+    are ids that may not be sampled in this step (end tokens below ``min_tokens``). ``masked``: a token mask
+    may bound what is sampled, and comes with the launch, or as ``mask`` (int32 words, bit i of word j allows
+    id 32 j + i) where that is another process.
     ``prompt_targets``: prompt tokens whose log-probabilities are wanted, each behind the token of the same
     place in ``token_ids``.
     """

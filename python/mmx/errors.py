@@ -1,6 +1,11 @@
-"""Exceptions that end a start-up, each with the exit code of the process that could not start."""
+"""Exceptions that end a process, each with its exit code."""
 
 from __future__ import annotations
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, without the trace that it adds."""
+    return str(error).split("\n", 1)[0]
 
 
 class ConfigError(ValueError):

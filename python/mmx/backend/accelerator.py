@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mmx.errors import DeviceLostError
+from mmx.errors import DeviceLostError, first_line
 
 PATIENCE_SECONDS = 120.0
 GRAPHS = {"cuda": "CUDAGraph", "npu": "NPUGraph"}
@@ -75,11 +75,11 @@ class Accelerator:
             yield
         except torch.OutOfMemoryError as error:
             self._api.empty_cache()
-            raise MemoryError(_first_line(error)) from error
+            raise MemoryError(first_line(error)) from error
         except RuntimeError as error:
             if isinstance(error, DeviceLostError) or not self._is_lost():
                 raise
-            raise DeviceLostError(f"the {self._noun} has failed: {_first_line(error)}") from error
+            raise DeviceLostError(f"the {self._noun} has failed: {first_line(error)}") from error
 
     def _is_lost(self) -> bool:
         """A fault inside a kernel makes every later call fail; a refused launch does not."""
@@ -105,10 +105,6 @@ class Recorder:
         with self._api.graph(graph, pool=self._pool):
             result = run()
         return graph.replay, result
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]
 
 
 def _open_shared(path: Path) -> int:

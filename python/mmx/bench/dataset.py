@@ -15,9 +15,9 @@ EXACT_TEXT_ROUNDS = 10
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. ``prompt``: text or ids, or null when ``messages`` or a whole ``body`` is sent.
+    """One request. ``prompt``: text or ids, or None when ``messages`` or a whole ``body`` is sent.
 
-    ``input_len``: tokens of the prompt (a chat template not counted), null if only the server knows.
+    ``input_len``: tokens of the prompt (a chat template not counted), None if only the server knows.
     """
 
     prompt: str | list[int] | None = None

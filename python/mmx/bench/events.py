@@ -68,7 +68,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 class TokenEvent(msgspec.Struct, frozen=True):
-    """``time`` in seconds; ``num_tokens`` is null where the server does not say."""
+    """``time`` in seconds; ``num_tokens`` is None where the server does not say."""
 
     time: float
     text: str
@@ -79,7 +79,7 @@ class Answer(msgspec.Struct):
     """One request as the client saw it. Times in seconds of the client's clock.
 
     ``arrival``: when it was due; ``start``: just before it was written; ``end``: last byte or failure.
-    ``input_tokens``, ``output_tokens``, ``cached_tokens``: as the server counts, null if it does not say.
+    ``input_tokens``, ``output_tokens``, ``cached_tokens``: as the server counts, None if it does not say.
     """
 
     arrival: float

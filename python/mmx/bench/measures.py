@@ -15,7 +15,7 @@ from mmx.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Request:
     """A completed request in tokens and seconds. ``per_token``: gaps, one for each token after the first
-    event; null if nothing tells how many tokens each event carried."""
+    event; None if nothing tells how many tokens each event carried."""
 
     answer: Answer
     input_len: int
@@ -24,7 +24,7 @@ class Request:
 
     @property
     def tpot(self) -> float | None:
-        """(latency - TTFT) / (tokens - 1); null below two tokens and for an answer in one piece."""
+        """(latency - TTFT) / (tokens - 1); None below two tokens and for an answer in one piece."""
         if self.output_len < 2 or len(self.answer.events) < 2:
             return None
         return (self.answer.latency - self.answer.ttft) / (self.output_len - 1)
@@ -111,7 +111,7 @@ def measure(
     tokenizer: Tokenizer | None,
     goodput: Sequence[tuple[str, float]] = (),
 ) -> Measures:
-    """Numbers of a run. ``input_lens``: as the client counts them, null where only the server can.
+    """Numbers of a run. ``input_lens``: as the client counts them, None where only the server can.
 
     ValueError if tokens can not be counted: the server sends no usage and there is no tokenizer.
     """

@@ -201,7 +201,7 @@ async def _first_model(http: aiohttp.ClientSession, options: Options) -> str:
 
 
 async def _server_facts(http: aiohttp.ClientSession, options: Options) -> dict[str, Any] | None:
-    """What ``/version`` says; null from a server without one."""
+    """What ``/version`` says; None from a server without one."""
     try:
         async with http.get(options.url + "/version") as response:
             body = await response.read()

@@ -40,7 +40,7 @@ NORMAL_QUANTILE = 1.96
 
 
 class Plan(argparse.Namespace):
-    """``shapes``: input and output tokens, null for what the data set has; limits stop a shape."""
+    """``shapes``: input and output tokens, None for what the data set has; limits stop a shape."""
 
     concurrency: list[int]
     shapes: list[tuple[int, int] | None]
@@ -160,7 +160,7 @@ def _reason_to_stop(plan: Plan, point: Point) -> str:
 
 
 def interval(values: Sequence[float]) -> float | None:
-    """Half width of the 95 % interval of the mean, by Student's t; null below two values."""
+    """Half width of the 95 % interval of the mean, by Student's t; None below two values."""
     if len(values) < 2:
         return None
     freedom = len(values) - 1

@@ -11,6 +11,8 @@ import msgspec
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from mmx.errors import first_line
+
 log = logging.getLogger("mmx.engine")
 
 # Rows that a rank sends, of each sum in the kernel 2 (n - 1) / n: where NCCL's ring comes close, measured
@@ -63,7 +65,7 @@ def map_peers(
         # Why once per reader: torch counts who has opened a handle.
         handles = {i: inboxes[place].untyped_storage()._share_cuda_() for i in others}
     except RuntimeError as error:
-        failed = _first_line(error)
+        failed = first_line(error)
     for i in others:
         tell("handle", msgspec.msgpack.encode(handles.get(i)), i)
     for i in others:
@@ -74,7 +76,7 @@ def map_peers(
             # Why this rank's device: memory is mapped for the one that uses it, not for its owner's.
             memory = torch.UntypedStorage._new_shared_cuda(device.index, *handle[1:])
         except RuntimeError as error:
-            failed = _first_line(error)
+            failed = first_line(error)
         else:
             inboxes[i] = torch.empty(0, dtype=torch.int64, device=device).set_(memory).view(shape)
     tell("mapped", failed.encode())
@@ -82,7 +84,3 @@ def map_peers(
         log.warning("small sums go through the library: GPUs can not map each other's memory (%s)", reason)
         return None
     return Peers(inboxes, epochs, place, timeout)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return str(error).splitlines()[0]

@@ -31,10 +31,10 @@ def spread_attention(
     """Causal attention of this rank's heads: [num_tokens, num_heads, head_dim].
 
     Args:
-        q: [num_tokens, num_heads, head_dim], those of this rank. cache: pages of this rank, with the KV heads
-        of all of the group's query heads. index_q: [num_tokens, num KV heads, index_dim] restricts attention
-        to the blocks that the indexer selects,
-            by (number of blocks, first blocks kept, last blocks kept) as in ``ops.select_blocks``.
+        q: [num_tokens, num_heads, head_dim], those of this rank.
+        cache: pages of this rank, with the KV heads of all of the group's query heads.
+        index_q: [num_tokens, num_kv_heads, index_dim] restricts attention to the indexer's choice of blocks.
+        selection: its (topk, init_blocks, local_blocks), as in ``ops.select_blocks``.
     """
     num_tokens, num_heads, head_dim = q.shape
     heads = group.all_gather(q.contiguous()).view(group.size, num_tokens, num_heads, head_dim)

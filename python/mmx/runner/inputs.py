@@ -46,9 +46,8 @@ def make_inputs(
     all tokens of those with ``prompt_targets``.
 
     ``part`` is how ``batch`` stands among those of the other ranks, None for the only rank; ``holder`` says
-    which tokens of a page this rank holds, None for all. ``sampled`` [n]
-    int64 on ``device`` is what the step before sampled, ``sampled_rows`` whose tokens they are: from there
-    come ``PENDING`` tokens."""
+    which tokens of a page this rank holds, None for all. ``PENDING`` tokens come from ``sampled`` [n] int64
+    on ``device``, what the step before sampled; ``sampled_rows`` says in which row a request's token is."""
     seqs = batch.seqs
     num_new = np.array([len(seq.token_ids) for seq in seqs], np.int64)
     starts = np.array([seq.start for seq in seqs], np.int64)

@@ -9,8 +9,7 @@ import torch
 from mmx.errors import ConfigError, MemoryPlanError
 from mmx.layers import LayerCache
 from mmx.model_config import ModelConfig
-
-MIB = 1 << 20
+from mmx.runner.memory import MIB
 
 
 class PoolPlan(NamedTuple):

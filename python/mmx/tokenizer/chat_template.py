@@ -39,7 +39,7 @@ _RESERVED = ("messages", "tools", "add_generation_prompt")
 
 
 def detect_family(contains: Container[str]) -> Family | None:
-    """Model family of a template text or of a tokenizer's control tokens; null if neither M2 nor M3.
+    """Model family of a template text or of a tokenizer's control tokens; None if neither M2 nor M3.
 
     Why M3 first: its vocabulary is that of M2 with other strings, a mixed file is an M3 one.
     """
@@ -52,7 +52,7 @@ class ChatTemplate:
     """One compiled template.
 
     ``source``: jinja text. ``markers``: texts of the tokenizer's control tokens. ``variables``: constants the
-    template may use (``bos_token`` ...). ``family``: derived from template and markers when null.
+    template may use (``bos_token`` ...). ``family``: derived from template and markers when None.
     ``max_output_chars`` bounds the rendered text, and every text a template builds on the way.
     """
 

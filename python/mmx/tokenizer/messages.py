@@ -21,7 +21,7 @@ _MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "inpu
 
 class ChatTemplateError(ValueError):
     """A conversation can not be rendered. ``param``: path of the field at fault; ``code``: machine-readable
-    reason, null for a plain malformed field."""
+    reason, None for a plain malformed field."""
 
     def __init__(self, param: str, message: str, code: str | None = None) -> None:
         super().__init__(f"{param}: {message}")
@@ -40,7 +40,7 @@ def normalize_messages(
     - ``arguments`` of calls become objects, ``reasoning`` and ``reasoning_details`` ``reasoning_content``;
     - tool results are checked against the calls they answer and put into the order of the calls.
 
-    For an unknown template (``family`` null) roles and system messages stay as they are.
+    For an unknown template (``family`` None) roles and system messages stay as they are.
     ``warnings`` receives one sentence for each oddity that is accepted.
     """
     if not messages:

@@ -118,7 +118,7 @@ class Tokenizer:
         return b"".join(self.token_bytes(i) for i in ids if i not in skipped).decode("utf-8", "replace")
 
     def id_of(self, text: str) -> int | None:
-        """Id of the control token spelled ``text``, else of the entry with its bytes, else null."""
+        """Id of the control token spelled ``text``, else of the entry with its bytes, else None."""
         if text in self.control_ids:
             return self.control_ids[text]
         token_id = self._plain.token_to_id("".join(_BYTE_TO_CHAR[byte] for byte in text.encode()))
@@ -143,7 +143,7 @@ class Tokenizer:
 
 
 def _read_json(path: Path) -> Any:
-    """Content of a JSON file, null if there is no such file."""
+    """Content of a JSON file, None if there is no such file."""
     if not path.is_file():
         return None
     try:

@@ -40,7 +40,7 @@ class MarkerAlphabet:
         return text.translate(self._show)
 
     def avoiding(self, used: set[int]) -> MarkerAlphabet | None:
-        """An alphabet whose private characters do not occur in ``used``; null if all of plane 16 is taken."""
+        """An alphabet whose private characters do not occur in ``used``; None if all of plane 16 is taken."""
         if used.isdisjoint(self.private):
             return self
         step = len(self.private)
@@ -87,7 +87,7 @@ class UserText(str):
         return self.make(str.__getitem__(self, slice(start, stop)), self._shown[start:stop], self._alphabet)
 
     def _parts(self, pieces: Iterable[str], gap: int | None) -> list[UserText]:
-        """The shown ``pieces`` as parts of this text, ``gap`` characters apart; null: wherever found next."""
+        """The shown ``pieces`` as parts of this text, ``gap`` characters apart; None: wherever found next."""
         parts: list[UserText] = []
         position = 0
         for piece in pieces:

@@ -51,6 +51,8 @@ void append(std::vector<uint8_t>& bytes, DType dtype, float value) {
     }
 }
 
+int64_t place_bytes(uint64_t seed) { return 512 * static_cast<int64_t>(1 + next_random(seed) % 2047); }
+
 }  // namespace
 
 int64_t Case::operator[](const std::string& dim) const {
@@ -63,7 +65,9 @@ Bench::Bench(Backend& backend, std::string backend_name, Options options)
     : backend_(backend),
       backend_name_(std::move(backend_name)),
       options_(std::move(options)),
-      peaks_(backend.peaks()) {
+      peaks_(backend.peaks()),
+      seed_((options_.seed << 32) + 1),
+      place_(backend, place_bytes(options_.seed)) {
     std::fprintf(stderr, "%s: %s; copy %.0f GB/s, f32 %.2f, bf16 %.2f, fp8 %.2f TFLOP/s\n",
                  backend_name_.c_str(), backend_.device_name().c_str(), peaks_.copy_gbs,
                  peaks_.f32_gflops * 1e-3, peaks_.bf16_gflops * 1e-3, peaks_.fp8_gflops * 1e-3);

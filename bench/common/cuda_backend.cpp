@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -72,8 +74,9 @@ class CudaBackend final : public Backend {
         std::vector<double> times;
         if (cold) {
             // As torch's timer does it: 25 ms without, 60 ms with a flush before each call, and no pause.
-            // Why: at its power limit a chip slows down within that time, and recovers while it waits for the
-            // host.
+            // Why, and why a rest before: at its power limit a chip slows down within that time, and recovers
+            // while it waits for the host.
+            std::this_thread::sleep_for(std::chrono::milliseconds(300));
             for (int i = static_cast<int>(2.5e4 / first); i > 0; --i) f();
             const auto repeats = static_cast<size_t>(std::clamp(6e4 / first, 10.0, 100.0));
             std::vector<std::pair<Event, Event>> bounds(repeats);

@@ -22,10 +22,11 @@ std::vector<std::pair<std::string, BenchFunction>>& registry() {
 constexpr const char* kUsage =
     "mmx_bench [--backend cpu|cuda] [--op NAME ...] [--case DIMENSION=N ...] [--threads N] [--cold] "
     "[--large]\n"
-    "          [--cases FOLDER] [--json] [--list]\n"
+    "          [--cases FOLDER] [--seed N] [--json] [--list]\n"
     "Times the kernels of one backend; without --op all of them. --case: of cases with that dimension only\n"
     "those of this size, or of one of several. --large: shapes of whole models, which want a large GPU,\n"
-    "instead of the usual ones. --cold: with nothing in the caches. --cases: where the csv files lie.\n";
+    "instead of the usual ones. --cold: with nothing in the caches. --cases: where the csv files lie.\n"
+    "--seed: other random numbers, in other places of the memory.\n";
 
 /// Adds what `text`, DIMENSION=N, asks for.
 void add_case(Options& options, const std::string& text) {
@@ -66,6 +67,8 @@ int run_main(int argc, char** argv) {
             num_threads = std::stoi(value());
         } else if (flag == "--cases") {
             options.cases = value();
+        } else if (flag == "--seed") {
+            options.seed = std::stoull(value());
         } else if (flag == "--cold") {
             options.cold = true;
         } else if (flag == "--large") {

@@ -11,8 +11,13 @@ struct SeqLens {
     bool operator==(const SeqLens&) const = default;
 };
 
-/// Past the L1, for blocks that also look at lengths before their predecessors are done.
+/// Behind the wait for predecessors: warps that ask for the same find it in the L1.
 __device__ __forceinline__ SeqLens read_lens(const int32_t* cu_seqlens_q, const int32_t* seq_lens, int seq) {
+    return {cu_seqlens_q[seq], cu_seqlens_q[seq + 1], seq_lens[seq]};
+}
+
+/// Past the L1, for blocks that also look at lengths before their predecessors are done.
+__device__ __forceinline__ SeqLens peek_lens(const int32_t* cu_seqlens_q, const int32_t* seq_lens, int seq) {
     return {__ldcg(cu_seqlens_q + seq), __ldcg(cu_seqlens_q + seq + 1), __ldcg(seq_lens + seq)};
 }
 

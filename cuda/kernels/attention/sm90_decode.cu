@@ -53,7 +53,7 @@ __device__ __forceinline__ SeqLens list_tokens(TokenList& list, const PagedAtten
     __syncthreads();
 #pragma unroll 1
     for (int s = tid; s < p.num_seqs; s += kThreads) {
-        lens = read_lens(p.cu_seqlens_q, p.seq_lens, s);
+        lens = peek_lens(p.cu_seqlens_q, p.seq_lens, s);
         const int last = min(lens.end - first_token, num_tokens);
 #pragma unroll 1
         for (int t = max(lens.begin - first_token, 0); t < last; ++t) {
@@ -251,8 +251,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
             return __shfl_sync(kFull, page_of_lane, (first + i) % 32);
         });
     };
-    const SeqLens again =
-        read_lens(p.cu_seqlens_q, p.seq_lens, min(static_cast<int>(threadIdx.x), num_seqs - 1));
+    // Why not all threads: every block asks one place of the L2.
+    SeqLens again = lens;
+    if (static_cast<int>(threadIdx.x) < num_seqs)
+        again = peek_lens(p.cu_seqlens_q, p.seq_lens, static_cast<int>(threadIdx.x));
     bool stale = num_seqs > kDecodeThreads;
     float scale = 0;
     if (feeds) {
@@ -266,7 +268,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
         if constexpr (kCrosses) place_queries<C>(*shared.more_queries, make_uint4(0, 0, 0, 0));
         place_queries<C>(ring.queries, fetch(queries));
     }
-    stale |= static_cast<int>(threadIdx.x) < num_seqs && again != lens;
+    stale |= again != lens;
     int fed = early;
     if (__syncthreads_or(stale)) {
         if (!feeds) {

@@ -45,7 +45,7 @@ struct Plan {
     int tile_tokens;
 
     __device__ __forceinline__ SeqLens read(int seq) const {
-        return read_lens(p.cu_seqlens_q, p.seq_lens, seq);
+        return peek_lens(p.cu_seqlens_q, p.seq_lens, seq);
     }
     /// Pages of a sequence that must be scored, and its query tokens.
     struct Lens {
@@ -243,12 +243,12 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
             const int row = i * kWarps + warp_idx, token = first_token + row / num_heads;
-            // Without a branch, so that what is read beside it need not come first.
             const int readable = min(max(token, 0), static_cast<int>(p.num_tokens) - 1);
-            const uint2 x = *reinterpret_cast<const uint2*>(
-                static_cast<const bf16*>(p.index_q) + readable * p.index_q_token_stride +
-                row % num_heads * p.index_q_head_stride + 4 * lane_idx);
-            v[i] = row < rows ? x : make_uint2(0, 0);
+            v[i] = make_uint2(0, 0);
+            if (row < rows)
+                v[i] = *reinterpret_cast<const uint2*>(
+                    static_cast<const bf16*>(p.index_q) + readable * p.index_q_token_stride +
+                    row % num_heads * p.index_q_head_stride + 4 * lane_idx);
         }
     };
     const auto stage_queries = [&](const uint2(&v)[kTiles]) {
@@ -285,7 +285,9 @@ __global__ void __launch_bounds__(kThreads, 2)
                  "r"(page_of_lane));
     ptx::wait_for_predecessors();
     ptx::let_successors_start();
-    const SeqLens again = plan.read(min(tid, num_seqs - 1));
+    // Why not all threads: every block asks one place of the L2.
+    SeqLens again = stored;
+    if (tid < num_seqs) again = plan.read(tid);
     bool stale = num_seqs > kThreads;
     if (feeds) {
         if (early > 0) {
@@ -298,7 +300,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         fetch_queries(v);
         stage_queries(v);
     }
-    stale |= tid < num_seqs && again != stored;
+    stale |= again != stored;
     int skipped = 0;  // slots of the ring that were filled in vain
     if (__syncthreads_or(stale)) {
         skipped = early;

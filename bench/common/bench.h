@@ -145,7 +145,8 @@ class Bench {
     Options options_;
     Peaks peaks_;
     uint64_t seed_;  // of the next tensor
-    // Not used. Why: where the small tensors behind it lie decides some percent of a call of few microseconds.
+    // Not used. Why: where the small tensors behind it lie decides some percent of a call of few
+    // microseconds.
     Buffer place_;
 };
 

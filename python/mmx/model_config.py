@@ -128,7 +128,7 @@ def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
         raise ConfigError(f"config.json: text_config must be an object, got {text_raw!r}")
     if text_raw is not raw:
         names += [*_Section(text_raw).get("architectures", list, []), text_raw.get("model_type")]
-    families = {_FAMILIES[name] for name in names if name in _FAMILIES}
+    families = {_FAMILIES[name] for name in names if isinstance(name, str) and name in _FAMILIES}
     if len(families) != 1:
         raise ConfigError(f"config.json: architectures must name a MiniMax M2 or M3 text model, got {names}")
     # Why the copies: M3 keeps dtype, quantisation and sometimes tie_word_embeddings outside text_config.
@@ -139,10 +139,8 @@ def parse_model_config(raw: dict[str, Any]) -> ModelConfig:
 
 def _m2(text: _Section) -> ModelConfig:
     num_layers = text.count("num_hidden_layers")
-    text.only("hidden_act", "silu")
-    text.only("qk_norm_type", "per_layer")
-    text.only("shared_intermediate_size", 0)
-    text.only("attn_type_list", [1] * num_layers)
+    text.only(hidden_act="silu", qk_norm_type="per_layer", shared_intermediate_size=0)
+    text.only(attn_type_list=[1] * num_layers)
     return ModelConfig(
         family="m2",
         **_common(text),
@@ -155,12 +153,9 @@ def _m2(text: _Section) -> ModelConfig:
 def _m3(text: _Section) -> ModelConfig:
     # Why: transformers writes hidden_act "silu" although it computes SwiGLU-OAI.
     if "mlp_layer_types" not in text.raw:
-        text.only("hidden_act", "swigluoai")
-    text.only("qk_norm_type", "per_head")
-    text.only("use_gemma_norm", True)
-    text.only("attention_output_gate", False)
-    text.only("swiglu_beta", 1.0)
-    text.only("n_shared_experts", 1)
+        text.only(hidden_act="swigluoai")
+    text.only(qk_norm_type="per_head", use_gemma_norm=True, attention_output_gate=False)
+    text.only(swiglu_beta=1.0, n_shared_experts=1)
     common = _common(text)
     num_layers = common["num_layers"]
     if "mlp_layer_types" in text.raw:
@@ -186,7 +181,7 @@ def _sparse(text: _Section, num_layers: int, num_kv_heads: int, head_dim: int) -
     part = text.section("sparse_attention_config") if nested else text
     key = {meaning: raw if nested else written for meaning, (raw, written) in _SPARSE_KEYS.items()}
     if nested:
-        part.only("sparse_score_type", "max")
+        part.only(sparse_score_type="max")
         layers = part.flags("sparse_attention_freq", num_layers, {0: False, 1: True})
         if not part.get("use_sparse_attention", bool, True):
             layers = (False,) * num_layers
@@ -199,7 +194,7 @@ def _sparse(text: _Section, num_layers: int, num_kv_heads: int, head_dim: int) -
         raise part.error(key["heads"], f"num_key_value_heads={num_kv_heads}")
     if part.count(key["dim"]) != head_dim:
         raise part.error(key["dim"], f"head_dim={head_dim}")
-    topk_blocks, local_blocks = part.count(key["topk"]), part.count(key["local"], least=0)
+    topk_blocks, local_blocks = part.count(key["topk"]), part.count(key["local"])
     init_blocks = part.count(key["init"], 0, least=0)
     if init_blocks + local_blocks > topk_blocks:
         raise part.error(key["topk"], f"at least the {init_blocks + local_blocks} forced blocks")
@@ -214,14 +209,11 @@ def _sparse(text: _Section, num_layers: int, num_kv_heads: int, head_dim: int) -
 
 
 def _common(text: _Section) -> dict[str, Any]:
-    text.only("use_qk_norm", True)
-    text.only("scoring_func", "sigmoid")
-    text.only("tie_word_embeddings", False)
-    text.only("sliding_window", None)
-    text.only("rope_scaling", None)
+    text.only(use_qk_norm=True, scoring_func="sigmoid", tie_word_embeddings=False)
+    text.only(sliding_window=None, rope_scaling=None)
     rope = text.section("rope_parameters") if "rope_parameters" in text.raw else text
     if rope is not text:
-        rope.only("rope_type", "default")
+        rope.only(rope_type="default")
     num_heads, num_kv_heads = text.count("num_attention_heads"), text.count("num_key_value_heads")
     if num_heads % num_kv_heads:
         raise text.error("num_attention_heads", f"a multiple of num_key_value_heads={num_kv_heads}")
@@ -233,6 +225,11 @@ def _common(text: _Section) -> dict[str, Any]:
     rotary_dim = text.count("rotary_dim", int(head_dim * factor))
     if rotary_dim % 2 or rotary_dim > head_dim:
         raise text.error("rotary_dim", f"even and at most head_dim={head_dim}")
+    rope_theta, norm_eps = rope.get("rope_theta", float), text.get("rms_norm_eps", float)
+    if rope_theta <= 0:
+        raise rope.error("rope_theta", "above 0")
+    if norm_eps < 0:
+        raise text.error("rms_norm_eps", "at least 0")
     dtype = str(text.raw.get("dtype") or text.raw.get("torch_dtype") or "bfloat16")
     if dtype not in ("bfloat16", "float32"):
         raise ConfigError(f"config.json: dtype must be bfloat16 or float32, got {dtype!r}")
@@ -245,9 +242,9 @@ def _common(text: _Section) -> dict[str, Any]:
         "num_kv_heads": num_kv_heads,
         "head_dim": head_dim,
         "rotary_dim": rotary_dim,
-        "rope_theta": rope.get("rope_theta", float),
+        "rope_theta": rope_theta,
         "max_positions": text.count("max_position_embeddings"),
-        "norm_eps": text.get("rms_norm_eps", float),
+        "norm_eps": norm_eps,
         "num_experts": num_experts,
         "topk_experts": topk_experts,
         "inter": text.count("intermediate_size"),
@@ -263,9 +260,7 @@ def _quant_method(text: _Section) -> str | None:
     part = text.section("quantization_config")
     if part.raw.get("quant_method") == "mxfp8":
         return "mxfp8"
-    part.only("quant_method", "fp8")
-    part.only("fmt", "float8_e4m3fn")
-    part.only("weight_block_size", [FP8_BLOCK, FP8_BLOCK])
+    part.only(quant_method="fp8", fmt="float8_e4m3fn", weight_block_size=[FP8_BLOCK, FP8_BLOCK])
     return "fp8"
 
 
@@ -293,14 +288,15 @@ class _Section:
 
     def count(self, key: str, default: int | None = None, least: int = 1) -> int:
         value = self.get(key, int, default)
-        if value < least:
-            raise self.error(key, f"at least {least}")
+        if not least <= value < 2**31:
+            raise self.error(key, f"at least {least}" if value < least else "below 2^31")
         return value
 
-    def only(self, key: str, value: object) -> None:
-        """The key, where present, must have the one value that is implemented."""
-        if key in self.raw and self.raw[key] != value:
-            raise self.error(key, repr(value))
+    def only(self, **values: object) -> None:
+        """Each key, where present, must have the one value that is implemented."""
+        for key, value in values.items():
+            if key in self.raw and self.raw[key] != value:
+                raise self.error(key, repr(value))
 
     def flags(self, key: str, num_layers: int, meaning: dict[Any, bool]) -> tuple[bool, ...]:
         values = self.get(key, list)
@@ -320,5 +316,5 @@ def _read_object(path: Path) -> dict[str, Any]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
         raise ConfigError(f"{path.name} must exist in {path.parent}") from None
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path} must be a JSON object: {error}") from None

@@ -171,6 +171,10 @@ def test_use_sparse_attention_off_makes_all_layers_dense() -> None:
         (M2, {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "architectures must name"),
         (M2, {"hidden_size": "big"}, "hidden_size must be an integer, got 'big'"),
         (M2, {"hidden_size": 0}, "hidden_size must be at least 1, got 0"),
+        (M2, {"vocab_size": 2**63}, r"vocab_size must be below 2\^31, got 9223372036854775808"),
+        (M2, {"architectures": [{}], "model_type": ["minimax_m2"]}, "architectures must name"),
+        (M2, {"rope_theta": 0}, "rope_theta must be above 0, got 0"),
+        (M2, {"rms_norm_eps": -1e-6}, "rms_norm_eps must be at least 0, got -1e-06"),
         (M2, {"hidden_size": True}, "hidden_size must be an integer, got True"),
         (M2, {"vocab_size": None}, "vocab_size must be an integer, got None"),
         (M2, {"rms_norm_eps": "x"}, "rms_norm_eps must be a number, got 'x'"),
@@ -222,6 +226,7 @@ def test_refused(base: dict[str, Any], change: dict[str, Any], message: str) -> 
             {"sparse_topk_blocks": 1, "sparse_init_block": 1},
             "sparse_topk_blocks must be at least the 2 forced",
         ),
+        ({"sparse_local_block": 0}, "sparse_attention_config.sparse_local_block must be at least 1, got 0"),
         ({"sparse_block_size": 0}, "sparse_attention_config.sparse_block_size must be at least 1, got 0"),
         ({"sparse_attention_freq": "all"}, "sparse_attention_freq must be a list, got 'all'"),
     ],
@@ -242,6 +247,9 @@ def test_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json must exist in"):
         load_model_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json must be a JSON object"):
+        load_model_config(tmp_path)
+    (tmp_path / "config.json").write_bytes(b'{"\xff": 1}')
     with pytest.raises(ConfigError, match=r"config\.json must be a JSON object"):
         load_model_config(tmp_path)
     (tmp_path / "config.json").write_text("[1]")

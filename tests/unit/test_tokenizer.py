@@ -228,6 +228,15 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
         Tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["added_tokens", "model", "pre_tokenizer", "post_processor"])
+def test_parts_of_another_kind_are_named(key: str, tmp_path: Path) -> None:
+    m2_folder(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {key: ["x"]}))
+    with pytest.raises(ValueError, match=r"^tokenizer: .*(can not be read|must hold)"):
+        Tokenizer(tmp_path)
+
+
 def test_post_processor_and_controls_inside_the_vocabulary(tmp_path: Path) -> None:
     """Trainers put special tokens into the vocabulary too; they must still be unreachable for text."""
     spec = json.loads((DEMO / "tokenizer.json").read_text("utf-8"))

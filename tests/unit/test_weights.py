@@ -307,9 +307,9 @@ def test_folder_without_weights(folder: Path) -> None:
     refused(folder, f"must hold {INDEX} or model.safetensors, it has neither")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', "{}"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', "{}", '{"weight_map": {"\xff": "a"}}'])
 def test_broken_index(content: str, folder: Path) -> None:
-    (folder / INDEX).write_text(content)
+    (folder / INDEX).write_bytes(content.encode("latin-1"))
     refused(folder, f"{INDEX} must be a JSON object with a weight_map")
 
 

@@ -40,10 +40,16 @@ class Tokenizer:
         spec = _read_json(self.folder / "tokenizer.json")
         if spec is None:
             raise ValueError(f"tokenizer: {self.folder} has no tokenizer.json")
-        config = _read_json(self.folder / "tokenizer_config.json") or {}
-        model_config = _read_json(self.folder / "config.json") or {}
-        generation_config = _read_json(self.folder / "generation_config.json") or {}
+        try:
+            self._read(spec)
+        except ValueError:
+            raise
+        except Exception as error:  # the library's own, or of values of another kind than it writes
+            raise ValueError(f"tokenizer: the files in {self.folder} can not be read: {error!r}") from error
 
+    def _read(self, spec: Mapping[str, Any]) -> None:
+        names = ("tokenizer_config.json", "config.json", "generation_config.json")
+        config, model_config, generation_config = (_read_json(self.folder / name) or {} for name in names)
         _check_byte_level(spec)
         added = spec.get("added_tokens") or []
         self.control_ids: dict[str, int] = {token["content"]: token["id"] for token in added}
@@ -58,9 +64,7 @@ class Tokenizer:
         self.vocab_size = max(num_ids, _model_vocab_size(model_config))
         known = self._tokens.keys() | self._bytes.keys()
         self.unused_ids = tuple(i for i in range(self.vocab_size) if i not in known)
-        self.input_only_ids = tuple(
-            self.control_ids[text] for text in _INPUT_ONLY if text in self.control_ids
-        )
+        self.input_only_ids = tuple(self.ids_of(_INPUT_ONLY).values())
         self.eos_token_ids = self._eos_token_ids(generation_config)
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(_without_controls(spec, self.control_ids)))
 
@@ -177,14 +181,8 @@ def _without_controls(spec: Mapping[str, Any], controls: Mapping[str, int]) -> d
         model["vocab"] = {text: i for text, i in model["vocab"].items() if text not in removed}
         pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
         model["merges"] = [pair for pair in pairs if removed.isdisjoint((*pair, "".join(pair)))]
-    return {
-        **spec,
-        "added_tokens": [],
-        "post_processor": None,
-        "truncation": None,
-        "padding": None,
-        "model": model,
-    }
+    plain: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return {**spec, **plain, "model": model}
 
 
 def _template_ids(processor: Mapping[str, Any] | None) -> tuple[list[int], list[int]]:

@@ -100,7 +100,7 @@ class Checkpoint:
     def _read_index(self, path: Path) -> dict[str, str]:
         try:
             return msgspec.json.decode(path.read_bytes(), type=_Index).weight_map
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise WeightsError(f"{path} must be a JSON object with a weight_map: {error}") from None
 
     def _open_file(self, name: str) -> dict[str, Entry]:

@@ -33,7 +33,7 @@ def read_kinds(folder: Path) -> dict[str, str]:
     path = folder / W8A8_DESCRIPTION
     try:
         described = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise WeightsError(f"{path} must be a JSON object: {error}") from None
     if described.get("kv_cache_type"):
         raise WeightsError(f"{path.name}: kv_cache_type {described['kv_cache_type']!r} can not be read yet")

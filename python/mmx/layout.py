@@ -55,6 +55,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(range(first, first + self.dcp))
 
     def spread_group(self, rank: int) -> tuple[int, ...]:
+        """Ranks that exchange tokens around the experts."""
         if not self.coupled:
             return self.context_group(rank)
         return tuple(range(rank % self.tp, self.world_size, self.tp))

@@ -12,9 +12,9 @@ import threading
 import msgspec
 
 from mmx.batch import SampledToken, ScheduledBatch
+from mmx.engine.channel import RECEIVE_BYTES
 from mmx.protocol import Frames, encode_frame
 
-RECEIVE_BYTES = 1 << 20
 BEAT_SECONDS = 1.0
 # A rank that has said nothing for so long is lost: stopped, cut off, or its machine is gone.
 SILENCE_SECONDS = 8.0
@@ -45,10 +45,14 @@ class Refused(Word, frozen=True, kw_only=True):
 
 
 class Step(Word, frozen=True, kw_only=True):
+    """Every rank computes its part of ``batch``."""
+
     batch: ScheduledBatch
 
 
 class Sampled(Word, frozen=True, kw_only=True):
+    """What this rank has sampled for its group."""
+
     step: int
     tokens: list[SampledToken]
 

@@ -30,7 +30,7 @@ class M2Attention(nn.Module):
         self.o = Linear(q_width, config.hidden, dtype, fp8)
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch, codes: Codes | None = None) -> torch.Tensor:
-        """``codes`` of ``x``, if there are any."""
+        """As in M3. ``codes`` of ``x``, if there are any."""
         qkv: torch.Tensor = self.qkv(x, codes)
         cache = batch.caches[self.layer]
         self.paged.prepare(qkv, (self.q_norm, self.k_norm), cache, batch)

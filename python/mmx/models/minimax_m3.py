@@ -32,6 +32,7 @@ class M3Attention(nn.Module):
         self.o = Linear(config.num_heads * config.head_dim, config.hidden, dtype)
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """[num_tokens, hidden], this rank's heads' part; fewer tokens where ``batch`` has a tail."""
         qkv = self.qkv(x)
         norms, attend = [self.q_norm, self.k_norm], self.paged.dense
         if self.sparse:

@@ -65,6 +65,7 @@ def memory_limit(config: EngineConfig, backend: Backend) -> Limit:
 
 
 def check_weights(weights: int, limit: Limit, backend: Backend) -> None:
+    """Raises MemoryPlanError where ``weights`` bytes are more than may be used."""
     if weights > limit.num_bytes:
         raise MemoryPlanError(
             f"the weights need {size(weights)}, the engine may use {size(limit.num_bytes)} of {backend.name} "

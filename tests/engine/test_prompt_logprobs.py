@@ -91,6 +91,20 @@ def test_an_aborted_prompt_is_not_that_of_the_next_of_its_name() -> None:
     assert list(prompts.complete([part([3], 2, [], 1)])) == ["a"]
 
 
+def test_aborted_prompts_do_not_push_out_one_that_goes_on() -> None:
+    def part(name: str, start: int) -> ScheduledSeq:
+        return ScheduledSeq(
+            request_id=name, token_ids=[1, 2], start=start, block_ids=[0], samples=name == "last", seed=0,
+            params=SamplingParams(prompt_logprobs=0), num_output_tokens=0, num_prompt_tokens=20,
+            prompt_targets=[2, 3],
+        )  # fmt: skip
+
+    prompts, logits, alone = PromptLogprobs(2), torch.zeros(4, 8), Group("tensor", [0], 0, CallLog())
+    for start, aborted in ((0, "b"), (2, "c"), (4, "d")):
+        prompts.take(logits, [part("a", start), part(aborted, 0)], alone)
+    assert sorted(prompts.complete([part("a", 6)])["a"].parts) == [0, 2, 4]
+
+
 def test_a_prompt_of_one_token_has_none(folder: Path) -> None:
     asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
     (result,) = llm(folder, 64).generate([[5]], asked, use_tqdm=False)

@@ -15,8 +15,8 @@ from mmx.runner.upload import fetch, upload
 
 
 class PromptLogprobs:
-    """The prompts of which a part has been computed; at most ``capacity``, since one that was aborted is not
-    heard of again."""
+    """The prompts of which a part has been computed; at most ``capacity``, of the latest parts, since one that
+    was aborted is not heard of again."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -60,9 +60,8 @@ class PromptLogprobs:
         num_top = min(seq.params.prompt_logprobs or 0, logits.shape[1])
         (targets,) = upload([np.array(seq.prompt_targets, np.int64)], logits.device)
         columns = [fetch(column) for column in ops.logprobs(logits, targets, num_top)]
-        if seq.start == 0 or seq.request_id not in self._open:
-            self._open.pop(seq.request_id, None)
-            self._open[seq.request_id] = ExplainedPrompt()
-            while len(self._open) > self._capacity:
-                del self._open[next(iter(self._open))]
-        self._open[seq.request_id].parts[seq.start] = columns
+        begun = self._open.pop(seq.request_id, None)
+        self._open[seq.request_id] = prompt = begun if begun and seq.start else ExplainedPrompt()
+        prompt.parts[seq.start] = columns
+        while len(self._open) > self._capacity:
+            del self._open[next(iter(self._open))]

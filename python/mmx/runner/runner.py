@@ -75,7 +75,7 @@ class ModelRunner:
         # Why the ranks: of a context group, one alone has the id that feeds the next step of all.
         self.asynchronous = backend.has_graphs and self.ranks.context.size == 1
         self._max_num_seqs = max_num_seqs
-        self._prompts = PromptLogprobs(max_num_seqs)
+        self._prompts = PromptLogprobs(2 * max_num_seqs)
         self._state = torch.zeros(state_size(max_num_seqs), dtype=torch.int64, device=backend.device)
         self._mailbox = Mailbox(state_size(max_num_seqs), backend.device)
         self._sampled_rows: dict[str, int] = {}  # places in the state's ids of the latest sampled tokens

@@ -15,8 +15,8 @@ from mmx.runner.upload import fetch, upload
 
 
 class PromptLogprobs:
-    """The prompts of which a part has been computed; at most ``capacity``, of the latest parts, since one that
-    was aborted is not heard of again."""
+    """The prompts of which a part has been computed; at most ``capacity``, of the latest parts, since those
+    that are aborted are not heard of again."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

@@ -17,7 +17,7 @@ constexpr uint16_t kScoresReady = 0, kWeightsReady = 1, kProductReady = 2;
 
 struct AttentionTiling {
     PagedAttentionParams p;
-    const int32_t* block_ids;  // null: dense
+    const int32_t* block_ids;  // [num_tokens, num_kv_heads, topk]; null: dense
     int64_t topk;
     uint32_t group, tile_tokens, num_splits;
     int64_t score_offset, weight_offset, product_offset, part_offset, workspace_bytes;

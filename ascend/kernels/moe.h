@@ -10,9 +10,13 @@
 namespace mmx::ascend {
 
 struct MoeTiling {
-    void *out, *ring, *rows;  // rows: gathered x of gate_up
-    const void *x, *weight;
-    const int32_t *expert_offsets, *sorted_rows;  // sorted_rows: null for moe_down
+    void* out;                      // [rows in plan order, n]
+    void* ring;                     // [cores, 2] tiles between cube and vector cores
+    void* rows;                     // [rows in plan order, k_pitch] x of gate_up, gathered; null for moe_down
+    const void* x;                  // [tokens, k] of gate_up, [rows in plan order, k] of down
+    const void* weight;             // as in MoeGateUpParams or MoeDownParams
+    const int32_t* expert_offsets;  // [num_experts + 1]
+    const int32_t* sorted_rows;     // [rows]; null for moe_down
     int64_t num_experts, topk, x_stride;
     uint32_t n, k, k_pitch;  // output columns, depth, elements of a gathered row
     bool oai;

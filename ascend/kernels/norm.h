@@ -14,7 +14,8 @@ struct RowList {
 };
 
 struct NormTiling {
-    const void *out, *x, *weight, *residual;  // residual: null for rms_norm
+    const void *out, *x, *residual;  // [num_rows, hidden], rows as listed below; residual null for rms_norm
+    const void* weight;              // [hidden]
     RowList out_rows, x_rows, residual_rows;
     int64_t num_rows;
     uint32_t hidden, width, rows_per_tile;  // width: hidden rounded up to 64 lanes

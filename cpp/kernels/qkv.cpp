@@ -9,7 +9,7 @@ namespace {
 
 /// A run of neighbouring heads of the merged projection.
 struct Heads {
-    char* data;
+    char* data;  // [num_tokens, count, head_dim], tokens qkv_stride apart
     int64_t count;
 };
 

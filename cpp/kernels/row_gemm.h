@@ -69,9 +69,9 @@ class PackedRows {
 /// only.
 template <class W>
 struct WeightRows {
-    const W* data;
+    const W* data;  // [rows, k]
     int64_t k;
-    const float* scale;
+    const float* scale;  // [ceil(rows / kFp8Block), scale_stride] or null
     int64_t scale_stride;
 
     /// to[row, i] = weight[first + row, k0 + i] as floats, zero behind the end up to a multiple of kLanes.

@@ -80,7 +80,7 @@ struct Product {
     const float* weight_scale;   // [num_experts, ceil(weight_rows / 128), steps]
     const int32_t* offsets;      // [num_experts + 1]; or null, one expert with num_rows rows
     const int32_t* sorted_rows;  // row m is x[sorted_rows[m] / topk]; or null, x[m]
-    void* out;                   // rows of out_stride
+    void* out;                   // [.., n], rows of out_stride
     int64_t out_stride, topk, num_experts, num_rows, weight_rows, n, k, steps;
     Activation activation;  // these three for gate and up only
     float alpha, limit;

@@ -23,7 +23,7 @@ struct Source {
 
 struct Store {
     Source sources[2];
-    const int64_t* slot_mapping;
+    const int64_t* slot_mapping;  // [num_tokens]
     int64_t num_heads, block_size, width;
 };
 

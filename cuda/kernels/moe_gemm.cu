@@ -28,7 +28,7 @@ static_assert(kThreads == 16 * kBlockN / kColumns, "16 threads along the rows of
 
 /// D[m, n] = A[m, k] . B[e, n, k]^T for the rows m of expert e.
 struct GroupedGemm {
-    const void* a;               // rows of a_stride
+    const void* a;               // [.., k], rows of a_stride
     const int32_t* sorted_rows;  // row m of A is sorted_rows[m] / topk; or null, row m itself
     const void* weight;          // [num_experts, weight_rows, k]
     const float* scale;          // [num_experts, ceil(weight_rows / 128), ceil(k / 128)] or null

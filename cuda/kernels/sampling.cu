@@ -57,7 +57,7 @@ struct Scratch {
 };
 
 struct Rows {
-    const float* logits;
+    const float* logits;  // [num_rows, vocab], rows `stride` apart
     int64_t stride, vocab;
 };
 
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kScanThreads) max_kernel(Rows rows, Scratch w)
 
 /// Which rows need the mass of all their logits; without `temperature` all do, at temperature 1.
 struct MassParams {
-    const float *temperature, *min_p;
-    const int32_t* top_k;
+    const float *temperature, *min_p;  // [num_rows]
+    const int32_t* top_k;              // [num_rows]
     double scale;
 };
 
@@ -156,7 +156,7 @@ constexpr uint32_t kAnyId = 0xFFFFFFFFu;
 
 /// One row in the hands of one block.
 struct Row {
-    const float* logits;
+    const float* logits;         // [vocab]
     const uint32_t* chunk_keys;  // [num_chunks]
     uint64_t* segment_mass;      // [num_segments]
     int64_t vocab, num_chunks, num_segments;

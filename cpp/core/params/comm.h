@@ -11,8 +11,8 @@ namespace mmx {
 /// `e` lies at [e % 2, s, t], each word 32 bits of data and above them the 32 bits of `e`. A word is written
 /// and read at once, so that a receiver polls the data itself and no fence is needed; and who sends exchange
 /// e + 2 has received exchange e + 1 from a rank that had then read all of e, so that nothing is overwritten
-/// before it was read. An exchange may take two hops: the part of a row that `r` sums comes to it from all,
-/// and goes from it to all as the part of its own row. All ranks make the same exchanges in the same order.
+/// before it was read. In an exchange of two hops every rank sends `r` the slice of a row that `r` sums, then
+/// `r` sends the sums to all as that slice of its own row. All ranks make the same exchanges in one order.
 struct Peers {
     static constexpr int64_t kMaxRanks = 8;
     uint64_t* inboxes[kMaxRanks];  // of all ranks, as they are mapped here

@@ -20,9 +20,9 @@ inline constexpr int64_t kMxfp8Group = 32;
 /// For every row and group: a = max(largest |x|, 1e-10) without NaN; out = e4m3(x * (448 / a)), to nearest
 /// even; scale = a / 448. All in fp32.
 struct Fp8QuantizeParams {
-    void* out;     // [rows, cols] e4m3
-    float* scale;  // [rows, ceil(cols / 128)]
-    const void* x;
+    void* out;      // [rows, cols] e4m3
+    float* scale;   // [rows, ceil(cols / 128)]
+    const void* x;  // [rows, cols]
     int64_t rows, cols;
     int64_t x_stride;
     DType dtype;  // of x

@@ -16,7 +16,7 @@ constexpr int kThreads = 160;  // a warpgroup that multiplies, then a warp that 
 constexpr int kStages = LinearPlan::kMaxStages;
 
 struct LinearJob {
-    void* out;
+    void* out;  // [m, n], rows of out_stride
     int64_t out_stride;
     int m, n, num_chunks, num_tiles, tile_rows, weight_bytes, stage_bytes, stages;
     bool is_out_f32;

@@ -10,7 +10,7 @@ namespace mmx::cuda::sm90 {
 
 template <class T>
 struct RowCopies {
-    const T* from;    // rows of from_stride
+    const T* from;    // [num_tokens, k], rows of from_stride
     T* to;            // [num_rows, k]
     int32_t* counts;  // [num_experts] rows that have arrived
     int64_t from_stride;

@@ -47,7 +47,7 @@ struct Bf16Tile {
 /// that these are gate and up of one channel, or two neighbouring channels, and so that the channels of a
 /// thread, and of a warp, are neighbours: results go straight from registers to whole sectors.
 struct Bf16Job {
-    const bf16* x;               // rows of x_stride
+    const bf16* x;               // [.., k], rows of x_stride
     const int32_t* sorted_rows;  // gate and up: row m of A is x[sorted_rows[m] / topk]; down: x[m]
     const int32_t* offsets;      // [num_experts + 1]
     bf16* out;                   // [.., n]

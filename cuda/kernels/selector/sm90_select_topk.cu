@@ -45,7 +45,7 @@ __device__ __forceinline__ Reached row_sum(const Reached& x, uint32_t (*slots)[k
 
 /// Where a row's candidates come from.
 struct Candidates {
-    const float* scores;  // of every block; null where no row has more blocks than it may keep, or with lists
+    const float* scores;  // [rows, score_stride]; null with lists, or where every block is kept
     int64_t score_stride;
     SelectLists lists;
 };
@@ -64,11 +64,11 @@ __device__ __forceinline__ int count_before(int x) {
 
 /// A row to rank.
 struct Row {
-    const float* scores;          // of every block, from multiples of four on a whole float4
-    const SelectCandidate* list;  // or what stretches of pages left
+    const float* scores;          // [blocks], from multiples of four on a whole float4
+    const SelectCandidate* list;  // [num_listed], what stretches of pages left instead
     int num_listed;
-    int visible;  // blocks
-    int32_t* out;
+    int visible;   // blocks
+    int32_t* out;  // [topk]
 };
 
 /// By kWarps warps: the chosen blocks of a row of more than topk. A lane's candidates are kValues neighbours.

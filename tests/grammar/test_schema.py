@@ -229,6 +229,33 @@ def test_a_schema_that_explodes_is_refused_in_time() -> None:
     assert caught.value.code == "grammar_too_complex"
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "path"),
+    [
+        ("choice", ["a", "x" * 4001], "p"),
+        ("json_schema", {"enum": ["x" * 4001]}, "p"),
+        ("json_schema", {"properties": {"x" * 4001: {}}, "required": ["x" * 4001]}, "p"),
+        ("json_schema", {"type": "string", "pattern": "x" * 4001}, "p.pattern"),
+        ("json_schema", {"type": "object", "properties": {f"p{i}": {} for i in range(3000)}}, "p"),
+        ("regex", "x" * 4001, "p"),
+        ("grammar", "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(5000)) + 'a5000: "x"', "p"),
+        ("grammar", f'start: "{"x" * 100_000}"', "p"),
+    ],
+    ids=["choice", "enum", "name", "pattern", "members", "regex", "rules", "grammar"],
+)
+def test_what_would_stop_the_matcher_is_refused(kind: str, value: Any, path: str) -> None:
+    """Masks inside long texts take seconds, chains of rules more stack than there is."""
+    with pytest.raises(SchemaError) as caught:
+        build(Document(kind, value, path if kind != "json_schema" else "p"), None)
+    assert (caught.value.path, caught.value.code) == (path, "grammar_too_complex")
+
+
+def test_many_members_in_a_row_are_fine() -> None:
+    names = [f"p{i}" for i in range(900)]
+    schema = {"type": "object", "properties": {n: {"type": "null"} for n in names}, "required": names}
+    assert valid(schema, json.dumps(dict.fromkeys(names)))
+
+
 def test_branches_that_a_fixed_member_tells_apart() -> None:
     def kind(name: str, value: str) -> dict[str, Any]:
         properties = {"kind": {"const": name}, "value": {"type": value}}

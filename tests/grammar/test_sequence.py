@@ -106,6 +106,18 @@ def test_what_fits_is_not_cut_short() -> None:
     endless.say(ending)
 
 
+def test_looks_for_the_end_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other sequence waits for the masks of a step."""
+    looks: list[Sequence] = []
+    match = Sequence._match
+    monkeypatch.setattr(Sequence, "_match", lambda self, row: (looks.append(self), match(self, row))[1])
+    m = model("m3")
+    driver = Driver(m, document(m, {"const": "x" * 3900}, "grammar"), 40)
+    driver.say('"')
+    driver.sequence.fill(driver.row)
+    assert 200 < len(looks) < 300
+
+
 def test_a_number_that_could_only_go_on_to_an_excluded_one() -> None:
     limits = {"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 10}
     schema = {"type": "object", "properties": {"a": limits}, "required": ["a"]}

@@ -7,7 +7,8 @@ block of calls, or, where a client allows both, either of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from mmx.grammar.errors import SchemaError, reason_of
 from mmx.grammar.json_text import JsonText
-from mmx.grammar.lark import Grammar
+from mmx.grammar.lark import MAX_CHAIN, Grammar
 from mmx.grammar.minimax_m2 import MARKERS as MARKERS_M2
 from mmx.grammar.minimax_m2 import PARAMETER_CLOSE, CallsM2
 from mmx.grammar.minimax_m3 import MARKERS as MARKERS_M3
@@ -29,6 +30,8 @@ Family = Literal["m2", "m3"]
 
 MAX_CALLS = 64
 """Calls in one block where parallel calls are allowed."""
+MAX_GRAMMAR = 100_000
+"""Characters of a grammar that a client writes."""
 MARKERS: dict[Family, tuple[str, ...]] = {"m2": MARKERS_M2, "m3": MARKERS_M3}
 TRIGGER: dict[Family, str] = {"m2": MARKERS_M2[0], "m3": SEPARATOR}
 """The token that opens a call."""
@@ -140,12 +143,19 @@ def _arguments(tool: CallTool) -> Node | None:
 
 
 def _call(writer: CallsM2 | CallsM3, tool: CallTool, node: Node | None) -> str:
-    try:
+    with _placed(tool.path):
         return writer.call(tool.name, node, tool.parameters)
+
+
+@contextmanager
+def _placed(path: str) -> Iterator[None]:
+    """Errors that know no place get this one."""
+    try:
+        yield
     except SchemaError as error:
         if error.path:
             raise
-        raise SchemaError(tool.path, f"{tool.path}: {error}", error.code) from None
+        raise SchemaError(path, f"{path}: {error}", error.code) from None
 
 
 def _document(grammar: Grammar, document: Document, forbidden: Sequence[str]) -> tuple[str, int]:
@@ -154,10 +164,8 @@ def _document(grammar: Grammar, document: Document, forbidden: Sequence[str]) ->
     match document.kind:
         case "json_object" | "json_schema":
             node = free_object() if document.kind == "json_object" else read_schema(value, path)
-            try:
+            with _placed(path):
                 return JsonText(grammar, forbidden).value(node), node.closing
-            except SchemaError as error:
-                raise SchemaError(path, f"{path}: {error}", error.code) from None
         case "regex":
             try:
                 return grammar.terminal(whole(value, path)), 0
@@ -165,13 +173,18 @@ def _document(grammar: Grammar, document: Document, forbidden: Sequence[str]) ->
                 code = "invalid_grammar" if error.code == "invalid_schema" else error.code
                 raise SchemaError(path, str(error), code) from None
         case "choice":
-            return grammar.rule(grammar.choice(value)), max(map(len, value))
+            with _placed(path):
+                return grammar.rule(grammar.choice(value)), max(map(len, value))
     raise AssertionError(document.kind)
 
 
 def _own_grammar(document: Document) -> str:
     """The client's grammar: Lark, or GBNF, which is translated."""
     text: str = document.value
+    rules = sum(":" in line for line in text.splitlines())
+    if rules > MAX_CHAIN or len(text) > MAX_GRAMMAR:
+        most = f"at most {MAX_CHAIN} rules and {MAX_GRAMMAR} characters"
+        raise SchemaError(document.path, f"{document.path} must have {most}", "grammar_too_complex")
     if re.search(r"^\s*[\w-]+\s*::=", text, re.MULTILINE):
         try:
             text = any_to_lark(text)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
+from mmx.grammar.errors import SchemaError
+
+MAX_TEXT = 4000
+"""Characters of a text or regular expression: the mask of a token inside takes time in proportion."""
+MAX_CHAIN = 1000
+"""Rules that lead one into the next: the matcher goes down them on its stack, which ends at some 2,500."""
+
 _SPECIAL = frozenset("\\.+*?()|[]{}^$#&-~/")
+_RULE = re.compile(r"\br[0-9]+\b")
 
 
 def literal(text: str) -> str:
-    """``text`` as a string of the grammar."""
+    """``text`` as a string of the grammar. Raises SchemaError without a path."""
+    if len(text) > MAX_TEXT:
+        raise SchemaError("", f"a text has more than {MAX_TEXT} characters", "grammar_too_complex")
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -38,6 +49,7 @@ class Grammar:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._terminals: dict[str, str] = {}
+        self._chains: dict[str, int] = {}
         self._num_rules = 0
 
     def terminal(self, expression: str) -> str:
@@ -60,6 +72,12 @@ class Grammar:
         return f"r{self._num_rules}"
 
     def define(self, name: str, body: str) -> str:
+        """Raises SchemaError without a path where rules follow each other too deep."""
+        chain = 1 + max((self._chains.get(rule, 0) for rule in _RULE.findall(body)), default=0)
+        if chain > MAX_CHAIN:
+            text = f"more than {MAX_CHAIN} members or places follow each other"
+            raise SchemaError("", text, "grammar_too_complex")
+        self._chains[name] = chain
         self._lines.append(f"{name}: {body}")
         return name
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 import llguidance
 
 from mmx.grammar.errors import NO_TEXT, SchemaError, reason_of
-from mmx.grammar.lark import literal
+from mmx.grammar.lark import MAX_TEXT, literal
 
 _DAY = (
     "(?:[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
@@ -56,6 +56,8 @@ def pattern(source: str, path: str) -> str:
 
 def _split(source: str, path: str) -> list[str]:
     """The alternatives outside any group."""
+    if len(source) > MAX_TEXT:
+        raise SchemaError(path, f"{path} has more than {MAX_TEXT} characters", "grammar_too_complex")
     parts, depth, start, i = [], 0, 0, 0
     while i < len(source):
         char = source[i]

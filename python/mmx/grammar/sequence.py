@@ -20,6 +20,7 @@ from mmx.grammar.vocabulary import Row, Vocabulary, allow, allow_only, allows, f
 from mmx.protocol import Constraint
 
 LOOK_EVERY = 8  # tokens between looks for the way to the end, each of which takes as many masks as it is long
+LOOK_FAR = 256  # tokens that a look follows; a longer way counts as the reserve
 
 _Phase = Literal["thought", "choice", "grammar", "free", "block", "done"]
 
@@ -247,7 +248,7 @@ class Sequence:
         probe, row = copy(self), np.zeros(self._vocabulary.num_words, np.int32)
         probe._matcher = self._matcher.deep_copy()
         probe._tags = None if self._tags is None else self._tags.copy()
-        for count in range(self._constraint.reserve):
+        for count in range(min(self._constraint.reserve, LOOK_FAR)):
             try:
                 probe._match(row)
             except GrammarError:

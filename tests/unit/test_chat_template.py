@@ -296,6 +296,15 @@ def test_continue_final_message() -> None:
         M3.render([user("Hi")], continue_final_message=True)
 
 
+@pytest.mark.parametrize("start", ["[", "e", "~[", "[e~["])
+def test_a_continued_message_is_not_looked_for_in_the_end_of_its_turn(start: str) -> None:
+    for template in (M2, M3):
+        prompt = template.render(
+            [user("Hi"), {"role": "assistant", "content": start}], continue_final_message=True
+        )
+        assert prompt.text.endswith((f"]~b]ai\n{start}", f"]~b]ai\n</mm:think>{start}"))
+
+
 def test_template_sees_what_the_caller_wrote() -> None:
     """Common idioms of other templates, on text full of markers."""
     source = (

@@ -296,7 +296,7 @@ def _thinking_is_off(kwargs: Mapping[str, Any]) -> bool:
 
 def _cut_after(text: str, content: str) -> str:
     """``text`` up to the end of its last occurrence of ``content``."""
-    position = text.rfind(content)
+    position = str.rfind(text, content)  # in the hidden form: "[" must not be found in what ends the turn
     if position < 0:
         raise ChatTemplateError(
             "continue_final_message", "the chat template does not write the last message as it is"

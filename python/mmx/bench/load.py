@@ -55,6 +55,7 @@ class Progress:
         self._failed = 0
 
     def add(self, answer: Answer) -> None:
+        """Count an answer and show the count where a line is due."""
         self._done += 1
         self._failed += bool(answer.error)
         if self._out is None:

@@ -53,11 +53,12 @@ class Measures:
 
     @property
     def cached_tokens(self) -> int | None:
-        """Null if no answer tells."""
+        """None if no answer tells."""
         counts = [r.answer.cached_tokens for r in self.requests if r.answer.cached_tokens is not None]
         return sum(counts) if counts else None
 
     def per_second(self, amount: float) -> float:
+        """``amount`` over the duration; 0 without one."""
         return amount / self.duration if self.duration > 0 else 0.0
 
     @property
@@ -93,7 +94,7 @@ class Statistics:
 
     @classmethod
     def of(cls, seconds: Sequence[float], ranks: Sequence[float]) -> Statistics | None:
-        """Null without samples."""
+        """None without samples."""
         if not seconds:
             return None
         values = sorted(1000 * value for value in seconds)

@@ -93,15 +93,18 @@ class Options(argparse.Namespace):
 
     @property
     def path(self) -> str:
+        """The endpoint: the given one or the usual one of the backend."""
         chat = "/v1/messages" if self.backend == "anthropic" else "/v1/chat/completions"
         return self.endpoint or (chat if self.is_chat else "/v1/completions")
 
     @property
     def printed_percentiles(self) -> tuple[float, ...]:
+        """Those of the printed table, 0 to 100."""
         return self.metric_percentiles or (99.0,)
 
     @property
     def stored_percentiles(self) -> tuple[float, ...]:
+        """Those of the result file, 0 to 100, ascending."""
         return tuple(sorted({*STORED_PERCENTILES, *(self.metric_percentiles or ())}))
 
 

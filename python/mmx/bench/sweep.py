@@ -63,10 +63,12 @@ class Point:
     results: list[dict[str, Any]]
 
     def values(self, key: str) -> list[float]:
+        """What the repeats measured, without those that could not."""
         return [r[key] for r in self.results if r[key] is not None]
 
     @property
     def error_rate(self) -> float:
+        """Failed requests of all, 0 to 1."""
         failed = sum(r["failed"] for r in self.results)
         return float(failed / sum(r["num_prompts"] for r in self.results))
 

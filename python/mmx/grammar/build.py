@@ -49,7 +49,7 @@ class Document:
 
 @dataclass(frozen=True)
 class CallTool:
-    """A function. ``enforced``: its arguments must follow ``parameters`` (a schema, null for none)."""
+    """A function. ``enforced``: its arguments must follow ``parameters`` (a schema, None: none)."""
 
     name: str
     parameters: Any

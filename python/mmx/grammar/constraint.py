@@ -63,7 +63,7 @@ def make_constraint(
 
 
 def _closer_id(tokenizer: Tokenizer, text: str) -> int | None:
-    """The control token or the single token with this text; null if there is none."""
+    """The control token or the single token with this text; None if there is none."""
     if text in tokenizer.control_ids:
         return tokenizer.control_ids[text]
     ids = tokenizer.encode_plain(text)

@@ -196,6 +196,7 @@ class Constraints:
             self._held.pop(request_id, None)
 
     def clear(self) -> None:
+        """Forget all requests."""
         self._tracked.clear()
         self._held.clear()
 

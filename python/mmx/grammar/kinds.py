@@ -11,6 +11,7 @@ TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 
 def types_of(flat: Mapping[str, Any], path: str) -> list[str] | None:
+    """Types that ``type`` of a schema names, None without one; SchemaError at ``path`` for an unknown one."""
     given = flat.get("type")
     if given is None:
         return None
@@ -25,6 +26,7 @@ def types_of(flat: Mapping[str, Any], path: str) -> list[str] | None:
 
 
 def references(schema: Any) -> list[str]:
+    """What all ``$ref`` in a schema point at."""
     found, waiting = [], [schema]
     while waiting:
         item = waiting.pop()
@@ -71,6 +73,8 @@ def _values(flat: Mapping[str, Any]) -> list[Any] | None:
 def exclude_each_other(
     one: dict[str, Any], other: dict[str, Any], plain: Callable[[Any], dict[str, Any]]
 ) -> bool:
+    """Whether surely no value matches both schemas: by their values, their types, or the values of a member
+    that both require. ``plain`` resolves the schema of a member."""
     values, others = _values(one), _values(other)
     if values is not None and others is not None:
         return not any(same(a, b) for a in values for b in others)
@@ -94,7 +98,7 @@ def exclude_each_other(
 
 
 def _kinds(flat: Mapping[str, Any], values: list[Any] | None) -> set[str] | None:
-    """Types that a value of the schema may have, integers counted as numbers; null if not known."""
+    """Types that a value of the schema may have, integers counted as numbers; None if not known."""
     types = types_of(flat, "oneOf")
     if types is None and values is not None:
         types = [kind for kind in TYPES if any(is_of_type(value, kind) for value in values)]

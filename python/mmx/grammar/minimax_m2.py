@@ -47,7 +47,7 @@ class CallsM2:
         return f"{self._opener} {block}"
 
     def call(self, name: str, node: Node | None, schema: Any) -> str:
-        """One call without its closing tag. ``node`` null: any arguments."""
+        """One call without its closing tag. ``node`` None: any arguments."""
         head = literal(f'<invoke name="{name}">\n')
         body = self._free() if node is None else self._arguments(node, Schema(schema, schema))
         return self._grammar.rule(f"{head} {body}".strip())

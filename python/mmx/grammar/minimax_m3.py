@@ -64,7 +64,7 @@ class CallsM3:
         return f"{self._separator} {block}"
 
     def call(self, name: str, node: Node | None, schema: Any) -> str:
-        """One call without its closing tag. ``node`` null: any arguments."""
+        """One call without its closing tag. ``node`` None: any arguments."""
         head = literal(f'<invoke name="{name}">')
         view = Schema(schema, schema)
         body = self._free_members(anything()) if node is None else self._arguments(node, view)

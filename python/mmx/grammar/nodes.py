@@ -26,7 +26,7 @@ def tag_cost(name: str) -> int:
 
 @dataclass(eq=False)
 class Text:
-    """A string; ``terms`` are terminals that it has to match. ``longest`` null: only the answer's limit
+    """A string; ``terms`` are terminals that it has to match. ``longest`` None: only the answer's limit
     ends it (a count would cost the matcher a state for each character)."""
 
     shortest: int = 0
@@ -52,6 +52,8 @@ class Text:
 
 @dataclass(eq=False)
 class Number:
+    """A number that matches the terminal ``term``."""
+
     term: str
     least = closing = _NUMBER_COST
 
@@ -73,7 +75,7 @@ class Choice:
 
 @dataclass(eq=False)
 class Array:
-    """``first``: nodes of the leading items; ``rest``: of all further ones, null if there are none."""
+    """``first``: nodes of the leading items; ``rest``: of all further ones, None if there are none."""
 
     first: list[Node]
     rest: Node | None
@@ -81,6 +83,7 @@ class Array:
     longest: int
 
     def item(self, index: int) -> Node:
+        """The node of an item, which must be allowed."""
         node = self.first[index] if index < len(self.first) else self.rest
         assert node is not None
         return node
@@ -97,6 +100,8 @@ class Array:
 
 @dataclass(frozen=True)
 class Member:
+    """A declared member of an object."""
+
     name: str
     node: Node
     required: bool
@@ -105,7 +110,7 @@ class Member:
 @dataclass(frozen=True)
 class KeyedBy:
     """Members whose name matches the terminal ``term``, which comes from the pattern ``source``, and no other
-    pattern of the object; ``node`` is null where there may be none."""
+    pattern of the object; ``node`` is None where there may be none."""
 
     source: str
     term: str
@@ -125,6 +130,7 @@ class Object:
 
     @property
     def open(self) -> bool:
+        """Whether members may stand in it that are not declared."""
         return self.longest > 0 and bool(self._others())
 
     def others(self) -> list[tuple[list[str], Node, KeyedBy | None]]:
@@ -157,6 +163,8 @@ class Object:
 
 @dataclass(eq=False)
 class Union:
+    """A value of any of the branches."""
+
     branches: list[Node]
 
     @cached_property
@@ -178,7 +186,7 @@ class Anything:
 
     @property
     def inner(self) -> Anything | None:
-        """What may stand inside a container; null at the greatest depth."""
+        """What may stand inside a container; None at the greatest depth."""
         return self.below() if self.depth > 0 else None
 
     @property

@@ -28,6 +28,7 @@ class OpenTags:
         return self._tag is not None
 
     def advance(self, token_id: int) -> None:
+        """Take a token that has been sampled."""
         if token_id == self._separator:
             self._tag = b""
             return
@@ -52,6 +53,7 @@ class OpenTags:
         self._open.append((name, set()))
 
     def restrict(self, row: Row) -> None:
+        """Forbid in the mask ``row`` the next tokens that the class tells of."""
         tag, (name, used) = self._tag, self._open[-1]
         if tag is None:
             return

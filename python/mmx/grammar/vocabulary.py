@@ -59,6 +59,7 @@ class Vocabulary:
         self.tag_ends = [(i, text) for text, i in self.id_of.items() if b">" in text]
 
     def bytes_of(self, token_id: int) -> bytes:
+        """The text of a token in UTF-8, maybe a part of a character."""
         return self._tokens[token_id]
 
     def row(self, ids: Iterable[int]) -> Row:
@@ -69,16 +70,19 @@ class Vocabulary:
 
 
 def allows(row: Row, token_id: int) -> bool:
+    """Whether the mask allows a token."""
     return bool(row[token_id >> 5] >> (token_id & 31) & 1)
 
 
 def allow(row: Row, ids: Iterable[int]) -> None:
+    """Allow these tokens too."""
     words = row.view(np.uint32)
     for i in ids:
         words[i >> 5] |= np.uint32(1 << (i & 31))
 
 
 def forbid(row: Row, ids: Iterable[int]) -> None:
+    """Allow these tokens no longer."""
     words = row.view(np.uint32)
     for i in ids:
         words[i >> 5] &= np.uint32(~(1 << (i & 31)) & 0xFFFFFFFF)

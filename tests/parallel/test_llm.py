@@ -40,6 +40,25 @@ def test_one_after_the_other(tmp_path: Path) -> None:
     assert ranks_of_this_process() == []
 
 
+def test_log_probabilities_of_prompts_that_context_ranks_share(tmp_path: Path) -> None:
+    folder = str(write_tiny_checkpoint(tmp_path, "m3"))
+    prompts = [random_ids(length, length) for length in (1, 2, 30, 70, 17, 40)]
+    settings = {"device": "cpu", "kv_cache_bytes": 1 << 22, "skip_tokenizer_init": True, "dtype": "float32"}
+    asked = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, prompt_logprobs=1)
+    params = [asked, asked, asked, asked, GREEDY, asked]
+    alone = LLM(folder, **settings).generate(prompts, params)
+    parallel = ParallelConfig(prefill_context_parallel_size=2)
+    llm = LLM(folder, parallel=parallel, max_num_batched_tokens=32, **settings)
+    for one, other in zip(llm.generate(prompts, params), alone, strict=True):
+        assert one.token_ids == other.token_ids
+        found, expected = one.prompt_logprobs or [], other.prompt_logprobs or []
+        assert [info.top_ids for info in found] == [info.top_ids for info in expected]
+        assert [info.logprob for info in found] == pytest.approx(
+            [info.logprob for info in expected], abs=1e-4
+        )
+    llm.close()
+
+
 def test_checkpoints_that_are_widened(tmp_path: Path) -> None:
     fp8 = write_tiny_checkpoint(tmp_path / "fp8", "m2", torch.bfloat16, variant="fp8")
     base = write_tiny_checkpoint(tmp_path / "base", "m2")

@@ -7,6 +7,7 @@ that single tokens and ragged ends are spread over the ranks.
 
 from __future__ import annotations
 
+import zlib
 from typing import NamedTuple
 
 import msgspec
@@ -56,13 +57,16 @@ def _groups(batch: ScheduledBatch, dp: int) -> list[ScheduledBatch]:
 def _context_part(batch: ScheduledBatch, pcp: int, p: int) -> ScheduledBatch:
     if pcp == 1:
         return batch
-    runs = [_run(seq, pcp, (p - i) % pcp) for i, seq in enumerate(batch.seqs)]
+    runs = [_run(seq, pcp, p, (p - i) % pcp) for i, seq in enumerate(batch.seqs)]
     return ScheduledBatch(step=batch.step, seqs=[seq for seq in runs if seq.token_ids])
 
 
-def _run(seq: ScheduledSeq, pcp: int, index: int) -> ScheduledSeq:
+def _run(seq: ScheduledSeq, pcp: int, p: int, index: int) -> ScheduledSeq:
     num_tokens = len(seq.token_ids)
     begin, end = num_tokens * index // pcp, num_tokens * (index + 1) // pcp
+    if seq.params.prompt_logprobs is not None and seq.start < seq.num_prompt_tokens:
+        # Why: the log-probabilities of a prompt, over all its steps, must come together on one rank.
+        begin, end = 0, num_tokens if zlib.crc32(seq.request_id.encode()) % pcp == p else 0
     return msgspec.structs.replace(
         seq,
         token_ids=seq.token_ids[begin:end],

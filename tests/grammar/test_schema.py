@@ -9,6 +9,7 @@ import pytest
 
 from grammar.helpers import model
 from mmx.grammar import Document, SchemaError, build
+from mmx.grammar.errors import time_limit
 from mmx.grammar.sequence import compile_grammar
 
 
@@ -248,6 +249,35 @@ def test_what_would_stop_the_matcher_is_refused(kind: str, value: Any, path: str
     with pytest.raises(SchemaError) as caught:
         build(Document(kind, value, path if kind != "json_schema" else "p"), None)
     assert (caught.value.path, caught.value.code) == (path, "grammar_too_complex")
+
+
+def test_branches_and_patterns_that_multiply_are_refused_at_once() -> None:
+    numbers = [{"type": "integer", "minimum": i} for i in range(300)]
+    for schema, words in (
+        ({"allOf": [{"anyOf": numbers[:4]}] * 12}, "more than 256 branches"),
+        ({"anyOf": numbers, "oneOf": numbers}, "more than 256 branches"),
+        ({"type": "string", "allOf": [{"pattern": str(i)} for i in range(30)]}, "more than 12 patterns"),
+    ):
+        with pytest.raises(SchemaError, match=words):
+            build(Document("json_schema", schema, "schema"), None)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"type": "object", "properties": {f"a{i}": {}}} for i in range(5000)]},
+        {"allOf": [{"enum": list(range(20_000))}, {"enum": list(range(20_000, 40_000))}]},
+        {
+            "properties": {f"a{i}": {} for i in range(500)},
+            "patternProperties": {f"^a{i}": {"type": "integer"} for i in range(100)},
+        },
+    ],
+    ids=["allOf", "enum", "patterns"],
+)
+def test_building_ends_at_its_time(schema: Any) -> None:
+    with pytest.raises(SchemaError, match="takes too long") as caught, time_limit(0.05):
+        build(Document("json_schema", schema, "schema"), None)
+    assert caught.value.code == "grammar_too_complex"
 
 
 def test_many_members_in_a_row_are_fine() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
-from mmx.grammar.errors import SchemaError
+from mmx.grammar.errors import SchemaError, check_time
 from mmx.grammar.kinds import same
 from mmx.grammar.valid import of_member
+
+MAX_BRANCHES = 256
 
 _LARGER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _SMALLER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
@@ -20,11 +23,14 @@ _MEMBERS = ("properties", "patternProperties")
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any], path: str) -> dict[str, Any]:
     """A schema for the values that both allow."""
+    check_time()
     joined = dict(one)
     for name, value in other.items():
         if name not in one:
             joined[name] = value
         elif name in _JOIN:
+            if name in ("anyOf", "oneOf"):
+                check_branches([one[name], value], path)
             joined[name] = _JOIN[name](one[name], value)
         elif name not in (*_NOTES, *_MEMBERS, "prefixItems") and not same(one[name], value):
             raise SchemaError(
@@ -37,6 +43,12 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any], path: str) -> dict[
         count = max(len(side.get("prefixItems", [])) for side in (one, other))
         joined["prefixItems"] = [_both(_item(one, i), _item(other, i)) for i in range(count)]
     return joined
+
+
+def check_branches(given: Sequence[list[Any]], path: str) -> None:
+    """SchemaError where one of each of ``given`` can be taken in too many ways."""
+    if prod(map(len, given)) > MAX_BRANCHES:
+        raise SchemaError(path, f"{path} has more than {MAX_BRANCHES} branches")
 
 
 def _both(one: Any, other: Any) -> Any:
@@ -75,11 +87,15 @@ def _types(one: Any, other: Any) -> Any:
 
 
 def _shared(one: list[Any], other: list[Any]) -> list[Any]:
-    return [value for value in one if any(same(value, kept) for kept in other)]
+    found = []
+    for value in one:
+        check_time()
+        found += [value] * any(same(value, kept) for kept in other)
+    return found
 
 
 def _union(one: list[Any], other: list[Any]) -> list[Any]:
-    return [*one, *(value for value in other if value not in one)]
+    return list(dict.fromkeys([*one, *other]))
 
 
 def _pairs(one: list[Any], other: list[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import llguidance
 
-from mmx.grammar.errors import NO_TEXT, SchemaError, reason_of
+from mmx.grammar.errors import NO_TEXT, SchemaError, check_time, reason_of
 from mmx.grammar.lark import MAX_TEXT, literal
 
 _DAY = (
@@ -117,6 +117,7 @@ def _bytes() -> llguidance.LLTokenizer:
 @lru_cache(maxsize=1024)
 def matches_nothing(term: str) -> bool:
     """Whether no string is one of the terminal ``term``."""
+    check_time()
     matcher = llguidance.LLMatcher(_bytes(), f"start: T\nT: {term}\n", log_level=0)
     matcher.compute_bitmask()
     return bool(matcher.get_error().startswith(NO_TEXT))

@@ -15,10 +15,10 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from mmx.grammar.errors import SchemaError
+from mmx.grammar.errors import SchemaError, check_time
 from mmx.grammar.kinds import exclude_each_other, references, types_of
 from mmx.grammar.limits import number
-from mmx.grammar.merge import merged
+from mmx.grammar.merge import check_branches, merged
 from mmx.grammar.nodes import (
     MAX_ITEMS,
     MAX_PATTERN,
@@ -39,9 +39,9 @@ from mmx.parsers.schema import pointed_at
 
 MAX_DEPTH = 16
 """How often references to a schema that contains itself are followed, and how deep free values nest."""
-MAX_BRANCHES = 256
 MAX_NODES = 20_000
 """Places of a schema with all its branches and repetitions written out."""
+MAX_PATTERNS = 12  # each may double what the matcher keeps in mind
 MAX_COUNT = 20_000
 """The largest length or number of items that a schema may ask for."""
 
@@ -144,6 +144,7 @@ class _Reader:
             return ({} if schema else {"enum": []}), level
         if not isinstance(schema, Mapping):
             raise SchemaError(path, f"{path} must be a JSON schema, an object or a boolean", "invalid_schema")
+        check_time()
         if hops > 64:
             raise SchemaError(path, f"{path} refers to itself", "invalid_schema")
         for keyword, value in schema.items():
@@ -207,9 +208,8 @@ class _Reader:
         given = [flat[word] for word in ("anyOf", "oneOf") if word in flat]
         if not all(given):
             raise SchemaError(f"{path}.{keyword}", f"{path}.{keyword} must not be empty", "invalid_schema")
+        check_branches(given, path)
         chosen = list(product(*given))
-        if len(chosen) > MAX_BRANCHES:
-            raise SchemaError(path, f"{path} has more than {MAX_BRANCHES} branches")
         branches: list[Node] = []
         if "oneOf" in flat:
             self._check_disjoint(flat["oneOf"], f"{path}.oneOf", level)
@@ -281,6 +281,9 @@ class _Reader:
         if given is not None and (shortest or 0) > given:
             return None
         sources = flat.get("pattern", [])
+        if len(sources) > MAX_PATTERNS:
+            text = f"{path} has more than {MAX_PATTERNS} patterns for one string"
+            raise SchemaError(path, text, "grammar_too_complex")
         if sources and given is None:
             given = max(MAX_PATTERN, 2 * (shortest or 0))
         terms = [pattern(source, f"{path}.pattern") for source in sources]

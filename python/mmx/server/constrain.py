@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mmx.grammar import MARKERS, TRIGGER, Calls, CallTool, Document, SchemaError, build
 from mmx.grammar.build import Family
 from mmx.grammar.constraint import Start, make_constraint
+from mmx.grammar.errors import time_limit
 from mmx.parsers import answer_start
 from mmx.protocol import Constraint
 from mmx.server.documents import check_combination, requested_document
@@ -20,6 +21,8 @@ from mmx.server.tool_choice import ToolChoice, choose_tools, enforced_calls
 from mmx.tokenizer import Tokenizer
 
 MAX_BAD_WORDS = 128
+# Others wait for the threads that build grammars.
+BUILD_SECONDS = 10.0
 
 MakeConstraint = Callable[[], Constraint | None]
 """Builds the grammar, which takes a while."""
@@ -96,7 +99,8 @@ def _make(
         budget = None
     if plan.document is not None or plan.calls is not None:
         try:
-            built = build(plan.document, plan.calls, family=family, after_trigger=plan.triggered)
+            with time_limit(BUILD_SECONDS):
+                built = build(plan.document, plan.calls, family=family, after_trigger=plan.triggered)
         except SchemaError as error:
             raise ApiError(error.code, clip(str(error), 240), error.path or None) from None
     elif budget is None:

@@ -40,6 +40,15 @@ __device__ __forceinline__ void tma_load_5d(void* smem, const CUtensorMap& map, 
         : "memory");
 }
 
+__device__ __forceinline__ void tma_load_5d(void* smem, const CUtensorMap& map, uint64_t& barrier, int c0,
+                                            int c1, int c2, int c3, int c4, uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+        "[%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(smem_address(smem)),
+        "l"(&map), "r"(smem_address(&barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(policy)
+        : "memory");
+}
+
 /// Into the same place of every block whose bit is set in `blocks`, each signalled on its own barrier.
 __device__ __forceinline__ void tma_load_3d_multicast(void* smem, const CUtensorMap& map, uint64_t& barrier,
                                                       uint16_t blocks, int c0, int c1, int c2) {

@@ -14,55 +14,74 @@
 /// all of k, so that a stage of the ring needs nothing but its box of weights. Sums are made as by the other
 /// kernels: a row's result does not depend on which of them runs.
 ///
+/// Few instructions: what is not in the multiprocessor's cache of them comes from the L2, behind the weights
+/// that have been asked for. So loops stay loops, and there is one of each.
+///
 /// The boxes deal the weight rows out so that rows g and g + 8 of a warp, which one thread has, are gate and
 /// up of one channel, or two neighbouring channels.
 namespace mmx::cuda::sm90 {
 
 inline constexpr int kFp8FewGroups = 3;  // warpgroups that multiply, 64 weight rows each
-inline constexpr int kFp8FewConsumers = 128 * kFp8FewGroups, kFp8FewThreads = kFp8FewConsumers + 32;
+// Then a warp one thread of which asks for weights, then one that waits for the predecessor in their stead.
+inline constexpr int kFp8FewConsumers = 128 * kFp8FewGroups, kFp8FewThreads = kFp8FewConsumers + 64;
+inline constexpr int kFp8FewProducer = kFp8FewConsumers, kFp8FewScout = kFp8FewConsumers + 32;
 inline constexpr int kFp8FewStageBytes = 64 * kFp8FewGroups * kFp8Block;
 
 struct Fp8FewUnit {
-    int expert, first_row, num_rows;  // in plan order; expert -1: none
-
-    __device__ __forceinline__ bool is_same(const Fp8FewUnit& other) const {
-        return expert == other.expert && first_row == other.first_row && num_rows == other.num_rows;
-    }
+    int expert, first_row, num_rows;  // in plan order
 };
 
 struct Fp8FewShared {
     uint64_t full[kFp8FewMaxStages], empty[kFp8FewMaxStages];
+    uint64_t first_rows, checked;  // rows of the unit that was guessed are there; `is_right` is known
+    bool is_right;
     int num_units;
     Fp8FewUnit units[kFp8FewMaxRows];
     int x_rows[kFp8FewMaxRows];
+    int offsets[kMoeMaxExperts + 1];
+    int units_of[kMoeMaxExperts / 64];  // of a warp's experts
 
-    /// By one warp: the experts that have rows, kFp8FewHeight of them at a time. Whatever `offsets` holds,
-    /// experts, rows and the number of units are in bounds.
-    __device__ __forceinline__ void list_units(const volatile int32_t* offsets, int num_experts,
-                                               int num_rows) {
-        constexpr int kMost = kMoeMaxExperts / 32;
-        const int lane_idx = static_cast<int>(threadIdx.x) % 32, per_lane = (num_experts + 31) / 32;
-        const int first = lane_idx * per_lane;
-        int row[kMost + 1], count = 0;
+    /// By the whole block, which sees the list behind its next barrier: the experts that have rows,
+    /// kFp8FewHeight of them at a time. Whatever the offsets hold, experts, rows and the number of units are
+    /// in bounds. Every thread has two experts: nothing is asked for before, and one warp would take 1 us.
+    __device__ __forceinline__ void list_units(const Fp8Job& job) {
+        const int tid = static_cast<int>(threadIdx.x), warp_idx = tid / 32;
+        const volatile int32_t* from = job.offsets;
+#pragma unroll 1
+        for (int i = tid; i <= job.num_experts; i += kFp8FewThreads) offsets[i] = from[i];
+        __syncthreads();
+        int row[3], count[2];
 #pragma unroll
-        for (int i = 0; i <= kMost; ++i)
-            row[i] = i <= per_lane ? min(max(offsets[min(first + i, num_experts)], 0), num_rows) : 0;
+        for (int i = 0; i < 3; ++i)
+            row[i] = min(max(offsets[min(2 * tid + i, job.num_experts)], 0), job.num_rows);
 #pragma unroll
-        for (int i = 0; i < kMost; ++i)
-            if (i < per_lane) count += max(0, row[i + 1] - row[i] + kFp8FewHeight - 1) / kFp8FewHeight;
-        const int end = warp_prefix_sum(count);
-        int at = end - count;
+        for (int i = 0; i < 2; ++i)
+            count[i] = (max(0, row[i + 1] - row[i]) + kFp8FewHeight - 1) / kFp8FewHeight;
+        const int end = warp_prefix_sum(count[0] + count[1]);
+        if (tid % 32 == 31 && warp_idx < kMoeMaxExperts / 64) units_of[warp_idx] = end;
+        __syncthreads();
+        int at = end - count[0] - count[1], all = 0;
 #pragma unroll
-        for (int i = 0; i < kMost; ++i) {
-            if (i >= per_lane) break;
-            for (int begin = row[i]; begin < row[i + 1] && at < kFp8FewMaxRows; begin += kFp8FewHeight)
-                units[at++] = {first + i, begin, min(kFp8FewHeight, row[i + 1] - begin)};
+        for (int i = 0; i < kMoeMaxExperts / 64; ++i) {
+            at += i < warp_idx ? units_of[i] : 0;
+            all += units_of[i];
         }
-        if (lane_idx == 31) num_units = min(end, kFp8FewMaxRows);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll 1
+            for (int begin = row[i]; begin < row[i + 1] && at < kFp8FewMaxRows; begin += kFp8FewHeight)
+                units[at++] = {2 * tid + i, begin, min(kFp8FewHeight, row[i + 1] - begin)};
+        if (tid == 0) num_units = min(all, kFp8FewMaxRows);
     }
 
-    __device__ __forceinline__ Fp8FewUnit unit_of(int item, int tiles) const {
-        return item < num_units * tiles ? units[item / tiles] : Fp8FewUnit{-1, 0, 0};
+    /// By one warp: whether the offsets still are those of the list.
+    __device__ __forceinline__ bool is_current(const Fp8Job& job) const {
+        const volatile int32_t* from = job.offsets;
+        bool same = true;
+#pragma unroll 4
+        for (int i = static_cast<int>(threadIdx.x) % 32; i <= job.num_experts; i += 32)
+            same &= from[i] == offsets[i];
+        return __all_sync(kFull, same);
     }
 };
 
@@ -91,33 +110,37 @@ struct Fp8FewRing {
     }
 };
 
-/// These two ask for the scales of a tile's weights and for its rows of x, in the background. By the threads
-/// of the products.
+/// These two ask for the scales of a tile's weights, by the threads of the products, and for its rows of x,
+/// by `num_threads`, in the background.
 template <bool kGateUp>
 __device__ __forceinline__ void fp8_few_load_weight_scales(const Fp8Job& job, const Fp8FewBuffers& to,
                                                            int expert, int tile) {
     constexpr int kRows = kGateUp ? 32 : 64;  // of gate or of up; or of both
+    const int blocks = kGateUp ? job.scale_rows / 2 : job.scale_rows;
     const float* from = job.weight_scale + static_cast<int64_t>(expert) * job.scale_rows * job.num_steps;
-#pragma unroll
-    for (int i = 0; i < 2 * kFp8FewGroups; ++i) {
-        const int blocks = kGateUp ? job.scale_rows / 2 : job.scale_rows;
+#pragma unroll 1
+    for (int at = static_cast<int>(threadIdx.x); at < 2 * kFp8FewGroups * job.num_steps;
+         at += kFp8FewConsumers) {
+        const int i = at / job.num_steps, step = at - i * job.num_steps;
         const int block = min((tile * kFp8FewGroups + i / 2) * kRows / kFp8Block, blocks - 1);
-        for (int step = static_cast<int>(threadIdx.x); step < job.num_steps; step += kFp8FewConsumers)
-            ptx::copy_async_4(ptx::smem_address(to.weight_scale + i * job.num_steps + step),
-                              from + (block + (kGateUp ? i % 2 * blocks : 0)) * job.num_steps + step);
+        ptx::copy_async_4(ptx::smem_address(to.weight_scale + at),
+                          from + (block + (kGateUp ? i % 2 * blocks : 0)) * job.num_steps + step);
     }
 }
 
 __device__ __forceinline__ void fp8_few_load_rows(const Fp8Job& job, const Fp8FewBuffers& to,
-                                                  const Fp8FewShared& shared, const Fp8FewUnit& unit) {
-    const int tid = static_cast<int>(threadIdx.x);
+                                                  const Fp8FewShared& shared, const Fp8FewUnit& unit, int tid,
+                                                  int num_threads) {
+#pragma unroll 1
     for (int row = 0; row < unit.num_rows; ++row) {
         const int64_t from = shared.x_rows[unit.first_row + row];
-        for (int i = tid; i < job.num_steps * 8; i += kFp8FewConsumers)
+#pragma unroll 1
+        for (int i = tid; i < job.num_steps * 8; i += num_threads)
             ptx::copy_async_16(
                 ptx::smem_address(to.x) + (i / 8 * kFp8FewHeight + row) * kFp8Block + ((i % 8) ^ row) * 16,
                 job.x + from * job.x_stride + i * 16);
-        for (int step = tid; step < job.num_steps; step += kFp8FewConsumers)
+#pragma unroll 1
+        for (int step = tid; step < job.num_steps; step += num_threads)
             ptx::copy_async_4(ptx::smem_address(to.x_scale + step * kFp8FewHeight + row),
                               job.x_scale + from * job.num_steps + step);
     }
@@ -132,6 +155,7 @@ __device__ __forceinline__ void fp8_few_multiply(float (&acc)[4], const Fp8Job& 
     const float* lower_scale = upper_scale + job.num_steps;
     const float* x_scale = from.x_scale + threadIdx.x % 4 * 2;
     const uint32_t weights = ptx::smem_address(from.stages) + group * kFp8Half * kFp8Block;
+#pragma unroll 1
     for (int step = 0; step < job.num_steps; ++step) {
         float part[4];
         const ptx::UniformOperand a(weights + ring.stage * kFp8FewStageBytes),
@@ -178,7 +202,8 @@ __device__ __forceinline__ void fp8_few_store(const Fp8Job& job, const float (&a
 }
 
 /// Down follows gate and up, which took the same offsets: it asks for the weights of its first tile by what
-/// the offsets hold before its predecessor has ended, and drops them should they turn out to be others.
+/// the offsets hold before its predecessor has ended, multiplies them by the rows as soon as these are there,
+/// and begins again should the offsets turn out to be others.
 template <bool kGateUp>
 __global__ void __launch_bounds__(kFp8FewThreads, 1)
     fp8_few_kernel(const __grid_constant__ Fp8Job job, const __grid_constant__ CUtensorMap map, float* inner,
@@ -187,85 +212,82 @@ __global__ void __launch_bounds__(kFp8FewThreads, 1)
     __shared__ Fp8FewShared shared;
     const Fp8FewBuffers buffers(raw, num_stages, job.num_steps);
     const int tid = static_cast<int>(threadIdx.x), tiles = job.num_weight_tiles;
-    const int first_item = static_cast<int>(blockIdx.x), item_step = static_cast<int>(gridDim.x);
-    const int ahead = min(num_stages, job.num_steps);
-    const bool is_producer = tid == kFp8FewConsumers, is_consumer = tid < kFp8FewConsumers;
+    const bool is_producer = tid == kFp8FewProducer, is_consumer = tid < kFp8FewConsumers;
     if (is_producer) {
         ptx::prefetch_map(map);
+#pragma unroll 1
         for (int i = 0; i < num_stages; ++i) {
             ptx::barrier_init(shared.full[i], 1);
             ptx::barrier_init(shared.empty[i], 4 * kFp8FewGroups);
         }
+        ptx::barrier_init(shared.first_rows, 32);
+        ptx::barrier_init(shared.checked, 1);
         ptx::barrier_init_done();
     }
-    const auto load_weights = [&](int stage, int step, int tile, int expert) {
-        ptx::barrier_arrive_expect(shared.full[stage], kFp8FewStageBytes);
-        ptx::tma_load_5d(buffers.stages + stage * kFp8FewStageBytes, map, shared.full[stage],
-                         step * kFp8Block, 0, 0, tile * 4 * kFp8FewGroups, expert);
-    };
-    const auto list = [&] {
-        if (tid < 32) shared.list_units(job.offsets, job.num_experts, job.num_rows);
-    };
-    Fp8FewUnit guess{-1, 0, 0};
-    if constexpr (!kGateUp) {
-        list();
-        if (const int row = tid - 32; row >= 0 && row < job.num_rows) shared.x_rows[row] = row;
-        __syncthreads();
-        guess = shared.unit_of(first_item, tiles);
-        if (guess.expert >= 0) {
-            if (is_consumer)
-                fp8_few_load_weight_scales<kGateUp>(job, buffers, guess.expert, first_item % tiles);
-            else if (is_producer)
-                for (int i = 0; i < ahead; ++i) load_weights(i, i, first_item % tiles, guess.expert);
-        }
-        __syncthreads();
+    if constexpr (kGateUp) {
+        ptx::wait_for_predecessors();
+        ptx::let_successors_start();
     }
-    ptx::wait_for_predecessors();
-    ptx::let_successors_start();
-    if (!kGateUp && is_consumer) fp8_few_load_rows(job, buffers, shared, guess);
-    list();
-    if (const int row = tid - 32; kGateUp && row >= 0 && row < job.num_rows)
-        shared.x_rows[row] = job.x_row(row);
-    __syncthreads();
+    const int row = tid - kFp8FewConsumers;
+    const int sorted_row = kGateUp && row >= 0 && row < job.num_rows ? job.sorted_rows[row] : 0;
+    const auto is_right = [&] {
+        ptx::barrier_wait(shared.checked, 0);
+        return shared.is_right;
+    };
     Fp8FewRing ring;
-    if (!kGateUp && !guess.is_same(shared.unit_of(first_item, tiles))) {
-        ptx::wait_for_copies<0>();
-        if (guess.expert >= 0)
-            for (int i = 0; i < ahead; ++i, ring.advance(num_stages)) {
-                ptx::barrier_wait(shared.full[i], 0);
-                if (is_consumer && tid % 32 == 0) ptx::barrier_arrive(shared.empty[i]);
-            }
-        guess.expert = -1;
+    int item = static_cast<int>(blockIdx.x);
+    for (bool is_guess = !kGateUp;;) {
+        shared.list_units(job);
+        if (row >= 0) shared.x_rows[row] = kGateUp ? sorted_row / job.topk : row;
         __syncthreads();
-    }
-    const bool is_right = guess.expert >= 0;
-    const int num_items = shared.num_units * tiles;
-    if (is_consumer) {
-        for (int item = first_item; item < num_items; item += item_step) {
-            const Fp8FewUnit unit = shared.units[item / tiles];
-            const int tile = item % tiles;
-            if (item != first_item) ptx::named_barrier(1, kFp8FewConsumers);  // the last rows have been read
-            if (item != first_item || !is_right) {
-                fp8_few_load_weight_scales<kGateUp>(job, buffers, unit.expert, tile);
-                fp8_few_load_rows(job, buffers, shared, unit);
-            }
+        const int num_items = shared.num_units * tiles;
+        if (is_guess && tid >= kFp8FewScout) {
+            ptx::wait_for_predecessors();
+            ptx::let_successors_start();
+            if (item < num_items)
+                fp8_few_load_rows(job, buffers, shared, shared.units[item / tiles], tid - kFp8FewScout, 32);
             ptx::commit_copies();
             ptx::wait_for_copies<0>();
             ptx::fence_async_proxy();
-            ptx::named_barrier(1, kFp8FewConsumers);
-            float acc[4] = {};
-            fp8_few_multiply(acc, job, buffers, shared, ring, num_stages);
-            fp8_few_store<kGateUp>(job, acc, unit, tile, inner);
-        }
-    } else if (is_producer) {
-        for (int item = first_item; item < num_items; item += item_step) {
-            const int expert = shared.units[item / tiles].expert;
-            for (int step = 0; step < job.num_steps; ++step, ring.advance(num_stages)) {
-                if (is_right && item == first_item && step < ahead) continue;
-                ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
-                load_weights(ring.stage, step, item % tiles, expert);
+            ptx::barrier_arrive(shared.first_rows);
+            const bool is_current = shared.is_current(job);
+            if (tid == kFp8FewScout) {
+                shared.is_right = is_current;
+                ptx::barrier_arrive(shared.checked);
             }
         }
+        for (; item < num_items; item += static_cast<int>(gridDim.x)) {
+            const Fp8FewUnit unit = shared.units[item / tiles];
+            const int tile = item % tiles;
+            float acc[4] = {};
+            if (is_producer) {
+#pragma unroll 1
+                for (int step = 0; step < job.num_steps; ++step, ring.advance(num_stages)) {
+                    uint64_t& full = shared.full[ring.stage];
+                    ptx::barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+                    ptx::barrier_arrive_expect(full, kFp8FewStageBytes);
+                    ptx::tma_load_5d(buffers.stages + ring.stage * kFp8FewStageBytes, map, full,
+                                     step * kFp8Block, 0, 0, tile * 4 * kFp8FewGroups, unit.expert,
+                                     ptx::kEvictFirst);
+                }
+            } else if (is_consumer) {
+                ptx::named_barrier(1, kFp8FewConsumers);  // the last rows have been read
+                fp8_few_load_weight_scales<kGateUp>(job, buffers, unit.expert, tile);
+                if (!is_guess) fp8_few_load_rows(job, buffers, shared, unit, tid, kFp8FewConsumers);
+                ptx::commit_copies();
+                ptx::wait_for_copies<0>();
+                if (!is_guess) ptx::fence_async_proxy();
+                ptx::named_barrier(1, kFp8FewConsumers);
+                if (is_guess) ptx::barrier_wait(shared.first_rows, 0);
+                fp8_few_multiply(acc, job, buffers, shared, ring, num_stages);
+            }
+            if (is_guess && !is_right()) break;
+            is_guess = false;
+            if (is_consumer) fp8_few_store<kGateUp>(job, acc, unit, tile, inner);
+        }
+        if (!is_guess || is_right()) return;
+        is_guess = false;
+        __syncthreads();  // all have read the former list
     }
 }
 

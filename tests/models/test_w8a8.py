@@ -132,8 +132,8 @@ O_PROJ = "model.layers.1.self_attn.o_proj"
         ("quant_bias", lambda t: t + 3, "but the model has no bias"),
         ("deq_scale", lambda t: t * 1.5, "deq_scale is not input_scale times weight_scale"),
         ("weight_offset", lambda t: t + 1, "offsets that are not 0"),
-        ("weight", lambda t: t.float(), "must be torch.int8 of shape [64, 64], got torch.float32"),
-        ("weight_scale", lambda t: t[1:], "must be torch.float32 or torch.bfloat16"),
+        ("weight", lambda t: t.float(), "must be I8 of shape [64, 64], got F32"),
+        ("weight_scale", lambda t: t[1:], "must be F32 or BF16"),
         ("input_scale", None, f"tensor {O_PROJ}.input_scale is missing"),
     ],
 )

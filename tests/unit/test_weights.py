@@ -191,9 +191,7 @@ def test_mxfp8_scale_of_wrong_shape(tmp_path: Path) -> None:
     to_mxfp8(folder)
     name = "model.layers.0.self_attn.o_proj.weight_scale"
     edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name][:, :1].contiguous()}))
-    refused(
-        folder, rf"tensor {name} in .* must be torch.uint8 of shape \[64, 4\], got torch.uint8 of \[64, 1\]"
-    )
+    refused(folder, rf"tensor {name} in .* must be U8 of shape \[64, 4\], got U8 of \[64, 1\]")
 
 
 def test_matrix_that_is_not_fp8_although_the_config_says_so(tmp_path: Path) -> None:
@@ -286,7 +284,7 @@ def test_wrong_shape(folder: Path) -> None:
 
 def test_wrong_dtype(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({GATE: torch.zeros(8, 64, dtype=torch.int64)}))
-    refused(folder, rf"tensor {GATE} in .* must be BF16, F16 or F32, got torch.int64")
+    refused(folder, rf"tensor {GATE} in .* must be BF16 or F16 or F32, got I64")
 
 
 def test_fp8_without_scale(folder: Path) -> None:
@@ -299,7 +297,7 @@ def test_fp8_scale_of_wrong_shape(tmp_path: Path) -> None:
     folder = tiny.write_tiny_checkpoint(tmp_path, "m2", variant="fp8")
     name = "model.layers.0.self_attn.o_proj.weight_scale_inv"
     edit_tensors(folder, lambda tensors: tensors.update({name: torch.ones(2, 2)}))
-    refused(folder, rf"tensor {name} in .* must be F32 of shape \[1, 2\], got torch.float32 of \[2, 2\]")
+    refused(folder, rf"tensor {name} in .* must be F32 of shape \[1, 2\], got F32 of \[2, 2\]")
 
 
 def test_folder_without_weights(folder: Path) -> None:

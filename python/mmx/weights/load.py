@@ -19,7 +19,7 @@ from mmx.weights.stage import Job, copy_all
 from mmx.weights.stream import Checkpoint
 from mmx.weights.w8a8 import FLOAT, part_names, read_int8, read_kinds
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+_FLOATS, _FP8 = ("BF16", "F16", "F32"), "F8_E4M3"
 
 
 def load_weights(
@@ -98,22 +98,22 @@ def _read(
     if entry.shape != piece.shape:
         raise WeightsError(f"{where} must have shape {list(piece.shape)}, got {list(entry.shape)}")
     scale_name = found.get(name + SCALE_SUFFIX)
-    fp8 = entry.dtype == torch.float8_e4m3fn
+    fp8 = entry.kind == _FP8
     if scale_name is None:
         if dtype == torch.float8_e4m3fn:
             raise WeightsError(
-                f"{where} must be F8_E4M3 with {name + SCALE_SUFFIX}, as quantization_config says, "
-                f"got {entry.dtype} without"
+                f"{where} must be {_FP8} with {name + SCALE_SUFFIX}, as quantization_config says, "
+                f"got {entry.kind} without"
             )
         if fp8:
             raise WeightsError(
                 f"{where} is fp8 and needs {name + SCALE_SUFFIX} and fp8 in quantization_config"
             )
-        if entry.dtype not in _FLOATS:
-            raise WeightsError(f"{where} must be BF16, F16 or F32, got {entry.dtype}")
+        if entry.kind not in _FLOATS:
+            raise WeightsError(f"{where} must be {' or '.join(_FLOATS)}, got {entry.kind}")
         return _cut(checkpoint.read(found[name]), piece)
     if not fp8:
-        raise WeightsError(f"{where} has a scale and must be F8_E4M3, got {entry.dtype}")
+        raise WeightsError(f"{where} has a scale and must be {_FP8}, got {entry.kind}")
     if dtype == torch.float8_e4m3fn:
         return _cut(checkpoint.read(found[name]), piece)
     rows, cols = _blocks(piece)
@@ -128,23 +128,19 @@ def _read_mxfp8(
 ) -> torch.Tensor:
     """Values of e4m3 codes with a power of two (e8m0) per 32 columns of a row."""
     scales = name + MXFP8_SUFFIX
-    checkpoint.require(found[name], name, [torch.float8_e4m3fn], [piece.shape])
-    checkpoint.require(found[scales], scales, [torch.uint8], [(piece.shape[0], -(-piece.shape[1] // 32))])
+    checkpoint.require(found[name], name, [_FP8], [piece.shape])
+    checkpoint.require(found[scales], scales, ["U8"], [(piece.shape[0], -(-piece.shape[1] // 32))])
     codes, scale = checkpoint.read(found[name]), checkpoint.read(found[scales])
     return _cut(ops.mxfp8_dequant(codes, scale, dtype), piece)
 
 
 def _read_scale(checkpoint: Checkpoint, found: dict[str, str], name: str, piece: Piece) -> torch.Tensor:
     """Scales of the blocks that cover what is taken."""
-    scale = checkpoint.entry(found[name + SCALE_SUFFIX])
+    scale = name + SCALE_SUFFIX
     expected = tuple(-(-size // FP8_BLOCK) for size in piece.shape)
-    if scale.shape != expected or scale.dtype != torch.float32:
-        raise WeightsError(
-            f"tensor {name + SCALE_SUFFIX} in {scale.file} must be F32 of shape {list(expected)}, "
-            f"got {scale.dtype} of {list(scale.shape)}"
-        )
+    checkpoint.require(found[scale], scale, ["F32"], [expected])
     rows, cols = _blocks(piece)
-    return checkpoint.read(found[name + SCALE_SUFFIX])[rows.first : rows.last, cols.first : cols.last]
+    return checkpoint.read(found[scale])[rows.first : rows.last, cols.first : cols.last]
 
 
 def _blocks_of(piece: Piece) -> Piece:

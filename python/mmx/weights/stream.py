@@ -16,33 +16,22 @@ from mmx.errors import WeightsError
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _LFS_MAGIC = b"version https://git-lfs"
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_KINDS_OF_SIZE = {8: "F64 I64", 4: "F32 I32", 2: "F16 BF16 I16", 1: "F8_E4M3 F8_E5M2 I8 U8 BOOL"}
+# Bytes of an element, by safetensors' name of the type.
+_KINDS = {kind: size for size, kinds in _KINDS_OF_SIZE.items() for kind in kinds.split()}
 
 
 class Entry(NamedTuple):
-    """One tensor; ``place`` counts the tensors of its file from the front."""
+    """One tensor; ``kind`` is its type as the file names it, ``place`` its number in the file."""
 
     file: str
-    dtype: torch.dtype
+    kind: str
     shape: tuple[int, ...]
     place: int
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * _KINDS[self.kind]
 
 
 class Checkpoint:
@@ -72,15 +61,13 @@ class Checkpoint:
         tensor: torch.Tensor = self._files[self._entries[name].file].get_tensor(name)
         return tensor
 
-    def require(
-        self, name: str, shown: str, dtypes: Sequence[torch.dtype], shapes: Sequence[tuple[int, ...]]
-    ) -> None:
+    def require(self, name: str, shown: str, kinds: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
         """WeightsError, which calls the tensor ``shown``, unless it has one of the types and shapes."""
         entry = self._entries[name]
-        if entry.dtype not in dtypes or entry.shape not in shapes:
+        if entry.kind not in kinds or entry.shape not in shapes:
             raise WeightsError(
-                f"tensor {shown} in {entry.file} must be {' or '.join(map(str, dtypes))} of shape "
-                f"{list(shapes[0])}, got {entry.dtype} of {list(entry.shape)}"
+                f"tensor {shown} in {entry.file} must be {' or '.join(kinds)} of shape {list(shapes[0])}, "
+                f"got {entry.kind} of {list(entry.shape)}"
             )
 
     def whereabouts(self, name: str) -> str:
@@ -122,10 +109,10 @@ class Checkpoint:
         for place, key in enumerate(tensors.offset_keys()):
             part = tensors.get_slice(key)
             kind: str = part.get_dtype()
-            if kind not in _DTYPES:
-                expected = ", ".join(_DTYPES)
+            if kind not in _KINDS:
+                expected = ", ".join(_KINDS)
                 raise WeightsError(f"{name}: tensor {key} has dtype {kind}, expected one of {expected}")
-            entries[key] = Entry(name, _DTYPES[kind], tuple(part.get_shape()), place)
+            entries[key] = Entry(name, kind, tuple(part.get_shape()), place)
         return entries
 
 

@@ -64,25 +64,25 @@ def read_int8(
     """
     rows = piece.rows or (0, piece.shape[0])
 
-    def read(part: str, dtypes: tuple[torch.dtype, ...], *shapes: tuple[int, ...]) -> torch.Tensor:
+    def read(part: str, types: tuple[str, ...], *shapes: tuple[int, ...]) -> torch.Tensor:
         tensor = name.removesuffix("weight") + part
-        checkpoint.require(found[tensor], tensor, dtypes, shapes)
+        checkpoint.require(found[tensor], tensor, types, shapes)
         values = checkpoint.read(found[tensor])
         return values.reshape(-1) if part != "weight" else values
 
-    floats = (torch.float32, torch.bfloat16, torch.float16)
+    floats = ("F32", "BF16", "F16")
     num_rows = piece.shape[0]
     per_row = ((num_rows, 1), (num_rows,))
-    codes = read("weight", (torch.int8,), piece.shape)[slice(*rows)]
+    codes = read("weight", ("I8",), piece.shape)[slice(*rows)]
     scale = read("weight_scale", floats, *per_row)[slice(*rows)].float()
-    if read("weight_offset", (*floats, torch.int8), *per_row).count_nonzero():
+    if read("weight_offset", (*floats, "I8"), *per_row).count_nonzero():
         raise WeightsError(f"tensor {name} has offsets that are not 0: only symmetric codes can be read")
     if kind == STATIC:
         one = ((1,), ())
         input_scale = read("input_scale", floats, *one).float()
-        offset = read("input_offset", (torch.int8, *floats), *one).double()
-        bias = read("quant_bias", (torch.int32,), (num_rows,))[slice(*rows)].double()
-        deq = read("deq_scale", (torch.float32, torch.int64), (num_rows,))[slice(*rows)]
+        offset = read("input_offset", ("I8", *floats), *one).double()
+        bias = read("quant_bias", ("I32",), (num_rows,))[slice(*rows)].double()
+        deq = read("deq_scale", ("F32", "I64"), (num_rows,))[slice(*rows)]
         # Why: models in fp16 store the scale's 32 bits in an integer.
         deq = deq.to(torch.int32).view(torch.float32) if deq.dtype == torch.int64 else deq
         if not torch.allclose(deq, input_scale * scale, rtol=_SCALE_TOLERANCE, atol=0.0):

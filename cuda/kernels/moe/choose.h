@@ -39,8 +39,10 @@ inline constexpr int kMoeWideHeight = 304;
 inline constexpr int64_t kMoeTicketBytes = 256;  // of workspace: which tile is next
 inline constexpr int64_t kMoeCountBytes = kMoeTicketBytes + kMoeMaxExperts * 4;  // before the copy of x
 
+inline constexpr int64_t kMoeFewRows = 8;  // that the smallest tile has room for, whatever their experts
+
 inline MoeBf16Tile choose_bf16_tile(int64_t num_rows, int64_t num_experts) {
-    if (num_rows <= 8) return MoeBf16Tile::k64x8;
+    if (num_rows <= kMoeFewRows) return MoeBf16Tile::k64x8;
     if (num_rows <= 4 * num_experts) return MoeBf16Tile::k64x32;
     if (num_rows <= 96 * num_experts) return MoeBf16Tile::k256x96;
     return num_rows <= 144 * num_experts ? MoeBf16Tile::k256x160Cluster : MoeBf16Tile::k128x304Cluster;

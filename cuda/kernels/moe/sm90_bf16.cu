@@ -7,7 +7,7 @@ namespace mmx::cuda::sm90 {
 
 namespace {
 
-using FewTile = Bf16Tile<1, 1, 8, 6, 1, 3>;
+using FewTile = Bf16Tile<1, 1, kMoeFewRows, 6, 1, 3>;
 using DecodeTile = Bf16Tile<1, 1, 32, 8, 1, 2>;
 using MiddleTile = Bf16Tile<2, 2, 96, 5, 1, 1>;
 using LargeTile = Bf16Tile<2, 2, 160, 4, 2, 1, 32>;

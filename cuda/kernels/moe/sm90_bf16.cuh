@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include "cpp/core/math.h"
 #include "cuda/common/chain.h"
 #include "cuda/common/ptx/grid.cuh"
@@ -16,6 +19,7 @@ namespace mmx::cuda::sm90 {
 inline constexpr int kChunk = 64;           // of k: 128 bytes, the width of a box
 inline constexpr int kBoxBytes = 64 * 128;  // weights of one product
 inline constexpr int kRowThreads = 96;      // that gather rows of x
+inline constexpr size_t kSmemOfMultiprocessor = 228 * 1024;
 
 /// kGroups consumer warpgroups, each kParts x 64 weight rows; up to kHeight rows of x; a ring of kStages
 /// chunks of k; kBlocks thread blocks share a multiprocessor, kCluster of them the weights; rows of x that
@@ -37,7 +41,7 @@ struct Bf16Tile {
     struct Shared {
         alignas(1024) Stage stages[kStages];
         uint64_t full[kStages], empty[kStages];
-        MoeWorkList<kHeight, kCluster> list;
+        std::conditional_t<kHeight == kMoeFewRows, MoeFewList<kHeight>, MoeWorkList<kHeight, kCluster>> list;
     };
 };
 
@@ -91,7 +95,10 @@ __device__ __forceinline__ void produce_boxes(const Bf16Job& job, const Bf16Maps
             for_each_box<Tile>(unit, rank, [&](int box, int warp) {
                 char* to = shared.stages[ring.at].weight + box * kBoxBytes;
                 const CUtensorMap& map = maps.weight[box % Tile::kParts];
-                if (Tile::kCluster == 1 || !unit.is_weight_shared)
+                if (Tile::kHeight == kMoeFewRows)
+                    ptx::tma_load_5d(to, map, full, chunk * kChunk, 0, 0, warp, unit.expert,
+                                     ptx::kEvictFirst);
+                else if (Tile::kCluster == 1 || !unit.is_weight_shared)
                     ptx::tma_load_5d(to, map, full, chunk * kChunk, 0, 0, warp, unit.expert);
                 else
                     ptx::tma_load_5d_multicast(to, map, full, (1 << Tile::kCluster) - 1, chunk * kChunk, 0, 0,
@@ -300,7 +307,9 @@ void launch_bf16(const char* op, Bf16Job job, const void* weight, int64_t k, int
                                {kChunk, Tile::kBoxRows, 1}, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kPromotion);
     // The host does not know the rows per expert: at most one part-filled tile each.
     const int64_t tiles = num_rows / Tile::kHeight + std::min<int64_t>(job.num_experts, num_rows);
-    constexpr size_t kSmemBytes = sizeof(typename Tile::Shared) + 1024;
+    // Not less, lest one block more fits a multiprocessor and another stays empty.
+    constexpr size_t kSmemBytes =
+        std::max(sizeof(typename Tile::Shared) + 1024, kSmemOfMultiprocessor / (Tile::kBlocks + 1) + 1);
     const auto kernel = moe_bf16_kernel<Tile, kGateUp, kGather>;
     int64_t blocks = num_multiprocessors() * Tile::kBlocks;
     if constexpr (Tile::kCluster > 1) {

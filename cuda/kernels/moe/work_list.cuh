@@ -107,4 +107,48 @@ struct MoeWorkList : ExpertSums {
     }
 };
 
+/// The same for at most kMaxRows rows in all, by one warp: a row tile is all that an expert has.
+template <int kMaxRows>
+struct MoeFewList {
+    struct Unit {
+        int expert, first_row, num_rows;
+    };
+    Unit units[kMaxRows];
+    int num_units, num_weight_tiles;
+
+    __device__ __forceinline__ int num_items() const { return num_units * num_weight_tiles; }
+
+    __device__ __forceinline__ void fill(const int32_t* offsets, int experts, int weight_tiles) {
+        constexpr int kMost = static_cast<int>(kMoeMaxExperts) / 32;
+        const int lane_idx = static_cast<int>(threadIdx.x);
+        if (lane_idx >= 32) return;
+        int begin[kMost], end[kMost], listed = 0;
+        // All loads before the first that is looked at.
+#pragma unroll
+        for (int i = 0; i < kMost; ++i) {
+            const int e = i * 32 + lane_idx;
+            begin[i] = e < experts ? offsets[e] : 0;
+            end[i] = e < experts ? offsets[e + 1] : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < kMost; ++i) {
+            const unsigned has_rows = __ballot_sync(kFull, end[i] > begin[i]);
+            const int at = listed + __popc(has_rows & ((1u << lane_idx) - 1));
+            if (end[i] > begin[i]) units[at] = {i * 32 + lane_idx, begin[i], end[i] - begin[i]};
+            listed += __popc(has_rows);
+        }
+        if (lane_idx == 0) {
+            num_units = listed;
+            num_weight_tiles = weight_tiles;
+        }
+    }
+
+    __device__ __forceinline__ MoeUnit unit(int item, int) const {
+        const Unit& of = units[item / num_weight_tiles];
+        return {of.expert,   item % num_weight_tiles,   of.first_row,
+                of.num_rows, (of.num_rows + 7) / 8 * 8, false,
+                true};
+    }
+};
+
 }  // namespace mmx::cuda::sm90

@@ -1,4 +1,4 @@
-"""Memory of the ranks of one host, mapped into each other's processes: small sums without a library."""
+"""Memory of the ranks of one host, mapped into each other's processes: small sums without NCCL."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ def map_peers(
             inboxes[i] = torch.empty(0, dtype=torch.int64, device=device).set_(memory).view(shape)
     tell("mapped", failed.encode())
     if reason := failed or next((words.decode() for i in others if (words := hear("mapped", i))), ""):
-        log.warning("small sums go through the library: GPUs can not map each other's memory (%s)", reason)
+        log.warning("small sums go through NCCL: GPUs can not map each other's memory (%s)", reason)
         return None
     return Peers(inboxes, epochs, place, timeout)

@@ -11,7 +11,7 @@ from torch import nn
 from mmx import ops
 from mmx.model_config import FP8_BLOCK, ModelConfig
 
-# bf16 rows per device type from which the library's GEMM is faster than ``ops.linear`` (bench/NOTES.md).
+# bf16 rows per device type from which torch's GEMM is faster than ``ops.linear`` (bench/NOTES.md).
 MANY_ROWS = {"cuda": 33}
 
 
@@ -45,7 +45,7 @@ class Linear(nn.Module):
     """``x @ weight.T``; weight [out, in].
 
     A row's result does not depend on its batch, which keeps tokens exact under any batching; but many rows of
-    bf16 on a GPU go to the library's GEMM, unless ``fixed_order``. With ``fp8`` weight and rows are e4m3:
+    bf16 on a GPU go to torch's GEMM, unless ``fixed_order``. With ``fp8`` weight and rows are e4m3:
     exact under batching as well.
     """
 

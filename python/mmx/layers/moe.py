@@ -17,7 +17,7 @@ from mmx.layers.mlp import Gate, GatedMlp
 from mmx.layers.norm import ExpertRows
 from mmx.model_config import ModelConfig
 
-# Tokens per device type from which the library's GEMM is faster for the shared expert.
+# Tokens per device type from which torch's GEMM is faster for the shared expert.
 SHARED_APART = {"cuda": 65}
 
 
@@ -73,7 +73,7 @@ class Experts(nn.Module):
         return self._rows(x, topk_weights, plan, shared, codes)
 
     def shared(self, x: torch.Tensor) -> torch.Tensor:
-        """The shared expert alone, through the library's GEMM: [num_tokens, hidden]."""
+        """The shared expert alone, through torch's GEMM: [num_tokens, hidden]."""
         return F.linear(ops.gated_act(F.linear(x, self.gate_up[-1]), *self.gate), self.down[-1])
 
     def _rows(
@@ -103,8 +103,8 @@ class Experts(nn.Module):
 class Moe(nn.Module):
     """Router, routed experts and, where the model has one, the shared expert.
 
-    Few tokens go to a shared expert that is stored with the others as to one of them; many take it through
-    the library's GEMM, unless ``fixed_order``.
+    A shared expert that is stored with the others takes few tokens as one of them, many through torch's GEMM,
+    unless ``fixed_order``.
     """
 
     fixed_order = False
@@ -130,7 +130,7 @@ class Moe(nn.Module):
         or of those that ask for them. ``codes`` of ``x``, if there are any."""
         shared = None if self.shared is None else self.shared(x)
         if self.spread.size == 1:
-            if self.experts.num_shared and self._takes_library(x):
+            if self.experts.num_shared and self._takes_torch(x):
                 shared = self.experts.shared(x)
             rows = self.experts.route(x, self.gate, shared, codes)
             return rows if self.alone else rows.sum()
@@ -143,6 +143,6 @@ class Moe(nn.Module):
             output = self.spread.scatter_tokens(routed, batch.token_counts)
         return output if shared is None else output + shared
 
-    def _takes_library(self, x: torch.Tensor) -> bool:
+    def _takes_torch(self, x: torch.Tensor) -> bool:
         many = x.shape[0] >= SHARED_APART.get(x.device.type, 1 << 62)
         return many and not self.fixed_order and self.experts.gate_up.dtype == x.dtype == torch.bfloat16

@@ -8,7 +8,7 @@ import torch
 def linear(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """``x @ weight.T`` with fp32 accumulation, independent of the number of rows in the call.
 
-    Fast where it streams weights (CUDA, bf16, up to 16 rows); a library's GEMM is faster on many rows.
+    Fast where it streams weights (CUDA, bf16, up to 16 rows); torch's GEMM is faster on many rows.
 
     Args:
         x: [m, k], f32 or bf16; rows may be strided.

@@ -301,6 +301,7 @@ def test_branches_that_a_fixed_member_tells_apart() -> None:
     ("kind", "value", "good", "bad"),
     [
         ("regex", "^[ab]+c?$", ["abc", "b"], ["c", "abcc"]),
+        ("regex", "[+--/][^]", ["+a", ",]", "-\n", "/x"], ["+", "aa"]),
         ("regex", "yes|no/a", ["yes", "no/a"], ["no"]),
         ("regex", "a\\\\$|b\\$", ["a\\", "b$"], ["a", "b", "a$"]),
         ("choice", ["a b", 'q"\n'], ["a b", 'q"\n'], ["a"]),

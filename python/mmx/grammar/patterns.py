@@ -192,9 +192,15 @@ def _escape(source: str, i: int, path: str, classes: dict[str, str]) -> tuple[st
 
 
 def _class(body: str, path: str) -> str:
+    if body == "^":
+        return "(?s:.)"
     out, i = ["["], 0
     while i < len(body):
         char = body[i]
+        if i and body.startswith("--", i):  # a range up to it, not a difference
+            out.append("-\\-")
+            i += 2
+            continue
         if char == "\\":
             if body[i + 1 : i + 2] in ("D", "W", "S"):
                 out.append(_ESCAPES[body[i + 1]])

@@ -98,6 +98,7 @@ def test_limits_of_numbers_are_exact(limits: dict[str, float]) -> None:
         ),
         ({"minProperties": 1, "maxProperties": 1}, ['{"k": 1}'], ["{}", '{"a": 1, "b": 2}']),
         ({"required": ["only named"]}, ['{"only named": 3}'], ["{}"]),
+        ({"required": ["a", "a"]}, ['{"a": 3}'], ["{}"]),
         ({"allOf": [{"minimum": 3, "type": "number"}, {"type": "integer"}]}, ["3"], ["2", "3.5"]),
         (
             {

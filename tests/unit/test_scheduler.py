@@ -321,7 +321,13 @@ def test_a_deadline_of_an_ended_request_does_not_hit_its_successor() -> None:
     assert scheduler.expire(50.0) == []
 
 
-def test_bad_logits_fail_one_request_and_poison_no_page() -> None:
+@pytest.mark.parametrize(
+    ("forbidden", "code", "then"),
+    [(False, "numerical_error", (0, 7, False)), (True, "invalid_grammar", (8, 4, True))],
+)
+def test_bad_logits_fail_one_request_and_poison_no_page(
+    forbidden: bool, code: str, then: tuple[int, int, bool]
+) -> None:
     scheduler = make_scheduler(max_num_batched_tokens=8)
     submit(scheduler, "bad", [1] * 12)
     submit(scheduler, "good", [2])
@@ -333,16 +339,16 @@ def test_bad_logits_fail_one_request_and_poison_no_page() -> None:
         batch,
         [
             SampledToken(request_id="good", token_id=1),
-            SampledToken(request_id="bad", token_id=0, error="logits are not finite"),
+            SampledToken(request_id="bad", token_id=0, error="why", forbidden=forbidden),
         ],
     )
     assert [(r.request_id, getattr(r, "code", None)) for r in results] == [
         ("good", None),
-        ("bad", "numerical_error"),
+        ("bad", code),
     ]
     check_scheduler(scheduler)
     submit(scheduler, "again", [1] * 12)
-    assert ("again", 0, 7, False) in shape(scheduler)
+    assert ("again", *then) in shape(scheduler)
 
 
 def test_a_failed_step_fails_its_requests_only() -> None:

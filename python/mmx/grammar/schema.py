@@ -330,7 +330,7 @@ class _Reader:
         return Array(first[:longest], rest, shortest, longest) if shortest <= longest else None
 
     def _object(self, flat: dict[str, Any], path: str, level: int) -> Node | None:
-        properties, required = flat.get("properties", {}), flat.get("required", [])
+        properties, required = flat.get("properties", {}), dict.fromkeys(flat.get("required", []))
         patterns = self._patterns(flat, path, level)
         rest_schema = flat.get("additionalProperties", not properties)
         rest = self.node(rest_schema, f"{path}.additionalProperties", level)

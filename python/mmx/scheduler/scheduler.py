@@ -217,7 +217,7 @@ class Scheduler:
                 continue
             if token is not None and token.error is not None:
                 # Why: what made the logits bad may sit in the pages, and must not spread by a hit.
-                self.blocks.forget(req.block_ids)
+                self.blocks.forget([] if token.forbidden else req.block_ids)
                 fault = ("invalid_grammar", 400) if token.forbidden else ("numerical_error", 500)
                 outputs.append(self._fail(req, token.error, *fault))
                 continue

@@ -119,6 +119,7 @@ CHAT_ERRORS: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"allowed_token_ids": []}, (400, "invalid_value", "allowed_token_ids")),
     ({"allowed_token_ids": [10**9]}, (400, "invalid_value", "allowed_token_ids")),
     ({"bad_words": [""]}, (400, "invalid_value", "bad_words")),
+    ({"bad_words": ["x" * 1001]}, (400, "invalid_value", "bad_words")),
     ({"messages": [*USER, asked('{"a":' + "[" * 500 + "]" * 500 + "}")]}, (400, "invalid_value", ARGUMENTS)),
     ({"messages": [*USER, asked('{"a": "\\ud800"}')]}, (400, "invalid_value", ARGUMENTS)),
     ({"messages": [*USER, asked('{"a": 1e400}')]}, (400, "invalid_value", ARGUMENTS)),

@@ -72,6 +72,10 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"mcp_servers": [{}]}, "mcp_servers is not supported"),
     ({"container": "c"}, "container is not supported"),
+    (
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+        "context_management is not supported",
+    ),
     ({"compaction": {}}, "compaction is not supported"),
     ({"thread": {"type": "create"}}, "thread is not supported"),
 ]
@@ -88,8 +92,9 @@ async def test_errors() -> None:
             assert answer["error"]["type"] == "invalid_request_error"
             assert expected in answer["error"]["message"], (fields, answer)
         assert not server.engine.submitted
+        keeps = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
         off = {"model": MODEL, "max_tokens": 5, "messages": USER, "mcp_servers": []}
-        assert (await server.post(PATH, off))[0] == 200
+        assert (await server.post(PATH, {**off, "context_management": keeps}))[0] == 200
         status, answer = await server.post(PATH, {"model": "m", "max_tokens": 1, "messages": USER})
         assert (status, answer["error"]["type"]) == (404, "not_found_error")
         async with server.http.get(PATH) as response:

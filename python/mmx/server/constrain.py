@@ -21,6 +21,7 @@ from mmx.server.tool_choice import ToolChoice, choose_tools, enforced_calls
 from mmx.tokenizer import Tokenizer
 
 MAX_BAD_WORDS = 128
+MAX_BAD_CHARS = 1000
 # Others wait for the threads that build grammars.
 BUILD_SECONDS = 10.0
 
@@ -133,8 +134,9 @@ def _allowed(request: Generate, vocab_size: int) -> list[int] | None:
 def _bad_words(request: Generate, tokenizer: Tokenizer) -> list[list[int]]:
     """Each word as it is tokenised at the start of a text and behind a space."""
     words = request.bad_words or []
-    if len(words) > MAX_BAD_WORDS or not all(words):
-        raise invalid("bad_words", f"must be at most {MAX_BAD_WORDS} non-empty strings")
+    if len(words) > MAX_BAD_WORDS or not all(0 < len(word) <= MAX_BAD_CHARS for word in words):
+        limits = f"at most {MAX_BAD_WORDS} strings of 1 to {MAX_BAD_CHARS} characters"
+        raise invalid("bad_words", f"must be {limits}")
     found = []
     for word in words:
         for text in (word, " " + word.lstrip()):

@@ -243,4 +243,8 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "mm_processor_kwargs": ({},),
     "mcp_servers": ([],),
+    "context_management": (
+        {"edits": []},
+        {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    ),
 }

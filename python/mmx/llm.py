@@ -99,14 +99,15 @@ class LLM:
         **options: Any,
     ) -> None:
         folder = model_path(model)
-        self.config = EngineConfig(
+        given = dict(
             model=str(folder),
             device=device,
             dtype=dtype,
             max_num_queued_reqs=NO_QUEUE_LIMIT,
-            parallel=parallel or ParallelConfig(tensor_parallel_size=tensor_parallel_size),
+            parallel=parallel or {"tensor_parallel_size": tensor_parallel_size},
             **options,
         )
+        self.config = msgspec.convert(given, EngineConfig)  # which looks at the types, too
         self.tokenizer: Tokenizer | None = None if skip_tokenizer_init else Tokenizer(folder)
         self._channel = LocalChannel()
         with tqdm(total=100, desc="Loading", unit="%", disable=None, leave=False) as bar:

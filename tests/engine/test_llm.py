@@ -219,6 +219,22 @@ def test_parameters_of_a_wrong_type_are_named(field: str, value: object) -> None
         SamplingParams(**{field: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_num_seqs": "8"}, r"Expected `int`, got `str` - at `\$\.max_num_seqs`"),
+        ({"kv_cache_bytes": 4e6}, r"Expected `int \| null`, got `float` - at `\$\.kv_cache_bytes`"),
+        ({"enable_prefix_caching": "no"}, r"Expected `bool`, got `str` - at `\$\.enable_prefix_caching`"),
+        ({"tensor_parallel_size": "2"}, r"Expected `int`, got `str` - at `\$\.parallel\.tensor_parallel"),
+        ({"num_seqs": 8}, "unknown field `num_seqs`"),
+        ({"max_num_seqs": 0}, "^max_num_seqs must be at least 1, got 0$"),
+    ],
+)
+def test_options_of_a_wrong_type_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLM(**options)
+
+
 def test_a_fault_of_the_engine_is_no_fault_of_the_caller(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: NullRunner, batch: object, masks: object) -> None:
         raise ArithmeticError("bad kernel")

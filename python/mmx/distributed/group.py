@@ -69,8 +69,10 @@ class Group:
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """The ranks' tensors of one shape, one after the other: [size * n, ...]."""
-        if self.size == 1 or not x.numel():
-            return x.repeat(self.size, *[1] * (x.ndim - 1)) if self.size > 1 else x
+        if self.size == 1:
+            return x
+        if not x.numel():
+            return x.repeat(self.size, *[1] * (x.ndim - 1))
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
         with self._log.call("all_gather", self.name, x):
             _gather(out, x.contiguous(), group=self._handle)

@@ -15,8 +15,8 @@ from mmx.errors import first_line
 
 log = logging.getLogger("mmx.engine")
 
-# Rows that a rank sends, of each sum in the kernel 2 (n - 1) / n: where NCCL's ring comes close, measured
-# with two and four ranks (bench/NOTES.md, Several GPUs).
+# Most rows that a rank sends in one sum; of m rows over n ranks it sends 2 (n - 1) / n * m. With more NCCL's
+# ring comes close, measured with two and four ranks (bench/NOTES.md, Several GPUs).
 MAX_SENT_ROWS = 256
 # The kernel's rows: a run of 8 elements for each of at most 1,024 threads.
 RUN, MAX_WIDTH, MAX_RANKS = 8, 8192, 8
@@ -25,10 +25,10 @@ RUN, MAX_WIDTH, MAX_RANKS = 8, 8192, 8
 class Peers(NamedTuple):
     """The last arguments of the ops that exchange rows (``ops.all_reduce_add_rms_norm``)."""
 
-    inboxes: list[torch.Tensor]
-    epochs: torch.Tensor
+    inboxes: list[torch.Tensor]  # of each rank, [2, num_ranks, max_tokens, row_words] int64
+    epochs: torch.Tensor  # [max_tokens] int32
     rank: int
-    timeout: float
+    timeout: float  # seconds
 
     @property
     def max_tokens(self) -> int:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import llguidance
 
 from mmx.grammar.errors import NO_TEXT, SchemaError, check_time, reason_of
-from mmx.grammar.lark import MAX_TEXT, literal
+from mmx.grammar.lark import MAX_TEXT
 
 _DAY = (
     "(?:[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
@@ -115,17 +115,24 @@ def _bytes() -> llguidance.LLTokenizer:
 
 
 @lru_cache(maxsize=1024)
+def _matcher(term: str) -> llguidance.LLMatcher:
+    """In its first state; token ids are bytes."""
+    check_time()
+    return llguidance.LLMatcher(_bytes(), f"start: T\nT: {term}\n", log_level=0)
+
+
 def matches_nothing(term: str) -> bool:
     """Whether no string is one of the terminal ``term``."""
-    check_time()
-    matcher = llguidance.LLMatcher(_bytes(), f"start: T\nT: {term}\n", log_level=0)
+    matcher = _matcher(term).deep_copy()
     matcher.compute_bitmask()
     return bool(matcher.get_error().startswith(NO_TEXT))
 
 
 def finds(source: str, text: str, path: str) -> bool:
     """Whether the ECMA regular expression ``source`` is found somewhere in ``text``."""
-    return not matches_nothing(f"{pattern(source, path)} & {literal(text)}")
+    check_time()
+    matcher, ids = _matcher(pattern(source, path)).deep_copy(), list(text.encode())
+    return bool(matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting())
 
 
 def all_of(terms: Sequence[str], left_out: str) -> str:

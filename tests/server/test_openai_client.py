@@ -108,6 +108,22 @@ async def test_logprobs() -> None:
         assert all(e.top_logprobs == [] for e in streamed)
 
 
+async def test_stop_strings_do_not_end_an_answer_below_min_tokens() -> None:
+    """As in `mmx.LLM`, a stop string counts if it begins behind them."""
+    text = "one STOP two three STOP four"
+    num_first = len(TOKENIZER.encode("one STOP"))
+    async with serving(ScriptedEngine(text)) as server:
+        for fewest, expected in ((0, "one "), (1, "one "), (num_first, "one STOP two three ")):
+            more = {"min_tokens": fewest}
+            chat = server.openai.chat.completions.create
+            answer = await chat(model=MODEL, messages=USER, stop="STOP", extra_body=more)
+            assert (answer.choices[0].message.content, answer.choices[0].stop_reason) == (expected, "STOP")
+            plain = await server.openai.completions.create(
+                model=MODEL, prompt="a", max_tokens=50, stop="STOP", extra_body=more
+            )
+            assert (plain.choices[0].text, plain.choices[0].stop_reason) == (expected, "STOP")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_stop_string(stream: bool) -> None:
     async with serving(ScriptedEngine("one two STOP three four")) as server:

@@ -175,14 +175,18 @@ class Choice:
         if self.finish_reason == "stop" and self.shown_calls():
             self.finish_reason = "tool_calls"
 
+    def _watching(self) -> StopStrings | None:
+        """The stop strings, once the answer is as long as it has to be."""
+        return self._stops if self.num_tokens > self.params.min_tokens else None
+
     def _read_plain(self, ids: list[int], last: bool) -> None:
         text = self._detokenizer.feed(ids)
         if last:
             text += self._detokenizer.finish()
-        if self._stops is not None:
-            text = self._stops.feed(text)
+        if (stops := self._watching()) is not None:
+            text = stops.feed(text)
             if last:
-                text += self._stops.finish()
+                text += stops.finish()
         if text:
             self._pieces.append(Content(text))
 
@@ -190,9 +194,9 @@ class Choice:
         segments = self._detokenizer.feed_segments(ids)
         if last and (rest := self._detokenizer.finish()):
             segments.append(Segment(rest, [], False))
-        if self._stops is not None:
-            segments = self._cut_at_stops(self._stops, segments, last)
-            last = last or self._stops.matched is not None
+        if (stops := self._watching()) is not None:
+            segments = self._cut_at_stops(stops, segments, last)
+            last = last or stops.matched is not None
         self._pieces += reader.feed(segments, last)
 
     def _cut_at_stops(self, stops: StopStrings, segments: list[Segment], last: bool) -> list[Segment]:

@@ -73,11 +73,11 @@ def _logprobs(request: Generate, limit: int) -> int | None:
         if top and not request.logprobs:
             raise invalid("top_logprobs", "needs logprobs to be true")
         if top is not None and not 0 <= top <= limit:
-            raise invalid("top_logprobs", f"must be 0 to {limit}, got {top}")
+            raise invalid("top_logprobs", f"must be 0 to {limit}, got {clip(top)}")
         return (top or 0) if request.logprobs else None
     assert isinstance(request, CompletionRequest)
     if request.logprobs is not None and not 0 <= request.logprobs <= limit:
-        raise invalid("logprobs", f"must be 0 to {limit}, got {request.logprobs}")
+        raise invalid("logprobs", f"must be 0 to {limit}, got {clip(request.logprobs)}")
     return request.logprobs
 
 

@@ -14,7 +14,7 @@
 /// Tiles of 128 rows of x x 256 weight rows: with rows first a thread needs the scales of two rows, not of 32
 /// columns, and a row's largest magnitude lies in four lanes. Each of two warpgroups has 64 rows and all of
 /// the tile's weights, and shares nothing with the other one but the ring: one may store its results while
-/// the other multiplies. A tile with no more than 64 rows is split between them by weights.
+/// the other multiplies. Of a tile with no more than 64 rows each has one of the two blocks of weights.
 namespace mmx::cuda::sm90 {
 
 namespace {
@@ -29,9 +29,9 @@ constexpr int kToldUnits = 2 * kStages;
 constexpr int kCleared = kMoeCountBytes / 4;  // ticket and counts
 static_assert(kCleared <= 1024);
 
-/// Of kWidth weight rows of each block of weights.
-template <int kWidth>
-using Sums = float[kProducts][kWidth / 2];
+/// Of one or both blocks of weights.
+template <int kCount>
+using Sums = float[kCount][kN / 2];
 
 template <bool kGateUp>
 using Items = std::conditional_t<kGateUp, Fp8DrawnItems, Fp8DealtItems>;
@@ -51,12 +51,12 @@ struct Shared {
 /// What a warpgroup does of a tile.
 struct Part {
     bool is_split;
-    int first_row, first_column;  // in the tile, in each block of weights
+    int first_row, first_block;  // in the tile
 
     __device__ __forceinline__ Part(const Fp8WideUnit& unit, int group)
         : is_split(unit.num_rows <= kFp8Half),
           first_row(is_split ? 0 : group * kFp8Half),
-          first_column(is_split ? group * (kN / 2) : 0) {}
+          first_block(is_split ? group : 0) {}
     __device__ __forceinline__ int warp_row() const {
         return first_row + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
     }
@@ -127,10 +127,12 @@ __device__ __forceinline__ void produce(const Fp8Job& job, const Fp8Maps& maps,
                 ring.advance();
             }
         };
-        // The next unit is drawn, looked up and its rows waited for a step apart, while the ring is full.
-        ask_until(job.num_steps - 3);
+        // The next unit is drawn, looked up and its rows waited for a step apart, while the ring is full;
+        // what was dealt out is looked up longer before, as that takes several steps of a half tile.
+        constexpr int kNext = kGateUp ? 2 : 9;  // steps before the last one's end
+        ask_until(job.num_steps - kNext - 1);
         items.draw();
-        ask_until(job.num_steps - 2);
+        ask_until(job.num_steps - kNext);
         const Fp8WideUnit next = items.next();
         ask_until(job.num_steps - 1);
         wait_for_its_rows(next);
@@ -168,12 +170,13 @@ struct Scales {
 
     /// `rows`: of find_rows.
     template <bool kGateUp>
-    __device__ __forceinline__ void begin(const Fp8Job& job, const Fp8WideUnit& unit, const int (&rows)[2]) {
+    __device__ __forceinline__ void begin(const Fp8Job& job, const Fp8WideUnit& unit, const int (&rows)[2],
+                                          const Part& mine) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             from[i] = static_cast<uint32_t>((kGateUp ? rows[i] / job.topk : rows[i]) * job.num_steps);
-            const int block =
-                kGateUp ? unit.weight_tile + i * (job.scale_rows / 2) : unit.weight_tile * kProducts + i;
+            const int block = kGateUp ? unit.weight_tile + (mine.first_block | i) * (job.scale_rows / 2)
+                                      : unit.weight_tile * kProducts + (mine.first_block | i);
             from[2 + i] = static_cast<uint32_t>(
                 (unit.expert * job.scale_rows + min(block, job.scale_rows - 1)) * job.num_steps);
         }
@@ -193,14 +196,14 @@ __device__ __forceinline__ void find_rows(int (&rows)[2], const Fp8Job& job, con
     }
 }
 
-template <int kWidth, bool kGateUp>
-__device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<kGateUp>& shared, Ring<kStages>& ring,
+template <int kCount, bool kGateUp>
+__device__ __forceinline__ void multiply(Sums<kCount>& sums, Shared<kGateUp>& shared, Ring<kStages>& ring,
                                          const Fp8Job& job, Scales& scales, const Part& mine) {
     const int quad = static_cast<int>(threadIdx.x) % 32 / 4 * 4;
     ring.at = uniform(ring.at);
     ring.parity = uniform(ring.parity);
     const uint32_t rows = ptx::smem_address(shared.rows[0]) + uniform(mine.first_row) * kFp8Block,
-                   weights = ptx::smem_address(shared.weights[0]) + uniform(mine.first_column) * kFp8Block;
+                   weights = ptx::smem_address(shared.weights[0]) + uniform(mine.first_block) * kBoxBytes;
     ptx::UniformOperand a(rows + ring.at * sizeof(shared.rows[0])),
         b(weights + ring.at * sizeof(shared.weights[0]));
     ptx::barrier_wait(shared.full[ring.at], ring.parity);
@@ -208,63 +211,74 @@ __device__ __forceinline__ void multiply(Sums<kWidth>& sums, Shared<kGateUp>& sh
         float now[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) now[i] = scales.next[i];
-        if (first + kScaleRun < job.num_steps) scales.load(job, first + kScaleRun);
-        const int count = min(kScaleRun, job.num_steps - first);
-#pragma unroll 1
-        for (int i = 0; i < count; ++i) {
-            const int stage = ring.at;
+        // Why unrolled: what comes between the products of two runs would keep the tensor cores waiting.
+        const auto multiply_steps = [&]<int kSteps>(int begin) {
 #pragma unroll
-            for (int h = 0; h < kProducts; ++h) {
-                float part[kWidth / 2];
-                ptx::wgmma_begin();
+            for (int i = begin; i < begin + kSteps; ++i) {
+                const int stage = ring.at;
 #pragma unroll
-                for (int k = 0; k < kFp8Block; k += 32)
-                    ptx::Wgmma<kWidth>::e4m3(part, a + k, b + (h * kBoxBytes + k), k > 0);
-                ptx::wgmma_commit();
-                // Why here: the first products of a tile need not wait for its scales.
-                ptx::keep_registers(now);
-                const float upper = __shfl_sync(0xFFFFFFFFu, now[0] * now[2 + h], quad | i);
-                const float lower = __shfl_sync(0xFFFFFFFFu, now[1] * now[2 + h], quad | i);
-                if (h == kProducts - 1) {
-                    ring.advance();
-                    a = ptx::UniformOperand(rows + ring.at * sizeof(shared.rows[0]));
-                    b = ptx::UniformOperand(weights + ring.at * sizeof(shared.weights[0]));
-                }
-                ptx::wgmma_wait<0>();
-                uint32_t is_full = 1;
-                if (h == kProducts - 1) {
-                    release(shared, stage);
-                    if (first + i + 1 < job.num_steps)
-                        is_full = ptx::barrier_try(shared.full[ring.at], ring.parity);
-                }
-                ptx::keep_registers(part);
+                for (int h = 0; h < kCount; ++h) {
+                    float part[kN / 2];
+                    ptx::wgmma_begin();
 #pragma unroll
-                for (int j = 0; j < kWidth / 2; j += 4) {
-                    sums[h][j] = fmaf(part[j], upper, sums[h][j]);
-                    sums[h][j + 1] = fmaf(part[j + 1], upper, sums[h][j + 1]);
-                    sums[h][j + 2] = fmaf(part[j + 2], lower, sums[h][j + 2]);
-                    sums[h][j + 3] = fmaf(part[j + 3], lower, sums[h][j + 3]);
+                    for (int k = 0; k < kFp8Block; k += 32)
+                        ptx::Wgmma<kN>::e4m3(part, a + k, b + (h * kBoxBytes + k), k > 0);
+                    ptx::wgmma_commit();
+                    // Why here: the first products of a tile need not wait for its scales.
+                    ptx::keep_registers(now);
+                    const float upper = __shfl_sync(0xFFFFFFFFu, now[0] * now[2 + h], quad | i);
+                    const float lower = __shfl_sync(0xFFFFFFFFu, now[1] * now[2 + h], quad | i);
+                    if (kSteps == kScaleRun && i == 0 && h == 0 && first + kScaleRun < job.num_steps)
+                        scales.load(job, first + kScaleRun);
+                    if (h == kCount - 1) {
+                        ring.advance();
+                        a = ptx::UniformOperand(rows + ring.at * sizeof(shared.rows[0]));
+                        b = ptx::UniformOperand(weights + ring.at * sizeof(shared.weights[0]));
+                    }
+                    ptx::wgmma_wait<0>();
+                    uint32_t is_full = 1;
+                    if (h == kCount - 1) {
+                        release(shared, stage);
+                        if (i + 1 < begin + kSteps || first + i + 1 < job.num_steps)
+                            is_full = ptx::barrier_try(shared.full[ring.at], ring.parity);
+                    }
+                    ptx::keep_registers(part);
+#pragma unroll
+                    for (int j = 0; j < kN / 2; j += 4) {
+                        sums[h][j] = fmaf(part[j], upper, sums[h][j]);
+                        sums[h][j + 1] = fmaf(part[j + 1], upper, sums[h][j + 1]);
+                        sums[h][j + 2] = fmaf(part[j + 2], lower, sums[h][j + 2]);
+                        sums[h][j + 3] = fmaf(part[j + 3], lower, sums[h][j + 3]);
+                    }
+                    if (!is_full) ptx::barrier_wait(shared.full[ring.at], ring.parity);
                 }
-                if (!is_full) ptx::barrier_wait(shared.full[ring.at], ring.parity);
             }
+        };
+        if (first + kScaleRun <= job.num_steps) {
+            multiply_steps.template operator()<kScaleRun>(0);
+        } else {
+#pragma unroll 1
+            for (int i = 0; first + i < job.num_steps; ++i) multiply_steps.template operator()<1>(i);
         }
     }
 }
 
 /// 16 rows of a warp as bf16.
-template <int kWidth>
-__device__ __forceinline__ void store(const Fp8Job& job, const Sums<kWidth>& sums, uint8_t* staged,
+template <int kCount>
+__device__ __forceinline__ void store(const Fp8Job& job, const Sums<kCount>& sums, uint8_t* staged,
                                       const Fp8WideUnit& unit, const Part& mine) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32, piece = lane_idx % 8;  // of 16 bytes
-    const int warp_row = mine.warp_row(), channel = unit.weight_tile * kTileRows;
+    const int warp_row = mine.warp_row(), channel = unit.weight_tile * kTileRows + mine.first_block * kN;
     const uint32_t to = ptx::smem_address(staged) + lane_idx % 16 * kStagedRow + lane_idx / 16 * 16;
-    bf16* out = static_cast<bf16*>(job.out) + (unit.first_row + warp_row) * job.out_stride + channel +
-                mine.first_column;
+    const int num_rows = unit.num_rows - warp_row - lane_idx / 8;
+    const uint8_t* from = staged + lane_idx / 8 * kStagedRow + piece * 16;
+    bf16* out = static_cast<bf16*>(job.out) + (unit.first_row + warp_row + lane_idx / 8) * job.out_stride +
+                channel + piece * 8;
 #pragma unroll
-    for (int h = 0; h < kProducts; ++h) {
+    for (int h = 0; h < kCount; ++h) {
         if (channel + h * kN >= job.weight_rows) break;
 #pragma unroll
-        for (int j0 = 0; j0 < kWidth / 8; j0 += 8) {
+        for (int j0 = 0; j0 < kN / 8; j0 += 8) {
             const auto pair = [&](int j, int i) {
                 return ptx::pack_bf16(sums[h][4 * j + 2 * i], sums[h][4 * j + 2 * i + 1]);
             };
@@ -274,23 +288,56 @@ __device__ __forceinline__ void store(const Fp8Job& job, const Sums<kWidth>& sum
                                     {pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)});
             __syncwarp();
 #pragma unroll
-            for (int row = lane_idx / 8; row < 16; row += 4)
-                if (warp_row + row < unit.num_rows)
-                    *reinterpret_cast<uint4*>(out + row * job.out_stride + h * kN + j0 * 8 + piece * 8) =
-                        *reinterpret_cast<const uint4*>(staged + row * kStagedRow + piece * 16);
+            for (int row = 0; row < 16; row += 4) {
+                const uint4 v = *reinterpret_cast<const uint4*>(from + row * kStagedRow);
+                ptx::store_16_if(row < num_rows, out + row * job.out_stride + h * kN + j0 * 8, v.x, v.y, v.z,
+                                 v.w);
+            }
             __syncwarp();
         }
     }
 }
 
+/// Of a split tile warpgroup 0 has gate, 1 up: each gives the other one the half of its channels that it does
+/// not go on with. `room`: 16 KB that no warp reads any more once both groups are here.
+__device__ __forceinline__ void exchange(float (&gates_and_ups)[2][kN / 4], const float (&mine)[kN / 2],
+                                         uint8_t* room, int group) {
+    constexpr int kRounds = 2, kPieces = kN / 4 / 4 / kRounds;  // of four floats
+    float4* const pieces = reinterpret_cast<float4*>(room) + threadIdx.x % 128;
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+        ptx::named_barrier(1, 256);
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+            const float* low = mine + (round * kPieces + i) * 4;
+            const float* high = low + kN / 4;
+            pieces[(group * kPieces + i) * 128] =
+                group ? float4{low[0], low[1], low[2], low[3]} : float4{high[0], high[1], high[2], high[3]};
+        }
+        ptx::named_barrier(1, 256);
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+            const float4 got = pieces[((group ^ 1) * kPieces + i) * 128];
+            const float other[4] = {got.x, got.y, got.z, got.w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const int at = (round * kPieces + i) * 4 + j;
+                gates_and_ups[0][at] = group ? other[j] : mine[at];
+                gates_and_ups[1][at] = group ? mine[at + kN / 4] : other[j];
+            }
+        }
+    }
+    ptx::named_barrier(1, 256);  // the room may be written again
+}
+
 /// 16 rows of a warp: the activation in fp32, then e4m3 with a scale per row and 128 channels. `amax`:
 /// [2][64] of a split tile, which no warpgroup writes again before both have read it.
 template <int kWidth, class F>
-__device__ __forceinline__ void store_gate_up(const Fp8Job& job, Sums<kWidth>& sums, uint8_t* staged,
-                                              const Fp8WideUnit& unit, const Part& mine,
+__device__ __forceinline__ void store_gate_up(const Fp8Job& job, float (&sums)[2][kWidth / 2],
+                                              uint8_t* staged, const Fp8WideUnit& unit, const Part& mine,
                                               float (&amax)[2][kFp8Half], F&& after_activation) {
     const int lane_idx = static_cast<int>(threadIdx.x) % 32, warp_row = mine.warp_row();
-    const int group = mine.first_column / (kN / 2);  // of a split tile
+    const int group = mine.first_block;  // of a split tile
     float (&h)[kWidth / 2] = sums[0];
     fp8_activate(job, h, sums[1]);
     after_activation();
@@ -311,7 +358,7 @@ __device__ __forceinline__ void store_gate_up(const Fp8Job& job, Sums<kWidth>& s
         if constexpr (kWidth < kN) most[i] = fmaxf(most[i], amax[group ^ 1][row]);
         most[i] = fmaxf(most[i], kFp8LeastAmax);
         factor[i] = kFp8Max / most[i];
-        if (lane_idx % 4 == 0 && mine.first_column == 0 && row < unit.num_rows)
+        if (lane_idx % 4 == 0 && mine.first_block == 0 && row < unit.num_rows)
             job.out_scale[static_cast<int64_t>(unit.first_row + row) * (job.scale_rows / 2) +
                           unit.weight_tile] = most[i] / kFp8Max;
     }
@@ -335,7 +382,7 @@ __device__ __forceinline__ void store_gate_up(const Fp8Job& job, Sums<kWidth>& s
         some[i] = *reinterpret_cast<const uint4*>(staged + (row + kRows * i) * kStagedRow + piece * 16);
     __syncwarp();
     uint8_t* out = static_cast<uint8_t*>(job.out) + (unit.first_row + warp_row + row) * job.out_stride +
-                   unit.weight_tile * kN + mine.first_column + piece * 16;
+                   unit.weight_tile * kN + mine.first_block * (kN / 2) + piece * 16;
 #pragma unroll
     for (int i = 0; i < 16 / kRows; ++i) {
         const uint4 v = some[i];
@@ -347,7 +394,7 @@ __device__ __forceinline__ void store_gate_up(const Fp8Job& job, Sums<kWidth>& s
 
 template <bool kGateUp>
 __device__ __forceinline__ void consume(const Fp8Job& job, Shared<kGateUp>& shared) {
-    const int warp_idx = static_cast<int>(threadIdx.x) / 32 - 4, group = warp_idx / 4;
+    const int warp_idx = static_cast<int>(threadIdx.x) / 32 - 4, group = uniform(warp_idx / 4);
     Ring<kStages> ring(0);
     Scales scales;
     int rows[2];
@@ -360,31 +407,41 @@ __device__ __forceinline__ void consume(const Fp8Job& job, Shared<kGateUp>& shar
         find_rows<kGateUp>(rows, job, unit, Part(unit, group).warp_row());
         return num_rows;
     };
-    const auto begin = [&](int count) { scales.begin<kGateUp>(job, shared.units[count % kToldUnits], rows); };
+    const auto begin = [&](int count) {
+        const Fp8WideUnit& unit = shared.units[count % kToldUnits];
+        scales.begin<kGateUp>(job, unit, rows, Part(unit, group));
+    };
     int next_rows = find(0);
     if (next_rows) begin(0);
     for (int count = 0, num_split = 0; next_rows; ++count) {
         const Fp8WideUnit unit = shared.units[count % kToldUnits];
         const Part mine(unit, group);
-        const auto work = [&]<int kWidth>() {
-            Sums<kWidth> sums = {};
-            multiply<kWidth, kGateUp>(sums, shared, ring, job, scales, mine);
+        const auto work = [&]<int kCount>() {
+            Sums<kCount> sums = {};
+            multiply<kCount, kGateUp>(sums, shared, ring, job, scales, mine);
             next_rows = find(count + 1);
-            uint8_t* staged = shared.staged[warp_idx];
             const auto begin_next = [&] {
                 if (next_rows) begin(count + 1);
             };
             if constexpr (kGateUp) {
-                store_gate_up<kWidth>(job, sums, staged, unit, mine, shared.amax[num_split % 2], begin_next);
+                uint8_t* staged = shared.staged[warp_idx];
+                float (&amax)[2][kFp8Half] = shared.amax[num_split % 2];
+                if constexpr (kCount == kProducts) {
+                    store_gate_up<kN>(job, sums, staged, unit, mine, amax, begin_next);
+                } else {
+                    float gates_and_ups[2][kN / 4];
+                    exchange(gates_and_ups, sums[0], shared.staged[0], group);
+                    store_gate_up<kN / 2>(job, gates_and_ups, staged, unit, mine, amax, begin_next);
+                }
             } else {
                 begin_next();
-                store<kWidth>(job, sums, staged, unit, mine);
+                store<kCount>(job, sums, shared.staged[warp_idx], unit, mine);
             }
         };
         if (mine.is_split)
-            work.template operator()<kN / 2>();
+            work.template operator()<1>();
         else
-            work.template operator()<kN>();
+            work.template operator()<kProducts>();
         num_split += mine.is_split;
     }
 }

@@ -49,6 +49,12 @@ async def test_not_json(data: bytes) -> None:
         check_error(*await raw(server, data), (400, "invalid_json", None))
 
 
+async def test_an_empty_body_is_called_so() -> None:
+    async with serving() as server:
+        _, answer = await raw(server, b" \n")
+        assert answer["error"]["message"] == "the request body is empty"
+
+
 async def test_nesting_up_to_the_limit_is_fine() -> None:
     async with serving() as server:
         inner = "[" * 95 + "]" * 95

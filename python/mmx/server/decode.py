@@ -36,7 +36,8 @@ def decode_json(text: bytes, name: str, code: str, param: str | None = None) -> 
     except msgspec.ValidationError:
         problem = "holds a number that is out of range"
     except msgspec.DecodeError as exc:
-        problem = f"is not valid JSON: {clip(str(exc).removeprefix('JSON is malformed: '))}"
+        fault = clip(str(exc).removeprefix("JSON is malformed: "))
+        problem = f"is not valid JSON: {fault}" if text.strip() else "is empty"
     except UnicodeDecodeError:
         problem = "is not valid UTF-8"
     except RecursionError:

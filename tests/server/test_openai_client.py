@@ -240,6 +240,17 @@ async def test_offsets_are_places_in_the_text(as_ids: bool) -> None:
         assert offsets == [o - len("🎉 so") for o in echoed.logprobs.text_offset[num_prompt:]]
 
 
+async def test_ids_are_echoed_as_the_text_they_stand_for() -> None:
+    text = "]~b]user\nHello[e~["
+    async with serving(ScriptedEngine(" there")) as server:
+        for prompt in (text, TOKENIZER.encode(text)):
+            create = server.openai.completions.create
+            (choice,) = (await create(model=MODEL, prompt=prompt, echo=True, logprobs=0)).choices
+            assert choice.text == text + " there"
+            places = zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True)
+            assert all(choice.text.startswith(token, at) for token, at in places if token != "[e~[")
+
+
 async def test_models_and_errors() -> None:
     async with serving(None, "--served-model-name", "org/Tiny-Model", "second") as server:
         names = [model.id async for model in server.openai.models.list()]

@@ -37,7 +37,10 @@ async def completions(request: web.Request) -> web.StreamResponse:
     n = job.params[0].n
     echo = [""] * (len(prompts) * n)
     if parsed.echo:
-        texts = [p.text if p.text is not None else front.tokenizer.decode(p.token_ids) for p in prompts]
+        decode = front.tokenizer.decode
+        texts = [
+            decode(p.token_ids, skip_special_tokens=False) if p.text is None else p.text for p in prompts
+        ]
         echo = [text for text in texts for _ in range(n)]
     async with Generation(state, job) as generation:
         if parsed.stream:

@@ -99,6 +99,14 @@ def test_limits_of_numbers_are_exact(limits: dict[str, float]) -> None:
         ({"minProperties": 1, "maxProperties": 1}, ['{"k": 1}'], ["{}", '{"a": 1, "b": 2}']),
         ({"required": ["only named"]}, ['{"only named": 3}'], ["{}"]),
         ({"required": ["a", "a"]}, ['{"a": 3}'], ["{}"]),
+        ({"maxProperties": 0}, ["{}"], ['{"a": 3}']),
+        (
+            {"properties": {"a": False, "b": {"enum": []}}, "additionalProperties": {}},
+            ['{"c": 1}', "{}"],
+            ['{"a": 1}', '{"b": 1}', '{"c": 1, "a": 1}'],
+        ),
+        ({"pattern": "b?$", "maxLength": 0}, ['""'], ['"b"']),
+        ({"items": {"pattern": "b", "maxLength": 0}}, ["[]"], ['[""]']),
         ({"allOf": [{"minimum": 3, "type": "number"}, {"type": "integer"}]}, ["3"], ["2", "3.5"]),
         (
             {
@@ -186,6 +194,7 @@ def test_keywords(schema: Any, good: list[str], bad: list[str]) -> None:
         ({"$ref": "other.json"}, "schema.$ref", "unsupported_schema"),
         ({"$ref": "#anchor", "$defs": {"a": {"$anchor": "anchor"}}}, "schema.$ref", "unsupported_schema"),
         ({"uniqueItems": "yes"}, "schema.uniqueItems", "invalid_schema"),
+        ({"uniqueItems": True}, "schema.uniqueItems", "unsupported_schema"),
         ({"type": "integer", "multipleOf": True}, "schema.multipleOf", "invalid_schema"),
         ({"const": "a", "pattern": "^b"}, "schema", "unsupported_schema"),
         ({"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 2}, "schema", "unsupported_schema"),

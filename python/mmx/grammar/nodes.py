@@ -109,8 +109,8 @@ class Member:
 
 @dataclass(frozen=True)
 class KeyedBy:
-    """Members whose name matches the terminal ``term``, which comes from the pattern ``source``, and no other
-    pattern of the object; ``node`` is None where there may be none."""
+    """Members whose name matches the terminal ``term``, which comes from the pattern or name ``source``, and
+    no other pattern of the object; ``node`` is None where there may be none."""
 
     source: str
     term: str

@@ -17,6 +17,7 @@ from typing import Any
 
 from mmx.grammar.errors import SchemaError, check_time
 from mmx.grammar.kinds import exclude_each_other, references, types_of
+from mmx.grammar.lark import literal
 from mmx.grammar.limits import number
 from mmx.grammar.merge import check_branches, merged
 from mmx.grammar.nodes import (
@@ -51,8 +52,11 @@ _REFUSED = (
     *("propertyNames", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef"),
 )
 _HINTS = {
-    "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems", "additionalItems"),
+    "object": (
+        *("properties", "required", "additionalProperties", "patternProperties"),
+        *("minProperties", "maxProperties"),
+    ),
+    "array": ("items", "prefixItems", "minItems", "maxItems", "additionalItems", "uniqueItems"),
     "string": ("pattern", "format", "minLength", "maxLength"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
@@ -280,6 +284,8 @@ class _Reader:
         shortest, given = _count(flat, "minLength", path), _count(flat, "maxLength", path)
         if given is not None and (shortest or 0) > given:
             return None
+        if given == 0 and not is_valid("", flat, self._plain, path):
+            return None
         sources = flat.get("pattern", [])
         if len(sources) > MAX_PATTERNS:
             text = f"{path} has more than {MAX_PATTERNS} patterns for one string"
@@ -341,6 +347,8 @@ class _Reader:
                 members.append(Member(name, node, name in required))
             elif name in required:
                 return None
+            else:
+                patterns.append(KeyedBy(name, literal(name), None))
         for name in required:
             if name not in properties:
                 schemas = of_member(flat, name, path)

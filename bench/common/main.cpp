@@ -1,6 +1,6 @@
+#include <charconv>
+#include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <set>
 #include <string>
@@ -28,14 +28,21 @@ constexpr const char* kUsage =
     "instead of the usual ones. --cold: with nothing in the caches. --cases: where the csv files lie.\n"
     "--seed: other random numbers, in other places of the memory.\n";
 
+int64_t to_number(const std::string& flag, const std::string& text) {
+    int64_t number = 0;
+    const char* end = text.data() + text.size();
+    const auto [at, error] = std::from_chars(text.data(), end, number);
+    MMX_CHECK(error == std::errc() && at == end && number >= 0, flag, " must be an integer from 0 on, got ",
+              text);
+    return number;
+}
+
 /// Adds what `text`, DIMENSION=N, asks for.
 void add_case(Options& options, const std::string& text) {
     const size_t equals = text.find('=');
-    char* end = nullptr;
-    const long long size = equals < text.size() ? std::strtoll(text.c_str() + equals + 1, &end, 10) : 0;
-    MMX_CHECK(equals > 0 && end && end != text.c_str() + equals + 1 && *end == 0,
-              "--case must be DIMENSION=N, got ", text);
-    options.only[text.substr(0, equals)].insert(size);
+    MMX_CHECK(equals != std::string::npos && equals > 0, "--case must be DIMENSION=N, got ", text);
+    const std::string dimension = text.substr(0, equals);
+    options.only[dimension].insert(to_number("--case " + dimension, text.substr(equals + 1)));
 }
 
 }  // namespace
@@ -64,11 +71,11 @@ int run_main(int argc, char** argv) {
             MMX_CHECK(known, "--op: no benchmark is named ", op, " (see --list)");
             wanted.insert(op);
         } else if (flag == "--threads") {
-            num_threads = std::stoi(value());
+            num_threads = static_cast<int>(to_number(flag, value()));
         } else if (flag == "--cases") {
             options.cases = value();
         } else if (flag == "--seed") {
-            options.seed = std::stoull(value());
+            options.seed = static_cast<uint64_t>(to_number(flag, value()));
         } else if (flag == "--cold") {
             options.cold = true;
         } else if (flag == "--large") {

@@ -326,12 +326,15 @@ def _one_per_prompt(
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C comes behind a step: in the middle of one it would leave the ranks in different steps."""
     held: list[int] = []
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number)) if main else None
+    before = signal.getsignal(signal.SIGINT)
+    # Why not a handler that is not Python's, None: it could not be put back.
+    holds = before is not None and threading.current_thread() is threading.main_thread()
+    if holds:
+        signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     try:
         yield
     finally:
-        if main:
+        if holds:
             signal.signal(signal.SIGINT, before)
         if held:
             signal.raise_signal(signal.SIGINT)

@@ -126,6 +126,8 @@ def test_limits_of_numbers_are_exact(limits: dict[str, float]) -> None:
         ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, ["1", '"x"'], ["1.5", "null"]),
         ({"enum": [1, 5, "a", "abc"], "minimum": 3, "minLength": 2}, ["5", '"abc"'], ["1", '"a"']),
         ({"enum": ["ab", "b", 2, 3], "pattern": "^a", "multipleOf": 2}, ['"ab"', "2"], ['"b"', "3"]),
+        ({"enum": [10**30, 10**30 + 1, 0.3, 0.35], "multipleOf": 0.1}, [str(10**30), "0.3"], ["0.35"]),
+        ({"enum": [10**30, 10**30 + 1], "multipleOf": 2}, [str(10**30)], [str(10**30 + 1)]),
         (
             {"enum": [{"a": 1}, {"a": "x"}, [1, 1], [1]], "properties": {"a": {"$ref": "#/$defs/n"}}}
             | {"uniqueItems": True, "$defs": {"n": {"type": "integer"}}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from decimal import Decimal
+from fractions import Fraction
 from operator import ge, gt, le, lt
 from typing import Any
 
@@ -70,10 +70,10 @@ def _has_size(value: Any, flat: Mapping[str, Any], what: str) -> bool:
 
 
 def _is_valid_number(value: float, flat: Mapping[str, Any]) -> bool:
-    exact = Decimal(repr(value))
+    exact = Fraction(repr(value))
     multiple = flat.get("multipleOf")
-    return (multiple is None or exact % Decimal(repr(multiple)) == 0) and all(
-        holds(exact, Decimal(repr(flat[word]))) for word, holds in _LIMITS.items() if word in flat
+    return (multiple is None or exact % Fraction(repr(multiple)) == 0) and all(
+        holds(exact, Fraction(repr(flat[word]))) for word, holds in _LIMITS.items() if word in flat
     )
 
 
